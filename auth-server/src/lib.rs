@@ -1,0 +1,1 @@
+//! The auth server: certificates, login, join, policy, audit

@@ -1,0 +1,1 @@
+//! iapctl: log in, connect, list, administer, audit

@@ -1,0 +1,1 @@
+//! Event vocabulary, record chain and spool format

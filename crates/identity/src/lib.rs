@@ -1,0 +1,1 @@
+//! Names, certificate profiles, issuing and verification

@@ -1,0 +1,1 @@
+//! Configuration, TLS material, listeners, byte pump and spool files

@@ -1,0 +1,1 @@
+//! Control messages, dial-back tokens and the iap/1 frames

@@ -1,0 +1,1 @@
+//! The node agent: ends mutual TLS, decides, records, dials the backend

@@ -1,0 +1,1 @@
+//! The proxy: routes by server name and moves bytes it cannot read

@@ -1,0 +1,1 @@
+//! make bench: this path beside its peers

@@ -1,0 +1,1 @@
+//! Certificates as other implementations see them
