@@ -1,1 +1,16 @@
-//! The auth server: certificates, login, join, policy, audit
+//! The auth server: certificates, login, join, policy, audit.
+//!
+//! `Config::load` → `App::build` → `App::run`. Reading order: `app` wires the parts; `listener` takes
+//! connections; `rpc` decides who may call what (`rpc::table`) and answers; `authority` issues
+//! certificates, each recorded by `audit` before it is released; `feed` signs and pushes what agents
+//! and proxies live from; `store` keeps it all.
+
+pub mod audit;
+pub mod authority;
+pub mod config;
+pub mod context;
+pub mod feed;
+pub mod login;
+pub mod policies;
+pub mod store;
+pub mod web;

@@ -1,0 +1,51 @@
+//! What the auth server remembers, behind one trait per subject; `sqlite` is the default engine.
+//!
+//! Contracts that every engine keeps: a method that returns has committed durably; a method is one
+//! transaction; secrets arrive here as SHA-256 only.
+
+mod logins;
+pub mod sqlite;
+
+pub use logins::{
+    GenerationRow, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore, UserRow,
+};
+
+use std::sync::Arc;
+
+/// SHA-256 of a token, a code, a cookie or a key: the only form in which secrets are stored.
+pub type Hash = [u8; 32];
+
+/// The whole store.
+pub trait Store: LoginStore {}
+impl<T: LoginStore> Store for T {}
+
+/// A store shared between tasks.
+pub type SharedStore = Arc<dyn Store>;
+
+/// The store could not do what was asked. Always our fault, never the caller's.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The engine refused, or the disk did.
+    #[error("the database failed: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The schema could not be brought up to date.
+    #[error("the database's schema could not be migrated: {0}")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// A row does not hold what this program writes.
+    #[error("the database holds a damaged {what}: {why}")]
+    Damaged {
+        /// The kind of row.
+        what: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file beside the database is not as it must be.
+    #[error("{0}")]
+    File(String),
+}
+
+impl StoreError {
+    pub(crate) fn damaged(what: &'static str, why: impl std::fmt::Display) -> Self {
+        StoreError::Damaged { what, why: why.to_string() }
+    }
+}
