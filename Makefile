@@ -1,0 +1,40 @@
+# make demo   the main job on real parts: log in, query a private PostgreSQL, read the record (STAY=1 keeps the plane)
+# make test   every test, the end-to-end ones with real programs included
+# make lint   formatting, clippy, dependency rules
+# make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
+#
+# Each installs what it needs on Debian (printing the line first; as root, or with YES=1). One build profile serves all but bench.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+BIN := $(CURDIR)/target/debug
+
+.PHONY: demo test lint bench build
+
+demo:
+	@tests/scripts/need cc unshare postgresql psql
+	$(CARGO) build --workspace --bins --locked
+	@tests/scripts/demo $(BIN)
+
+test: build tests/oidc/node_modules
+	$(CARGO) test --workspace --locked --no-fail-fast
+
+# All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
+build:
+	@tests/scripts/need cc openssl unshare postgresql psql node
+	$(CARGO) build --workspace --all-targets --locked
+
+tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json
+	cd tests/oidc && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check bans licenses sources; \
+	 else echo "cargo-deny is not installed: 'cargo install cargo-deny' to check bans, licences and sources"; fi
+
+bench:
+	@tests/scripts/need cc openssl nginx haproxy
+	$(CARGO) build --release --workspace --bins --locked
+	$(CURDIR)/target/release/iap-bench --bin $(CURDIR)/target/release --results tests/bench/results.json --report docs/performance.md $(BENCH)
