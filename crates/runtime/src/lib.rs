@@ -1,1 +1,13 @@
-//! Configuration, TLS material, listeners, byte pump and spool files
+//! Configuration, TLS material, listeners, byte pump and spool files: the shell the four programs share.
+//!
+//! Everything here touches the clock, the disk, the network or threads, so that the pure crates need not.
+
+pub mod admin;
+pub mod backoff;
+pub mod big_stack;
+pub mod config;
+pub mod files;
+pub mod keys;
+pub mod net;
+pub mod shutdown;
+pub mod telemetry;

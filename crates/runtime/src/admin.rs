@@ -1,0 +1,331 @@
+//! The loopback address operators ask: `/healthz`, `/readyz` and `/metrics`.
+//!
+//! Readiness fails closed: a program is ready when every condition it named is met, and a condition whose
+//! owner has gone is not.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::shutdown::Shutdown;
+
+const CONNECTIONS_MAX: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why the admin address could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Metrics and readiness are for this machine alone.
+    #[error("admin_listen is {address}: it must be a loopback address such as 127.0.0.1:7480")]
+    NotLoopback {
+        /// What was configured.
+        address: SocketAddr,
+    },
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// What was configured.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// The conditions under which a program is ready. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness {
+    /// `None`: met; otherwise why not.
+    conditions: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
+}
+
+/// One condition; whoever holds it says whether it is met. Dropping it leaves the condition unmet.
+#[derive(Debug)]
+pub struct Condition {
+    name: &'static str,
+    readiness: Readiness,
+}
+
+impl Readiness {
+    /// No conditions yet, which is not ready.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a condition, unmet until its holder says otherwise.
+    pub fn condition(&self, name: &'static str) -> Condition {
+        self.set(name, Some("not yet".to_owned()));
+        Condition {
+            name,
+            readiness: self.clone(),
+        }
+    }
+
+    /// Whether every condition is met, and there is at least one.
+    pub fn is_ready(&self) -> bool {
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        !conditions.is_empty() && conditions.values().all(Option::is_none)
+    }
+
+    /// One line per condition.
+    pub fn report(&self) -> String {
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        if conditions.is_empty() {
+            return "starting\n".to_owned();
+        }
+        let lines = conditions.iter().map(|(name, unmet)| match unmet {
+            None => format!("{name}: ok\n"),
+            Some(reason) => format!("{name}: {reason}\n"),
+        });
+        lines.collect()
+    }
+
+    fn set(&self, name: &'static str, unmet: Option<String>) {
+        self.conditions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name, unmet);
+    }
+}
+
+impl Condition {
+    /// The condition holds.
+    pub fn met(&self) {
+        self.readiness.set(self.name, None);
+    }
+
+    /// The condition does not hold, and why.
+    pub fn unmet(&self, reason: &str) {
+        self.readiness.set(self.name, Some(reason.to_owned()));
+    }
+}
+
+impl Drop for Condition {
+    fn drop(&mut self) {
+        self.unmet("its task has ended");
+    }
+}
+
+/// Starts serving on `address` (loopback only) until `shutdown`. Returns the address bound.
+pub async fn serve(
+    address: SocketAddr,
+    readiness: Readiness,
+    metrics: Arc<Registry>,
+    shutdown: Shutdown,
+) -> Result<SocketAddr, AdminError> {
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(AdminError::NotLoopback { address });
+    }
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| AdminError::Listen { address, source })?;
+    let bound = listener
+        .local_addr()
+        .map_err(|source| AdminError::Listen { address, source })?;
+    tokio::spawn(accept_until_shutdown(
+        listener,
+        Pages { readiness, metrics },
+        shutdown,
+    ));
+    Ok(bound)
+}
+
+#[derive(Clone)]
+struct Pages {
+    readiness: Readiness,
+    metrics: Arc<Registry>,
+}
+
+/// Keeps answering while the program drains, so that a balancer sees it leave: ends at process exit or when the
+/// runtime goes.
+async fn accept_until_shutdown(listener: TcpListener, pages: Pages, shutdown: Shutdown) {
+    let draining = pages.readiness.condition("running");
+    draining.met();
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut told = false;
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled(), if !told => {
+                draining.unmet("shutting down");
+                told = true;
+                continue;
+            }
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let pages = pages.clone();
+                tokio::spawn(async move {
+                    serve_connection(stream, pages).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "admin address: accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, pages: Pages) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let response = pages.answer(&request);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+}
+
+impl Pages {
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET && request.method() != Method::HEAD {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
+        }
+        match request.uri().path() {
+            "/healthz" => plain(StatusCode::OK, "ok\n".to_owned()),
+            "/readyz" => self.readiness_page(),
+            "/metrics" => self.metrics_page(),
+            _ => plain(
+                StatusCode::NOT_FOUND,
+                "/healthz, /readyz or /metrics\n".to_owned(),
+            ),
+        }
+    }
+
+    fn readiness_page(&self) -> Response<Full<Bytes>> {
+        let status = if self.readiness.is_ready() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        plain(status, self.readiness.report())
+    }
+
+    fn metrics_page(&self) -> Response<Full<Bytes>> {
+        let mut text = String::new();
+        if prometheus_client::encoding::text::encode(&mut text, &self.metrics).is_err() {
+            return plain(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "metrics cannot be encoded\n".to_owned(),
+            );
+        }
+        let mut response = plain(StatusCode::OK, text);
+        let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, kind);
+        response
+    }
+}
+
+fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn fetch(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
+    async fn start(readiness: &Readiness, metrics: Registry, shutdown: &Shutdown) -> SocketAddr {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        serve(address, readiness.clone(), Arc::new(metrics), shutdown.clone())
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_loopback_is_served() {
+        let address = SocketAddr::from(([0, 0, 0, 0], 0));
+        let served = serve(
+            address,
+            Readiness::new(),
+            Arc::new(Registry::default()),
+            Shutdown::new(),
+        )
+        .await;
+        assert!(matches!(served, Err(AdminError::NotLoopback { .. })));
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_its_conditions_and_fails_when_their_owner_goes() {
+        let readiness = Readiness::new();
+        assert!(!readiness.is_ready(), "no condition is not readiness");
+        let snapshot = readiness.condition("snapshot");
+        let address = start(&readiness, Registry::default(), &Shutdown::new()).await;
+        let response = fetch(address, "/readyz").await;
+        assert!(
+            response.starts_with("HTTP/1.1 503") && response.contains("snapshot: not yet"),
+            "{response}"
+        );
+        snapshot.met();
+        assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        drop(snapshot);
+        assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_draining_program_still_answers_and_is_not_ready() {
+        let readiness = Readiness::new();
+        let shutdown = Shutdown::new();
+        let address = start(&readiness, Registry::default(), &shutdown).await;
+        assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        shutdown.trigger("test");
+        while readiness.is_ready() {
+            tokio::task::yield_now().await;
+        }
+        assert!(fetch(address, "/readyz").await.contains("running: shutting down"));
+    }
+
+    #[tokio::test]
+    async fn metrics_are_openmetrics_text() {
+        let mut metrics = Registry::default();
+        let sessions = Counter::<u64>::default();
+        sessions.inc_by(3);
+        metrics.register("sessions", "Sessions so far", sessions);
+        let address = start(&Readiness::new(), metrics, &Shutdown::new()).await;
+        let response = fetch(address, "/metrics").await;
+        assert!(
+            response.contains("sessions_total 3") && response.contains("# EOF"),
+            "{response}"
+        );
+    }
+}
