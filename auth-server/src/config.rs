@@ -1,7 +1,6 @@
 //! The configuration file, checked as a whole: `RawConfig` is the text, `Config` exists only when all of it is right.
 
 mod raw;
-mod values;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -9,12 +8,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iap_identity::ClusterName;
+use iap_runtime::config::ConfigErrors;
+use iap_runtime::net::{Cidr, HostPort};
+use iap_runtime::telemetry::LogFormat;
 use secrecy::SecretString;
 
 use crate::store::LoginMethod;
 
 pub use raw::RawConfig;
-pub use values::Network;
+
+/// Overrides come from `IAP_AUTH__SECTION__KEY`.
+const ENVIRONMENT_PREFIX: &str = "IAP_AUTH";
 
 /// Everything the server was told, checked.
 #[derive(Clone, Debug)]
@@ -26,9 +30,9 @@ pub struct Config {
     /// Where `<cluster>` and `auth.<cluster>` are served.
     pub listen: SocketAddr,
     /// How people reach the cluster, `host:port`; used in URLs.
-    pub public_address: PublicAddress,
+    pub public_address: HostPort,
     /// Peers that may (and then must) begin with a PROXY v2 header.
-    pub proxy_protocol_from: Vec<Network>,
+    pub proxy_protocol_from: Vec<Cidr>,
     /// `/healthz`, `/readyz`, `/metrics`; loopback only.
     pub admin_listen: SocketAddr,
     /// Only ever written by the development plane: allows an identity provider on plain loopback HTTP.
@@ -47,15 +51,10 @@ pub struct Config {
     pub snapshot: SnapshotConfig,
     /// What unauthenticated and authenticated peers may use.
     pub limits: Limits,
-}
-
-/// `host:port` as people type it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublicAddress {
-    /// A DNS name or an IP address.
-    pub host: String,
-    /// The TCP port.
-    pub port: u16,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// A level, or a list of `target=level`.
+    pub log_level: String,
 }
 
 /// Files of a public certificate; read at start, PEM.
@@ -95,6 +94,8 @@ pub struct ConnectorConfig {
     pub groups_claim: Option<String>,
     /// Mail domains the connector owns, lower case: an email counts only if verified and in one of them.
     pub domains: BTreeSet<String>,
+    /// The issuer's own host may be at a private address; without it only public addresses are reached.
+    pub allow_private: bool,
 }
 
 /// The snapshot's and the beat's times.
@@ -123,51 +124,31 @@ pub struct Limits {
     pub drain_timeout: Duration,
 }
 
-/// Why the configuration cannot be used: every problem at once.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file's shape is wrong: unreadable, unknown keys, wrong types.
-    #[error(transparent)]
-    File(#[from] iap_runtime::config::ConfigErrors),
-    /// The values do not make sense.
-    #[error("{}", render(.file, .problems))]
-    Values {
-        /// The file they come from.
-        file: PathBuf,
-        /// Every problem.
-        problems: Vec<ConfigProblem>,
-    },
-}
-
-/// One value that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigProblem {
-    /// The key, dotted.
-    pub key: String,
-    /// What is wrong and what is allowed.
-    pub message: String,
-}
-
 impl Config {
-    /// Reads, overrides from the environment (`IAP_AUTH__SECTION__KEY`) and checks a configuration file.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = iap_runtime::config::load(path, "IAP_AUTH")?;
-        Self::check(raw).map_err(|problems| ConfigError::Values { file: path.to_owned(), problems })
+    /// Reads a configuration file, overrides it from the environment, and checks it: all mistakes at once.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let raw: RawConfig = iap_runtime::config::load(path, ENVIRONMENT_PREFIX)?;
+        Self::check(raw, &path.display().to_string())
+    }
+
+    /// The configuration in `text`; `file` is what errors call it.
+    pub fn parse(text: &str, file: &str) -> Result<Self, ConfigErrors> {
+        Self::check(iap_runtime::config::parse(text, file, ENVIRONMENT_PREFIX, [])?, file)
     }
 
     /// Checks values, reading only the secrets' files they name.
-    pub fn check(raw: RawConfig) -> Result<Self, Vec<ConfigProblem>> {
-        raw::check(raw)
+    pub fn check(raw: RawConfig, file: &str) -> Result<Self, ConfigErrors> {
+        raw::check(raw, file)
     }
 
     /// Whether this peer speaks PROXY v2 to us.
     pub fn speaks_proxy_protocol(&self, peer: IpAddr) -> bool {
-        self.proxy_protocol_from.iter().any(|network| network.contains(peer))
+        self.proxy_protocol_from.iter().any(|block| block.contains(peer))
     }
 
     /// `https://<cluster>[:port]`, without a trailing slash: how browsers reach the web pages.
     pub fn web_url(&self) -> String {
-        match self.public_address.port {
+        match self.public_address.port() {
             443 => format!("https://{}", self.cluster.as_str()),
             port => format!("https://{}:{port}", self.cluster.as_str()),
         }
@@ -177,21 +158,4 @@ impl Config {
     pub fn connector(&self, name: &str) -> Option<&ConnectorConfig> {
         self.connectors.iter().find(|connector| connector.name == name)
     }
-}
-
-impl std::fmt::Display for PublicAddress {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.host.contains(':') {
-            true => write!(formatter, "[{}]:{}", self.host, self.port),
-            false => write!(formatter, "{}:{}", self.host, self.port),
-        }
-    }
-}
-
-fn render(file: &Path, problems: &[ConfigProblem]) -> String {
-    problems
-        .iter()
-        .map(|problem| format!("{}: {}: {}", file.display(), problem.key, problem.message))
-        .collect::<Vec<_>>()
-        .join("\n")
 }

@@ -1,37 +1,43 @@
-//! The file as it is written, and the checks that turn it into a `Config`, all problems at once.
+//! The file as it is written, and the checks that turn it into a `Config`, all mistakes at once.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iap_identity::ClusterName;
+use iap_runtime::config::{ByteSize, ConfigDuration, ConfigErrors};
+use iap_runtime::net::{Cidr, HostPort};
+use iap_runtime::telemetry::LogFormat;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::values::{parse_duration, parse_public_address};
-use super::{
-    Config, ConfigProblem, ConnectorConfig, Limits, LoginConfig, Network, SnapshotConfig, WebCertificate,
-};
+use super::{Config, ConnectorConfig, Limits, LoginConfig, SnapshotConfig, WebCertificate};
 use crate::store::LoginMethod;
 
-const TTL_DEFAULT: Duration = Duration::from_secs(3600);
-const DEADLINE_DEFAULT: Duration = Duration::from_secs(12 * 3600);
-const SNAPSHOT_MAX_AGE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
-const BEAT_DEFAULT: Duration = Duration::from_secs(10);
+const HTTPS_PORT: u16 = 443;
+const ADMIN_PORT_DEFAULT: u16 = 7480;
+const TTL_DEFAULT: ConfigDuration = ConfigDuration::from_secs(3600);
+const TTL_MIN: Duration = Duration::from_secs(60);
+const DEADLINE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(12 * 3600);
+const DEADLINE_MAX: Duration = Duration::from_secs(7 * 86_400);
+const SNAPSHOT_MAX_AGE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(24 * 3600);
+const BEAT_DEFAULT: ConfigDuration = ConfigDuration::from_secs(10);
+const BEAT_MIN: Duration = Duration::from_millis(100);
+const BEAT_MAX: Duration = Duration::from_secs(60);
 const CLIENT_SECRET_BYTES_MAX: u64 = 4096;
 const RESERVED_LOGINS_DEFAULT: [&str; 4] = ["root", "postgres", "admin", "administrator"];
 
-/// The configuration file, word for word.
+/// The configuration file, key by key.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RawConfig {
-    cluster: String,
+    cluster: ClusterName,
     data_dir: PathBuf,
-    listen: String,
-    public_address: Option<String>,
+    listen: SocketAddr,
+    public_address: Option<HostPort>,
     #[serde(default)]
-    proxy_protocol_from: Vec<String>,
-    admin_listen: Option<String>,
+    proxy_protocol_from: Vec<Cidr>,
+    admin_listen: Option<SocketAddr>,
     #[serde(default)]
     development: bool,
     #[serde(default)]
@@ -47,32 +53,30 @@ pub struct RawConfig {
     snapshot: RawSnapshot,
     #[serde(default)]
     limits: RawLimits,
+    #[serde(default)]
+    log: RawLog,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawBootstrap {
     #[serde(default)]
     admins: Vec<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawWeb {
     certificate: PathBuf,
     key: PathBuf,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawLogin {
-    ttl: Option<String>,
-    deadline: Option<String>,
+    ttl: Option<ConfigDuration>,
+    deadline: Option<ConfigDuration>,
     methods: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawConnector {
     name: String,
     issuer: String,
@@ -85,180 +89,163 @@ struct RawConnector {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawPolicy {
     reserved_logins: Option<Vec<String>>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawSnapshot {
-    max_age: Option<String>,
-    beat: Option<String>,
+    max_age: Option<ConfigDuration>,
+    beat: Option<ConfigDuration>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawLimits {
     handshakes_max: Option<usize>,
-    handshake_timeout: Option<String>,
+    handshake_timeout: Option<ConfigDuration>,
     connections_max: Option<usize>,
     streams_per_connection_max: Option<u32>,
-    message_bytes_max: Option<usize>,
-    drain_timeout: Option<String>,
+    message_bytes_max: Option<ByteSize>,
+    drain_timeout: Option<ConfigDuration>,
 }
 
-/// Problems found so far; `take` turns a failed check into one and carries on.
-#[derive(Default)]
-struct Problems(Vec<ConfigProblem>);
-
-impl Problems {
-    fn add(&mut self, key: impl Into<String>, message: impl std::fmt::Display) {
-        self.0.push(ConfigProblem { key: key.into(), message: message.to_string() });
-    }
-
-    fn take<T, E: std::fmt::Display>(&mut self, key: &str, result: Result<T, E>) -> Option<T> {
-        result.map_err(|error| self.add(key, error)).ok()
-    }
-
-    fn duration(&mut self, key: &str, text: Option<&str>, default: Duration) -> Duration {
-        text.and_then(|text| self.take(key, parse_duration(text))).unwrap_or(default)
-    }
+#[derive(Clone, Debug, Default, Deserialize)]
+struct RawLog {
+    #[serde(default)]
+    format: LogFormat,
+    level: Option<String>,
 }
 
-pub(super) fn check(raw: RawConfig) -> Result<Config, Vec<ConfigProblem>> {
-    let mut problems = Problems::default();
-    let cluster = problems.take("cluster", ClusterName::parse(&raw.cluster));
-    let listen = problems.take("listen", raw.listen.parse().map_err(|_| "must be ADDRESS:PORT"));
-    let admin_listen = problems.take("admin_listen", admin_address(raw.admin_listen.as_deref()));
-    let default_address = format!("{}:443", raw.cluster);
-    let public_address = problems.take(
-        "public_address",
-        parse_public_address(raw.public_address.as_deref().unwrap_or(&default_address)),
-    );
-    let proxy_protocol_from = raw
-        .proxy_protocol_from
-        .iter()
-        .filter_map(|text| problems.take("proxy_protocol_from", Network::parse(text)))
-        .collect();
-    let login = login(&raw.login, &mut problems);
-    let connectors = connectors(&raw, &mut problems);
-    let snapshot = snapshot(&raw.snapshot, &mut problems);
-    let limits = limits(&raw.limits, &mut problems);
+pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> {
+    let mut errors = ConfigErrors::none(file);
     if !raw.data_dir.is_absolute() {
-        problems.add("data_dir", "must be an absolute path");
+        errors.push("data_dir", "must be an absolute path");
     }
-    let (Some(cluster), Some(listen), Some(admin_listen), Some(public_address), true) =
-        (cluster, listen, admin_listen, public_address, problems.0.is_empty())
-    else {
-        return Err(problems.0);
-    };
-    Ok(Config {
-        cluster,
+    let public_address = public_address(&raw, &mut errors);
+    let config = Config {
+        login: login(&raw.login, &mut errors),
+        connectors: connectors(&raw, &mut errors),
+        snapshot: snapshot(&raw.snapshot, &mut errors),
+        limits: limits(&raw.limits, &mut errors),
+        admin_listen: admin_listen(raw.admin_listen, &mut errors),
+        cluster: raw.cluster,
         data_dir: raw.data_dir,
-        listen,
+        listen: raw.listen,
         public_address,
-        proxy_protocol_from,
-        admin_listen,
+        proxy_protocol_from: raw.proxy_protocol_from,
         development: raw.development,
         bootstrap_admins: raw.bootstrap.admins.into_iter().collect(),
         web: raw.web.map(|web| WebCertificate { certificate: web.certificate, key: web.key }),
-        login,
-        connectors,
         reserved_logins: raw
             .policy
             .reserved_logins
             .unwrap_or_else(|| RESERVED_LOGINS_DEFAULT.map(str::to_owned).to_vec()),
-        snapshot,
-        limits,
+        log_format: raw.log.format,
+        log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
+    };
+    errors.into_result(config)
+}
+
+fn public_address(raw: &RawConfig, errors: &mut ConfigErrors) -> HostPort {
+    let stand_in = HostPort::from(raw.listen);
+    raw.public_address.clone().unwrap_or_else(|| {
+        HostPort::new(raw.cluster.as_str(), HTTPS_PORT).unwrap_or_else(|error| {
+            errors.push("public_address", error.to_string());
+            stand_in
+        })
     })
 }
 
-fn admin_address(text: Option<&str>) -> Result<std::net::SocketAddr, &'static str> {
-    let address: std::net::SocketAddr =
-        text.unwrap_or("127.0.0.1:7480").parse().map_err(|_| "must be ADDRESS:PORT")?;
-    match address.ip().is_loopback() {
-        true => Ok(address),
-        false => Err("must be a loopback address: it has no authentication"),
+fn admin_listen(address: Option<SocketAddr>, errors: &mut ConfigErrors) -> SocketAddr {
+    let address = address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT_DEFAULT).into());
+    if !address.ip().to_canonical().is_loopback() {
+        errors.push("admin_listen", "must be a loopback address: nobody has to prove who they are there");
     }
+    address
 }
 
-fn login(raw: &RawLogin, problems: &mut Problems) -> LoginConfig {
-    let ttl = problems.duration("login.ttl", raw.ttl.as_deref(), TTL_DEFAULT);
-    let deadline = problems.duration("login.deadline", raw.deadline.as_deref(), DEADLINE_DEFAULT);
-    if ttl > deadline {
-        problems.add("login.ttl", "must not be longer than login.deadline");
+fn login(raw: &RawLogin, errors: &mut ConfigErrors) -> LoginConfig {
+    let ttl = raw.ttl.unwrap_or(TTL_DEFAULT).get();
+    let deadline = raw.deadline.unwrap_or(DEADLINE_DEFAULT).get();
+    if ttl < TTL_MIN || ttl > deadline {
+        errors.push("login.ttl", "must be at least 1m and not longer than login.deadline");
     }
-    if ttl < Duration::from_secs(60) {
-        problems.add("login.ttl", "must be at least 1m");
+    if deadline > DEADLINE_MAX {
+        errors.push("login.deadline", "must be at most 7d");
+    }
+    LoginConfig { ttl, deadline, methods: methods(raw.methods.as_deref(), errors) }
+}
+
+fn methods(names: Option<&[String]>, errors: &mut ConfigErrors) -> BTreeSet<LoginMethod> {
+    let Some(names) = names else { return LoginMethod::ALL.into_iter().collect() };
+    if names.is_empty() {
+        errors.push("login.methods", "must name at least one of browser, no-browser, headless");
     }
     let mut methods = BTreeSet::new();
-    for name in raw.methods.iter().flatten() {
+    for name in names {
         match LoginMethod::parse(name) {
             Some(method) => drop(methods.insert(method)),
-            None => problems.add(
-                "login.methods",
-                format!("{name:?} is not a method; allowed: browser, no-browser, headless"),
-            ),
+            None => errors.push("login.methods", format!("{name:?} is none of browser, no-browser, headless")),
         }
     }
-    if raw.methods.is_none() {
-        methods.extend(LoginMethod::ALL);
-    }
-    if methods.is_empty() {
-        problems.add("login.methods", "must name at least one method");
-    }
-    LoginConfig { ttl, deadline, methods }
+    methods
 }
 
-fn connectors(raw: &RawConfig, problems: &mut Problems) -> Vec<ConnectorConfig> {
+fn connectors(raw: &RawConfig, errors: &mut ConfigErrors) -> Vec<ConnectorConfig> {
     let mut names = BTreeSet::new();
     raw.connector
         .iter()
-        .filter_map(|connector| {
+        .enumerate()
+        .map(|(index, connector)| {
             if !names.insert(connector.name.as_str()) {
-                problems.add("connector.name", format!("{:?} is used twice", connector.name));
+                errors.push(&format!("connector.{index}.name"), format!("{:?} is used twice", connector.name));
             }
-            check_connector(connector, raw.development, problems)
+            check_connector(index, connector, raw.development, errors)
         })
         .collect()
 }
 
-fn check_connector(raw: &RawConnector, development: bool, problems: &mut Problems) -> Option<ConnectorConfig> {
-    let key = |field: &str| format!("connector[{}].{field}", raw.name);
-    let label = raw.name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if raw.name.is_empty() || raw.name.len() > 32 || !label {
-        problems.add(key("name"), "must be 1 to 32 lower-case letters, digits and hyphens");
+fn check_connector(
+    index: usize,
+    raw: &RawConnector,
+    development: bool,
+    errors: &mut ConfigErrors,
+) -> ConnectorConfig {
+    let key = |field: &str| format!("connector.{index}.{field}");
+    let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if raw.name.is_empty() || raw.name.len() > 32 || !raw.name.bytes().all(label) {
+        errors.push(&key("name"), "must be 1 to 32 lower-case letters, digits and hyphens");
     }
     if !issuer_is_allowed(&raw.issuer, development) {
-        problems.add(key("issuer"), "must be an https:// URL without query and fragment");
+        errors.push(&key("issuer"), "must be an https:// URL without query and fragment");
     }
     if raw.client_id.is_empty() {
-        problems.add(key("client_id"), "must not be empty");
+        errors.push(&key("client_id"), "must not be empty");
     }
-    let client_secret = match &raw.client_secret_file {
-        Some(path) => Some(problems.take(&key("client_secret_file"), read_secret(path))?),
-        None => None,
-    };
-    let mut scopes =
-        raw.scopes.clone().unwrap_or_else(|| ["openid", "email", "profile"].map(str::to_owned).to_vec());
-    if !scopes.iter().any(|scope| scope == "openid") {
-        scopes.insert(0, "openid".to_owned());
-    }
-    let groups_claim = match raw.groups_claim.as_deref() {
-        Some("") => None,
-        Some(claim) => Some(claim.to_owned()),
-        None => Some("groups".to_owned()),
-    };
-    Some(ConnectorConfig {
+    let client_secret = raw.client_secret_file.as_deref().and_then(|path| {
+        read_secret(path).map_err(|error| errors.push(&key("client_secret_file"), error)).ok()
+    });
+    ConnectorConfig {
         name: raw.name.clone(),
         issuer: raw.issuer.clone(),
         client_id: raw.client_id.clone(),
         client_secret,
-        scopes,
-        groups_claim,
+        scopes: scopes(raw.scopes.as_deref()),
+        groups_claim: match raw.groups_claim.as_deref() {
+            Some("") => None,
+            Some(claim) => Some(claim.to_owned()),
+            None => Some("groups".to_owned()),
+        },
         domains: raw.domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(),
-    })
+    }
+}
+
+fn scopes(named: Option<&[String]>) -> Vec<String> {
+    let mut scopes = named.map_or_else(|| ["openid", "email", "profile"].map(str::to_owned).to_vec(), <[_]>::to_vec);
+    if !scopes.iter().any(|scope| scope == "openid") {
+        scopes.insert(0, "openid".to_owned());
+    }
+    scopes
 }
 
 fn issuer_is_allowed(issuer: &str, development: bool) -> bool {
@@ -268,59 +255,69 @@ fn issuer_is_allowed(issuer: &str, development: bool) -> bool {
     plain && (url.scheme() == "https" || (development && loopback && url.scheme() == "http"))
 }
 
-fn read_secret(path: &std::path::Path) -> Result<SecretString, String> {
-    let length = std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.len();
-    if length > CLIENT_SECRET_BYTES_MAX {
+fn read_secret(path: &Path) -> Result<SecretString, String> {
+    let in_file = |error: std::io::Error| format!("{}: {error}", path.display());
+    if std::fs::metadata(path).map_err(in_file)?.len() > CLIENT_SECRET_BYTES_MAX {
         return Err(format!("{} is longer than {CLIENT_SECRET_BYTES_MAX} bytes", path.display()));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(in_file)?;
     match text.trim() {
         "" => Err(format!("{} is empty", path.display())),
         secret => Ok(SecretString::from(secret.to_owned())),
     }
 }
 
-fn snapshot(raw: &RawSnapshot, problems: &mut Problems) -> SnapshotConfig {
-    let max_age = problems.duration("snapshot.max_age", raw.max_age.as_deref(), SNAPSHOT_MAX_AGE_DEFAULT);
-    let beat = problems.duration("snapshot.beat", raw.beat.as_deref(), BEAT_DEFAULT);
-    if beat < Duration::from_millis(100) || beat > Duration::from_secs(60) {
-        problems.add("snapshot.beat", "must be between 100ms and 60s");
+fn snapshot(raw: &RawSnapshot, errors: &mut ConfigErrors) -> SnapshotConfig {
+    let max_age = raw.max_age.unwrap_or(SNAPSHOT_MAX_AGE_DEFAULT).get();
+    let beat = raw.beat.unwrap_or(BEAT_DEFAULT).get();
+    if beat < BEAT_MIN || beat > BEAT_MAX {
+        errors.push("snapshot.beat", "must be between 100ms and 60s");
     }
     if max_age < beat * 4 {
-        problems.add("snapshot.max_age", "must be at least four beats");
+        errors.push("snapshot.max_age", "must be at least four beats");
     }
     SnapshotConfig { max_age, beat }
 }
 
-fn limits(raw: &RawLimits, problems: &mut Problems) -> Limits {
+fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
+    let default = Limits::default();
     let limits = Limits {
-        handshakes_max: raw.handshakes_max.unwrap_or(512),
-        handshake_timeout: problems.duration(
-            "limits.handshake_timeout",
-            raw.handshake_timeout.as_deref(),
-            Duration::from_secs(5),
-        ),
-        connections_max: raw.connections_max.unwrap_or(8192),
-        streams_per_connection_max: raw.streams_per_connection_max.unwrap_or(64),
-        message_bytes_max: raw.message_bytes_max.unwrap_or(4 << 20),
-        drain_timeout: problems.duration(
-            "limits.drain_timeout",
-            raw.drain_timeout.as_deref(),
-            Duration::from_secs(5),
-        ),
+        handshakes_max: raw.handshakes_max.unwrap_or(default.handshakes_max),
+        handshake_timeout: raw.handshake_timeout.map_or(default.handshake_timeout, ConfigDuration::get),
+        connections_max: raw.connections_max.unwrap_or(default.connections_max),
+        streams_per_connection_max: raw
+            .streams_per_connection_max
+            .unwrap_or(default.streams_per_connection_max),
+        message_bytes_max: raw.message_bytes_max.map_or(default.message_bytes_max, |size| {
+            usize::try_from(size.bytes()).unwrap_or(usize::MAX)
+        }),
+        drain_timeout: raw.drain_timeout.map_or(default.drain_timeout, ConfigDuration::get),
     };
-    let counts = [
+    let at_least_one = [
         ("limits.handshakes_max", limits.handshakes_max),
         ("limits.connections_max", limits.connections_max),
         ("limits.streams_per_connection_max", limits.streams_per_connection_max as usize),
     ];
-    for (key, value) in counts {
+    for (key, value) in at_least_one {
         if value == 0 {
-            problems.add(key, "must be at least 1");
+            errors.push(key, "must be at least 1");
         }
     }
     if !(2 << 20..=64 << 20).contains(&limits.message_bytes_max) {
-        problems.add("limits.message_bytes_max", "must be between 2 MiB and 64 MiB");
+        errors.push("limits.message_bytes_max", "must be between 2MiB and 64MiB: an audit batch has to fit");
     }
     limits
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshakes_max: 512,
+            handshake_timeout: Duration::from_secs(5),
+            connections_max: 8192,
+            streams_per_connection_max: 64,
+            message_bytes_max: 4 << 20,
+            drain_timeout: Duration::from_secs(5),
+        }
+    }
 }

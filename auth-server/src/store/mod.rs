@@ -3,12 +3,23 @@
 //! Contracts that every engine keeps: a method that returns has committed durably; a method is one
 //! transaction; secrets arrive here as SHA-256 only.
 
+mod inventory;
 mod logins;
+mod records;
+mod rules;
 pub mod sqlite;
 
+pub use inventory::{
+    AgentReport, AgentRow, GrantedService, InventoryStore, ProxyRow, ServiceChange, ServiceRow,
+    ServicesApplied, TokenKind, TokenRefusal, TokenRow,
+};
 pub use logins::{
     GenerationRow, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore, UserRow,
 };
+pub use records::{
+    Appended, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow, StoredRecord,
+};
+pub use rules::{Belonging, Counter, PolicyRow, RuleStore};
 
 use std::sync::Arc;
 
@@ -16,11 +27,19 @@ use std::sync::Arc;
 pub type Hash = [u8; 32];
 
 /// The whole store.
-pub trait Store: LoginStore {}
-impl<T: LoginStore> Store for T {}
+pub trait Store: LoginStore + InventoryStore + RuleStore + RecordStore + std::fmt::Debug {}
+impl<T: LoginStore + InventoryStore + RuleStore + RecordStore + std::fmt::Debug> Store for T {}
 
 /// A store shared between tasks.
 pub type SharedStore = Arc<dyn Store>;
+
+/// SHA-256, as secrets are stored and compared.
+pub fn hash_of(secret: &[u8]) -> Hash {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret);
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest.as_ref());
+    hash
+}
 
 /// The store could not do what was asked. Always our fault, never the caller's.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,187 @@
+//! The second half: an authorization code becomes tokens, tokens become an identity.
+
+use std::sync::Arc;
+
+use openidconnect::url::form_urlencoded;
+use secrecy::ExposeSecret as _;
+use serde::Deserialize;
+use time::OffsetDateTime;
+
+use super::super::claims::{Claims, OtherClaims};
+use super::super::outbound::Ask;
+use super::{Asking, Description, Provider, ProviderError};
+use crate::store::Identity;
+
+/// The longest error text of a provider that is shown or recorded.
+const DESCRIPTION_CHARS_MAX: usize = 200;
+/// How far the provider's clock may be behind ours when it says that the person has just authenticated.
+const AUTHENTICATION_SKEW_SECONDS: i64 = 60;
+
+/// What the provider's callback brought.
+pub(crate) struct Answered<'a> {
+    /// The authorization code.
+    pub(crate) code: &'a str,
+    /// RFC 9207: who answers.
+    pub(crate) issuer: Option<&'a str>,
+    /// When the login was started: with `prompt_login` the person must have authenticated since.
+    pub(crate) started_at: OffsetDateTime,
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    access_token: Option<String>,
+    id_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct TokenRefusal {
+    error: String,
+    error_description: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct UserInfo {
+    sub: String,
+    email: Option<String>,
+    email_verified: Option<bool>,
+    preferred_username: Option<String>,
+    #[serde(flatten)]
+    other: OtherClaims,
+}
+
+impl Provider {
+    /// Who it is that came back with this code.
+    ///
+    /// # Errors
+    /// When the provider cannot be asked, or anything it says is not as it must be.
+    pub(crate) async fn identify(
+        &self,
+        asking: &Asking<'_>,
+        answered: &Answered<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Identity, ProviderError> {
+        let description = self.description().await?;
+        self.check_who_answers(&description, answered.issuer)?;
+        let tokens = self.redeem(&description, asking, answered.code).await?;
+        let id_token = tokens.id_token.ok_or(ProviderError::Missing("ID token"))?;
+        let nonce = asking.cookie.nonce(asking.state);
+        let authenticated_since = asking
+            .prompt_login
+            .then(|| answered.started_at - time::Duration::seconds(AUTHENTICATION_SKEW_SECONDS));
+        let mut claims = self.verified(&description, &id_token, &nonce, authenticated_since).await?;
+        if claims.lacks(&self.connector)
+            && let Some(access_token) = &tokens.access_token
+        {
+            let info = self.user_info(&description, access_token, &claims.subject).await?;
+            claims.fill_from(info);
+        }
+        Ok(claims.identity(&self.connector, &self.owned, now)?)
+    }
+
+    /// RFC 9207 §2.4: an answer that names another issuer belongs to another provider's login.
+    fn check_who_answers(&self, description: &Description, issuer: Option<&str>) -> Result<(), ProviderError> {
+        match issuer {
+            Some(issuer) if issuer == self.connector.issuer => Ok(()),
+            None if !description.names_issuer => Ok(()),
+            Some(_) | None => Err(ProviderError::MixedUp),
+        }
+    }
+
+    async fn redeem(
+        &self,
+        description: &Description,
+        asking: &Asking<'_>,
+        code: &str,
+    ) -> Result<TokenAnswer, ProviderError> {
+        let verifier = asking.cookie.pkce_verifier(asking.state);
+        let client_id = self.connector.client_id.as_str();
+        let mut form = vec![
+            ("grant_type", "authorization_code"),
+            ("code", code),
+            ("redirect_uri", asking.redirect_uri),
+            ("code_verifier", &verifier),
+        ];
+        let secret = self.connector.client_secret.as_ref().map(|secret| secret.expose_secret());
+        let credentials = secret.map(|secret| (form_encoded(client_id), form_encoded(secret)));
+        let basic = match (secret, &credentials) {
+            (Some(secret), _) if description.secret_in_form => {
+                form.extend([("client_id", client_id), ("client_secret", secret)]);
+                None
+            }
+            (Some(_), Some((user, password))) => Some((user.as_str(), password.as_str())),
+            (Some(_), None) | (None, _) => {
+                form.push(("client_id", client_id));
+                None
+            }
+        };
+        let answer = self.outbound.send(&description.token_endpoint, Ask::PostForm { form: &form, basic }).await?;
+        if answer.status.is_client_error()
+            && let Ok(refusal) = serde_json::from_slice::<TokenRefusal>(&answer.body)
+        {
+            return Err(refusal_error(&refusal.error, refusal.error_description.as_deref()));
+        }
+        Ok(answer.document()?)
+    }
+
+    /// Verifies the ID token; once more with new keys if it was signed by one we do not know.
+    async fn verified(
+        &self,
+        description: &Arc<Description>,
+        id_token: &str,
+        nonce: &str,
+        authenticated_since: Option<OffsetDateTime>,
+    ) -> Result<Claims, ProviderError> {
+        let verify = |description: &Description| {
+            super::token::verify(&self.connector, &description.keys, id_token, nonce, authenticated_since)
+        };
+        match verify(description) {
+            Err(super::token::TokenError::UnknownKey) => match self.description_with_new_keys().await? {
+                Some(renewed) => Ok(verify(&renewed)?),
+                None => Ok(verify(&*self.description().await?)?),
+            },
+            verdict => Ok(verdict?),
+        }
+    }
+
+    async fn user_info(
+        &self,
+        description: &Description,
+        access_token: &str,
+        subject: &str,
+    ) -> Result<Claims, ProviderError> {
+        let Some(endpoint) = &description.userinfo_endpoint else {
+            return Ok(Claims::default());
+        };
+        let info: UserInfo = self.outbound.document(endpoint, Ask::GetWithToken(access_token)).await?;
+        if info.sub != subject {
+            return Err(ProviderError::OtherSubject);
+        }
+        Ok(Claims {
+            subject: info.sub,
+            email: info.email,
+            email_verified: info.email_verified.unwrap_or(false),
+            preferred_username: info.preferred_username,
+            other: info.other.0,
+            ..Claims::default()
+        })
+    }
+}
+
+/// A refusal in the provider's words, cut to a readable length and cleared of control characters.
+pub(crate) fn refusal_error(error: &str, description: Option<&str>) -> ProviderError {
+    let plain = |text: &str| -> String {
+        text.chars().filter(|letter| !letter.is_control()).take(DESCRIPTION_CHARS_MAX).collect()
+    };
+    ProviderError::Refused { error: plain(error), description: description.map(plain) }
+}
+
+/// RFC 6749 §2.3.1: both halves of the Basic credentials are form-encoded first.
+fn form_encoded(text: &str) -> String {
+    form_urlencoded::byte_serialize(text.as_bytes()).collect()
+}
+
+impl From<super::token::TokenError> for ProviderError {
+    fn from(error: super::token::TokenError) -> Self {
+        ProviderError::Token(error.to_string())
+    }
+}

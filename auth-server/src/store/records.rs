@@ -1,0 +1,177 @@
+//! Audit records, byte for byte, and the view of sessions that they add up to.
+
+use async_trait::async_trait;
+use iap_identity::SessionId;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Hash, StoreError};
+
+/// A record as it arrives.
+#[derive(Clone, Debug)]
+pub struct NewRecord {
+    /// Its number at its source, from 1.
+    pub source_seq: u64,
+    /// The hash of the source's record before it; zeros for the first.
+    pub previous: Hash,
+    /// SHA-256 of `bytes`.
+    pub hash: Hash,
+    /// The record: one line of JSON without the newline.
+    pub bytes: Vec<u8>,
+    /// When the source says it happened.
+    pub time: OffsetDateTime,
+    /// `session.start` and so on.
+    pub event: String,
+    /// The session it belongs to.
+    pub session: Option<SessionId>,
+    /// What it changes in the view of sessions.
+    pub change: Option<SessionChange>,
+}
+
+/// What a record says about a session's life.
+#[derive(Clone, Debug)]
+pub enum SessionChange {
+    /// It began.
+    Start {
+        /// The user's id.
+        user_id: String,
+        /// The user's name.
+        user_name: String,
+        /// The service.
+        service: String,
+        /// The agent's id.
+        agent: String,
+        /// The decision, JSON.
+        decision: String,
+    },
+    /// It ended.
+    End {
+        /// The agent's id; only the agent that started a session ends it.
+        agent: String,
+        /// Client → backend.
+        bytes_in: u64,
+        /// Backend → client.
+        bytes_out: u64,
+        /// Why.
+        close_reason: String,
+    },
+}
+
+/// What became of a batch: all of it or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// Everything up to and including `last` is durable; `stored` of the batch were new.
+    Stored {
+        /// The source's newest number.
+        last: u64,
+        /// How many were new.
+        stored: usize,
+    },
+    /// A record's number is taken by other content.
+    OtherContent {
+        /// The number.
+        source_seq: u64,
+    },
+    /// A record does not name the hash of the one before it.
+    BrokenLink {
+        /// The number.
+        source_seq: u64,
+    },
+    /// Records are missing before this batch.
+    Missing {
+        /// The number that should come next.
+        expected: u64,
+    },
+}
+
+/// A stored record.
+#[derive(Clone, Debug)]
+pub struct StoredRecord {
+    /// Our number.
+    pub seq: u64,
+    /// The exact bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Which records to read, the newest first.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordRange {
+    /// Only records with a smaller `seq`.
+    pub before_seq: u64,
+    /// Not older.
+    pub since: OffsetDateTime,
+    /// Not newer.
+    pub until: OffsetDateTime,
+}
+
+/// A session as `sessions ls` shows it.
+#[derive(Clone, Debug)]
+pub struct SessionRow {
+    /// Its id.
+    pub session_id: SessionId,
+    /// The user's id.
+    pub user_id: String,
+    /// The user's name.
+    pub user_name: String,
+    /// The service.
+    pub service: String,
+    /// The agent's id.
+    pub agent: String,
+    /// When it began.
+    pub start: OffsetDateTime,
+    /// When it ended; none while live.
+    pub end: Option<OffsetDateTime>,
+    /// Client → backend.
+    pub bytes_in: u64,
+    /// Backend → client.
+    pub bytes_out: u64,
+    /// Why it ended.
+    pub close_reason: Option<String>,
+    /// The decision, JSON.
+    pub decision: String,
+}
+
+/// Which sessions to list, the newest first.
+#[derive(Clone, Debug, Default)]
+pub struct SessionFilter {
+    /// Only this user's, by id.
+    pub user_id: Option<String>,
+    /// Only this user's, by name or id.
+    pub user: Option<String>,
+    /// Only this service's.
+    pub service: Option<String>,
+    /// Only those without an end.
+    pub live_only: bool,
+    /// Only those that began at or after.
+    pub since: Option<OffsetDateTime>,
+    /// At most so many.
+    pub limit: u32,
+}
+
+/// Audit records and sessions.
+#[async_trait]
+pub trait RecordStore: Send + Sync + 'static {
+    /// Appends a source's records in one transaction. Records that are already stored with the same
+    /// content are passed over, so that sending a batch again is harmless.
+    async fn append_records(
+        &self,
+        source: Uuid,
+        records: &[NewRecord],
+        received_at: OffsetDateTime,
+    ) -> Result<Appended, StoreError>;
+
+    /// The number and hash of a source's newest record; none before the first.
+    async fn newest_record(&self, source: Uuid) -> Result<Option<(u64, Hash)>, StoreError>;
+
+    /// Up to `limit` records of a range, the newest first.
+    async fn records(&self, range: RecordRange, limit: u32) -> Result<Vec<StoredRecord>, StoreError>;
+
+    /// The records of one session, the oldest first.
+    async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError>;
+
+    /// Sessions, the newest first.
+    async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRow>, StoreError>;
+
+    /// The session with that id.
+    async fn session(&self, id: SessionId) -> Result<Option<SessionRow>, StoreError>;
+}

@@ -1,0 +1,213 @@
+//! Audit records and the view of sessions in SQLite.
+
+use async_trait::async_trait;
+use iap_identity::SessionId;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Sqlite, Transaction};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::SqliteStore;
+use super::columns::{Columns, integer, milliseconds};
+use crate::store::{
+    Appended, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
+    StoreError, StoredRecord,
+};
+
+fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
+    let columns = Columns::new("record", row);
+    Ok(StoredRecord { seq: columns.number("seq")?, bytes: columns.bytes("bytes")? })
+}
+
+fn session_from(row: &SqliteRow) -> Result<SessionRow, StoreError> {
+    let columns = Columns::new("session", row);
+    Ok(SessionRow {
+        session_id: SessionId::from_uuid(columns.uuid("session_id")?),
+        user_id: columns.text("user_id")?,
+        user_name: columns.text("user_name")?,
+        service: columns.text("service")?,
+        agent: columns.text("agent")?,
+        start: columns.time("start")?,
+        end: columns.time_or_none("end")?,
+        bytes_in: columns.number("bytes_in")?,
+        bytes_out: columns.number("bytes_out")?,
+        close_reason: columns.text_or_none("close_reason")?,
+        decision: columns.text("decision")?,
+    })
+}
+
+async fn newest(
+    transaction: &mut Transaction<'static, Sqlite>,
+    source: Uuid,
+) -> Result<(u64, Hash), StoreError> {
+    let row =
+        sqlx::query("SELECT source_seq, hash FROM records WHERE source = ? ORDER BY source_seq DESC LIMIT 1")
+            .bind(source.as_bytes().as_slice())
+            .fetch_optional(&mut **transaction)
+            .await?;
+    row.as_ref().map_or(Ok((0, [0; 32])), |row| {
+        let columns = Columns::new("record", row);
+        Ok((columns.number("source_seq")?, columns.hash("hash")?))
+    })
+}
+
+async fn has_same_content(
+    transaction: &mut Transaction<'static, Sqlite>,
+    source: Uuid,
+    record: &NewRecord,
+) -> Result<bool, StoreError> {
+    let bytes: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT bytes FROM records WHERE source = ? AND source_seq = ?")
+            .bind(source.as_bytes().as_slice())
+            .bind(integer(record.source_seq))
+            .fetch_optional(&mut **transaction)
+            .await?;
+    Ok(bytes.is_some_and(|bytes| bytes == record.bytes))
+}
+
+async fn insert(
+    transaction: &mut Transaction<'static, Sqlite>,
+    source: Uuid,
+    record: &NewRecord,
+    received_at: OffsetDateTime,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO records (source, source_seq, hash, bytes, time, event, session_id, received_at)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(source.as_bytes().as_slice())
+    .bind(integer(record.source_seq))
+    .bind(record.hash.as_slice())
+    .bind(record.bytes.as_slice())
+    .bind(milliseconds(record.time))
+    .bind(&record.event)
+    .bind(record.session.as_ref().map(|id| id.as_bytes().to_vec()))
+    .bind(milliseconds(received_at))
+    .execute(&mut **transaction)
+    .await?;
+    if let (Some(session), Some(change)) = (record.session, &record.change) {
+        change_session(transaction, session, record.time, change).await?;
+    }
+    Ok(())
+}
+
+/// A session belongs to the agent that started it: another agent's records neither replace nor end it.
+async fn change_session(
+    transaction: &mut Transaction<'static, Sqlite>,
+    session: SessionId,
+    time: OffsetDateTime,
+    change: &SessionChange,
+) -> Result<(), StoreError> {
+    let changing = match change {
+        SessionChange::Start { user_id, user_name, service, agent, decision } => sqlx::query(
+            "INSERT OR IGNORE INTO sessions (session_id, user_id, user_name, service, agent, start, decision)
+             VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(session.as_bytes().to_vec())
+        .bind(user_id)
+        .bind(user_name)
+        .bind(service)
+        .bind(agent)
+        .bind(milliseconds(time))
+        .bind(decision),
+        SessionChange::End { agent, bytes_in, bytes_out, close_reason } => sqlx::query(
+            "UPDATE sessions SET \"end\" = ?, bytes_in = ?, bytes_out = ?, close_reason = ?
+             WHERE session_id = ? AND agent = ?",
+        )
+        .bind(milliseconds(time))
+        .bind(integer(*bytes_in))
+        .bind(integer(*bytes_out))
+        .bind(close_reason)
+        .bind(session.as_bytes().to_vec())
+        .bind(agent),
+    };
+    changing.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+#[async_trait]
+impl RecordStore for SqliteStore {
+    async fn append_records(
+        &self,
+        source: Uuid,
+        records: &[NewRecord],
+        received_at: OffsetDateTime,
+    ) -> Result<Appended, StoreError> {
+        let mut transaction = self.begin().await?;
+        let (mut last, mut last_hash) = newest(&mut transaction, source).await?;
+        let mut stored = 0;
+        for record in records {
+            if record.source_seq <= last {
+                if !has_same_content(&mut transaction, source, record).await? {
+                    return Ok(Appended::OtherContent { source_seq: record.source_seq });
+                }
+                continue;
+            }
+            if record.source_seq != last + 1 {
+                return Ok(Appended::Missing { expected: last + 1 });
+            }
+            if record.previous != last_hash {
+                return Ok(Appended::BrokenLink { source_seq: record.source_seq });
+            }
+            insert(&mut transaction, source, record, received_at).await?;
+            (last, last_hash) = (record.source_seq, record.hash);
+            stored += 1;
+        }
+        transaction.commit().await?;
+        Ok(Appended::Stored { last, stored })
+    }
+
+    async fn newest_record(&self, source: Uuid) -> Result<Option<(u64, Hash)>, StoreError> {
+        let mut transaction = self.readers.begin().await?;
+        let (last, hash) = newest(&mut transaction, source).await?;
+        Ok((last > 0).then_some((last, hash)))
+    }
+
+    async fn records(&self, range: RecordRange, limit: u32) -> Result<Vec<StoredRecord>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT seq, bytes FROM records WHERE seq < ? AND time >= ? AND time <= ?
+             ORDER BY seq DESC LIMIT ?",
+        )
+        .bind(integer(range.before_seq))
+        .bind(milliseconds(range.since))
+        .bind(milliseconds(range.until))
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(stored_from).collect()
+    }
+
+    async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError> {
+        let rows = sqlx::query("SELECT seq, bytes FROM records WHERE session_id = ? ORDER BY seq")
+            .bind(id.as_bytes().as_slice())
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(stored_from).collect()
+    }
+
+    async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT * FROM sessions
+             WHERE (?1 IS NULL OR user_id = ?1) AND (?2 IS NULL OR user_name = ?2 OR user_id = ?2)
+               AND (?3 IS NULL OR service = ?3) AND (NOT ?4 OR \"end\" IS NULL) AND start >= ?5
+             ORDER BY start DESC, session_id DESC LIMIT ?6",
+        )
+        .bind(&filter.user_id)
+        .bind(&filter.user)
+        .bind(&filter.service)
+        .bind(filter.live_only)
+        .bind(filter.since.map_or(0, milliseconds))
+        .bind(i64::from(filter.limit))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(session_from).collect()
+    }
+
+    async fn session(&self, id: SessionId) -> Result<Option<SessionRow>, StoreError> {
+        let row = sqlx::query("SELECT * FROM sessions WHERE session_id = ?")
+            .bind(id.as_bytes().as_slice())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref().map(session_from).transpose()
+    }
+}
