@@ -2,14 +2,10 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=schema/control.proto");
-    let descriptors = protox::compile(["schema/control.proto"], ["schema"])?;
+    let mut compiler = protox::Compiler::new(["schema"])?;
+    compiler.open_file("control.proto")?;
     let path = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("control.descriptors.bin");
-    std::fs::write(path, prost_encode(&descriptors))?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    std::fs::write(path, compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
     Ok(())
-}
-
-fn prost_encode(descriptors: &tonic_prost_build::FileDescriptorSet) -> Vec<u8> {
-    use prost::Message as _;
-    descriptors.encode_to_vec()
 }

@@ -1,1 +1,25 @@
-//! Control messages, dial-back tokens and the iap/1 frames
+//! What the proxy, the agent and `iapctl` say to each other, as values: control messages, the dial-back
+//! preface and its one-use tokens, the table of routes, the `iap/1` frames and the PostgreSQL preamble.
+//!
+//! Nothing here reads a clock, draws a random number or touches a socket: time, randomness and bytes are
+//! arguments, so that every rule can be tested with hostile input and virtual time.
+
+pub mod alpn;
+pub mod control;
+pub mod frame;
+pub mod pending;
+pub mod postgres;
+pub mod preface;
+pub mod routes;
+pub mod status;
+
+pub use alpn::{ALPN_CONTROL, ALPN_IAP};
+pub use control::{
+    CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, RefusedService, Side, Violation,
+};
+pub use frame::{FrameError, LengthPrefixed};
+pub use pending::{IssueError, PendingOpens, RedeemError};
+pub use postgres::{CancelRequest, PreambleError, PreambleMachine, PreambleStep};
+pub use preface::{PREFACE_BYTES, Preface, PrefaceError, Token};
+pub use routes::Routes;
+pub use status::{FRAME_BYTES_MAX, Hello, Status, StatusError};

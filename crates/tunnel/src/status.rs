@@ -1,0 +1,234 @@
+//! The two frames of ALPN `iap/1`: the client's hello and the agent's status, after which the stream carries
+//! the backend's bytes. Each is a u32 big-endian length of at most 16 KiB and UTF-8 JSON; unknown keys are
+//! ignored.
+
+use iap_identity::{ConnectId, LoginName, SessionId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::frame::{self, FrameError};
+
+/// The most one `iap/1` frame may hold, its length not counted.
+pub const FRAME_BYTES_MAX: usize = 16 * 1024;
+
+/// The version a hello names.
+pub const HELLO_VERSION: u32 = 1;
+
+/// What a client says first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`HELLO_VERSION`].
+    pub version: u32,
+    /// Shared by all sessions of one `connect`.
+    pub connect_id: ConnectId,
+    /// The login asked for at the backend; without one the service's rules choose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<LoginName>,
+    /// The database asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+}
+
+impl Hello {
+    /// The frame, its length included.
+    pub fn encode(&self) -> Result<Vec<u8>, StatusError> {
+        encode(self)
+    }
+
+    /// Reads a frame's payload.
+    pub fn decode(payload: &[u8]) -> Result<Self, StatusError> {
+        let hello: Self = decode(payload)?;
+        if hello.version != HELLO_VERSION {
+            return Err(StatusError::Version {
+                version: hello.version,
+            });
+        }
+        Ok(hello)
+    }
+}
+
+/// What an agent answers, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Status {
+    /// The session runs; what follows is the backend's.
+    Granted {
+        /// The id in the record.
+        session_id: SessionId,
+        /// The login the session uses at the backend, where the agent knows one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        login: Option<LoginName>,
+        /// The service's protocol: `tcp`, `postgres`, `ssh`, `http`.
+        protocol: String,
+        /// The server name a resume dials; absent where sessions cannot resume.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume_name: Option<String>,
+    },
+    /// Policy, or a lock, says no.
+    Denied {
+        /// A stable word for programs.
+        code: String,
+        /// A sentence for people.
+        text: String,
+        /// Whom to ask, from the service's record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        contact: Option<String>,
+    },
+    /// The certificate's groups are older than the policy that names them: renew it and ask once more.
+    Renew,
+    /// Not a matter of permission: the backend, the disk, the agent.
+    Unavailable {
+        /// A sentence for people.
+        text: String,
+        /// Whether asking again soon may help.
+        #[serde(default)]
+        retry: bool,
+    },
+}
+
+impl Status {
+    /// The frame, its length included.
+    pub fn encode(&self) -> Result<Vec<u8>, StatusError> {
+        encode(self)
+    }
+
+    /// Reads a frame's payload.
+    pub fn decode(payload: &[u8]) -> Result<Self, StatusError> {
+        decode(payload)
+    }
+}
+
+fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, StatusError> {
+    let json = serde_json::to_vec(message).map_err(StatusError::Json)?;
+    Ok(frame::encode(&json, FRAME_BYTES_MAX)?)
+}
+
+fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, StatusError> {
+    if payload.len() > FRAME_BYTES_MAX {
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        return Err(FrameError::TooLong {
+            length,
+            frame_bytes_max: FRAME_BYTES_MAX,
+        }
+        .into());
+    }
+    serde_json::from_slice(payload).map_err(StatusError::Json)
+}
+
+/// Why a frame of `iap/1` cannot be built or read.
+#[derive(Debug, Error)]
+pub enum StatusError {
+    /// Beyond [`FRAME_BYTES_MAX`].
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Not the JSON that belongs here.
+    #[error("the iap/1 frame is not the JSON expected: {0}")]
+    Json(#[source] serde_json::Error),
+    /// A client newer than this agent.
+    #[error("iap hello version {version} is not supported, only {HELLO_VERSION}")]
+    Version {
+        /// What the client named.
+        version: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
+    use super::*;
+    use crate::LengthPrefixed;
+    use uuid::Uuid;
+
+    const ID: Uuid = Uuid::from_u128(0x0198_0000_0000_7000_8000_0000_0000_0001);
+
+    fn payload(frame: &[u8]) -> Vec<u8> {
+        let mut decoder = LengthPrefixed::new(FRAME_BYTES_MAX);
+        decoder.push(frame);
+        decoder.next_frame().unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_hello_survives_the_wire_with_and_without_its_options() {
+        let bare = Hello {
+            version: 1,
+            connect_id: ConnectId::from_uuid(ID),
+            login: None,
+            database: None,
+        };
+        let full = Hello {
+            login: Some(LoginName::parse("readonly").unwrap()),
+            ..bare.clone()
+        };
+        for hello in [bare, full] {
+            assert_eq!(Hello::decode(&payload(&hello.encode().unwrap())).unwrap(), hello);
+        }
+    }
+
+    #[test]
+    fn a_hello_with_unknown_keys_is_read_and_one_of_another_version_is_not() {
+        let known = format!(r#"{{"version":1,"connect_id":"{ID}","colour":"green"}}"#);
+        assert!(Hello::decode(known.as_bytes()).is_ok());
+        let newer = format!(r#"{{"version":2,"connect_id":"{ID}"}}"#);
+        assert!(matches!(
+            Hello::decode(newer.as_bytes()),
+            Err(StatusError::Version { version: 2 })
+        ));
+    }
+
+    #[test]
+    fn a_hello_with_a_login_that_no_backend_has_is_refused() {
+        let hello = format!(r#"{{"version":1,"connect_id":"{ID}","login":"a\u0000b"}}"#);
+        assert!(matches!(
+            Hello::decode(hello.as_bytes()),
+            Err(StatusError::Json(_))
+        ));
+    }
+
+    #[test]
+    fn each_status_is_tagged_with_its_documented_word() {
+        let granted = Status::Granted {
+            session_id: SessionId::from_uuid(ID),
+            login: None,
+            protocol: "tcp".into(),
+            resume_name: None,
+        };
+        let denied = Status::Denied {
+            code: "no_rule_matches".into(),
+            text: "No.".into(),
+            contact: None,
+        };
+        let unavailable = Status::Unavailable {
+            text: "The backend is down.".into(),
+            retry: true,
+        };
+        let words = ["granted", "denied", "renew", "unavailable"];
+        for (status, word) in [granted, denied, Status::Renew, unavailable]
+            .into_iter()
+            .zip(words)
+        {
+            let payload = payload(&status.encode().unwrap());
+            let json: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+            assert_eq!(json["status"], word);
+            assert_eq!(Status::decode(&payload).unwrap(), status);
+        }
+    }
+
+    #[test]
+    fn a_status_that_exceeds_the_frame_is_refused_at_both_ends() {
+        let long = Status::Unavailable {
+            text: "x".repeat(FRAME_BYTES_MAX),
+            retry: false,
+        };
+        assert!(matches!(long.encode(), Err(StatusError::Frame(_))));
+        assert!(matches!(
+            Status::decode(&vec![b' '; FRAME_BYTES_MAX + 1]),
+            Err(StatusError::Frame(_))
+        ));
+    }
+}
