@@ -103,6 +103,10 @@ machine_peer!(
 
 /// A client whose certificate was verified for one of the accepted classes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one per connection, and nearly always a user"
+)]
 pub enum VerifiedPeer {
     /// A user.
     User(UserPeer),

@@ -98,6 +98,7 @@ pub struct AuthProfile {
 
 /// What a certificate is to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "one per issued certificate, never kept")]
 pub enum Profile {
     /// A user's.
     User(UserProfile),
