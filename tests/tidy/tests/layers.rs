@@ -27,7 +27,7 @@ const PURE: &[(&str, &[&str])] = &[
         "iap-identity",
         &[
             "rcgen", "x509-parser", "rustls-webpki", "rustls-pki-types", "aws-lc-rs", "base64", "thiserror", "time",
-            "uuid", "serde",
+            "uuid", "serde", "zeroize",
         ],
     ),
     ("iap-policy", &["cel", "serde", "serde_json", "toml", "thiserror", "time"]),
