@@ -123,8 +123,8 @@ mod tests {
 
     #[test]
     fn recursion_that_overflows_an_ordinary_stack_succeeds() {
-        // 6,000 frames of at least 1 KiB: more than a test thread's 2 MiB.
-        assert_eq!(run(|| deep(6_000)), 6_001 * 128);
+        // 2,500 frames of at least 1 KiB: more than a test thread's 2 MiB.
+        assert_eq!(run(|| deep(2_500)), 2_501 * 128);
     }
 
     #[tokio::test]

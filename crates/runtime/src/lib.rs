@@ -9,5 +9,8 @@ pub mod config;
 pub mod files;
 pub mod keys;
 pub mod net;
+pub mod proxy_protocol;
+pub mod pump;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

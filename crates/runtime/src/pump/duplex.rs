@@ -1,0 +1,216 @@
+//! The pump for any two streams, such as TLS to TCP.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::buffers::Buffer;
+use super::idle::Activity;
+use super::{Cancellation, CloseReason, Closed, Counters, Fault, PumpLimits, Side, ignore_gone, reason_of};
+
+/// How long a peer that no longer reads may hold up the last words of a session that is over.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Moves bytes both ways until the session ends. What it returns is final: nothing moves afterwards.
+pub async fn copy<C, B>(
+    client: C,
+    backend: B,
+    limits: &PumpLimits,
+    counters: &Counters,
+    cancellation: &Cancellation,
+) -> Closed
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let activity = Activity::start();
+    let mut relay = Relay::new(client, backend, counters, &activity);
+    let reason = tokio::select! {
+        biased;
+        reason = cancellation.cancelled() => CloseReason::Cancelled(reason),
+        reason = poll_fn(|context| relay.poll(context)) => reason,
+        () = activity.ran_out(limits) => CloseReason::Idle,
+    };
+    let closed = Closed::new(counters, reason);
+    relay.farewell().await;
+    closed
+}
+
+struct Relay<'a, C, B> {
+    client: C,
+    backend: B,
+    inward: Direction<'a>,
+    outward: Direction<'a>,
+    first_closed: Option<Side>,
+    activity: &'a Activity,
+}
+
+impl<'a, C, B> Relay<'a, C, B>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    fn new(client: C, backend: B, counters: &'a Counters, activity: &'a Activity) -> Self {
+        let inward = Direction::new(Side::Client, Side::Backend, &counters.0.to_backend, activity);
+        let outward = Direction::new(Side::Backend, Side::Client, &counters.0.to_client, activity);
+        Self {
+            client,
+            backend,
+            inward,
+            outward,
+            first_closed: None,
+            activity,
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
+        let inward = self.inward.poll(context, &mut self.client, &mut self.backend);
+        self.note_close(Side::Client);
+        let outward = self.outward.poll(context, &mut self.backend, &mut self.client);
+        self.note_close(Side::Backend);
+        match (inward, outward) {
+            (Poll::Ready(Err(fault)), _) | (_, Poll::Ready(Err(fault))) => {
+                Poll::Ready(reason_of(self.first_closed, Some(fault)))
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(reason_of(self.first_closed, None)),
+            (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
+        }
+    }
+
+    fn note_close(&mut self, side: Side) {
+        let direction = match side {
+            Side::Client => &self.inward,
+            Side::Backend => &self.outward,
+        };
+        if direction.flow != Flow::Open && self.first_closed.is_none() {
+            self.first_closed = Some(side);
+            self.activity.half_closed();
+        }
+    }
+
+    /// Lets both peers know that it is over (a TLS close_notify, a FIN) if they still listen.
+    async fn farewell(mut self) {
+        let both = async {
+            let _ = tokio::join!(self.client.shutdown(), self.backend.shutdown());
+        };
+        let _ = tokio::time::timeout(FAREWELL, both).await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Open,
+    Closing,
+    Closed,
+}
+
+/// One direction. The buffer is there only while it holds bytes.
+struct Direction<'a> {
+    from: Side,
+    to: Side,
+    flow: Flow,
+    held: Option<Held>,
+    unflushed: bool,
+    delivered: &'a AtomicU64,
+    activity: &'a Activity,
+}
+
+struct Held {
+    buffer: Buffer,
+    start: usize,
+    end: usize,
+}
+
+impl<'a> Direction<'a> {
+    fn new(from: Side, to: Side, delivered: &'a AtomicU64, activity: &'a Activity) -> Self {
+        Self {
+            from,
+            to,
+            flow: Flow::Open,
+            held: None,
+            unflushed: false,
+            delivered,
+            activity,
+        }
+    }
+
+    fn poll<R, W>(&mut self, context: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Fault>>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            ready!(self.poll_deliver(context, to)).map_err(self.to.at())?;
+            match self.flow {
+                Flow::Open => match self.poll_fetch(context, from) {
+                    Poll::Ready(result) => result.map_err(self.from.at())?,
+                    Poll::Pending => return self.poll_flush(context, to),
+                },
+                Flow::Closing => {
+                    let closed = ignore_gone(ready!(Pin::new(&mut *to).poll_shutdown(context)));
+                    closed.map_err(self.to.at())?;
+                    self.flow = Flow::Closed;
+                }
+                Flow::Closed => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    fn poll_deliver<W>(&mut self, context: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        while let Some(held) = &mut self.held {
+            let bytes = held.buffer.get(held.start..held.end).unwrap_or_default();
+            let written = ready!(Pin::new(&mut *to).poll_write(context, bytes))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            held.start += written;
+            if held.start >= held.end {
+                self.held = None;
+            }
+            self.unflushed = true;
+            self.delivered.fetch_add(written as u64, Ordering::Relaxed);
+            self.activity.note();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_fetch<R>(&mut self, context: &mut Context<'_>, from: &mut R) -> Poll<io::Result<()>>
+    where
+        R: AsyncRead + Unpin,
+    {
+        let mut buffer = Buffer::take();
+        let mut space = ReadBuf::new(&mut buffer);
+        ready!(Pin::new(from).poll_read(context, &mut space))?;
+        let end = space.filled().len();
+        if end == 0 {
+            self.flow = Flow::Closing;
+        } else {
+            self.held = Some(Held {
+                buffer,
+                start: 0,
+                end,
+            });
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Nothing more to read for now: what was written should leave.
+    fn poll_flush<W>(&mut self, context: &mut Context<'_>, to: &mut W) -> Poll<Result<(), Fault>>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        if self.unflushed {
+            ready!(Pin::new(to).poll_flush(context)).map_err(self.to.at())?;
+            self.unflushed = false;
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,70 @@
+//! Notices when nothing moves.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::PumpLimits;
+
+/// When bytes last moved, and whether one side has closed.
+pub(super) struct Activity {
+    started: Instant,
+    last_millis: AtomicU64,
+    half_closed: AtomicBool,
+    changed: Notify,
+}
+
+impl Activity {
+    pub(super) fn start() -> Self {
+        Self {
+            started: Instant::now(),
+            last_millis: AtomicU64::new(0),
+            half_closed: AtomicBool::new(false),
+            changed: Notify::new(),
+        }
+    }
+
+    pub(super) fn note(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_millis.store(millis, Ordering::Relaxed);
+    }
+
+    pub(super) fn half_closed(&self) {
+        self.note();
+        self.half_closed.store(true, Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// Returns when the limit that now holds has passed without a byte.
+    pub(super) async fn ran_out(&self, limits: &PumpLimits) {
+        loop {
+            let half_closed = self.half_closed.load(Ordering::Relaxed);
+            let Some(limit) = limit_for(half_closed, limits) else {
+                self.changed.notified().await;
+                continue;
+            };
+            let deadline = self.last() + limit;
+            if deadline <= Instant::now() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => {}
+                () = self.changed.notified() => {}
+            }
+        }
+    }
+
+    fn last(&self) -> Instant {
+        self.started + Duration::from_millis(self.last_millis.load(Ordering::Relaxed))
+    }
+}
+
+fn limit_for(half_closed: bool, limits: &PumpLimits) -> Option<Duration> {
+    match (half_closed, limits.idle, limits.half_closed_idle) {
+        (true, Some(idle), Some(half)) => Some(idle.min(half)),
+        (true, None, half) => half,
+        (false, idle, _) | (true, idle, None) => idle,
+    }
+}

@@ -1,0 +1,283 @@
+//! The same facts hold for both pumps.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+#[derive(Debug, Clone, Copy)]
+enum Pump {
+    Copy,
+    Splice,
+}
+
+const BOTH: [Pump; 2] = [Pump::Copy, Pump::Splice];
+
+/// A client and a backend with a pump between them.
+struct Session {
+    client: TcpStream,
+    backend: TcpStream,
+    counters: Counters,
+    cancellation: Cancellation,
+    pump: JoinHandle<Closed>,
+}
+
+async fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (near, listener.accept().await.unwrap().0)
+}
+
+async fn session(pump: Pump, limits: PumpLimits) -> Session {
+    let (client, mut pump_client) = connected().await;
+    let (backend, mut pump_backend) = connected().await;
+    let (counters, cancellation) = (Counters::new(), Cancellation::new());
+    let (shared, order) = (counters.clone(), cancellation.clone());
+    let pump = tokio::spawn(async move {
+        match pump {
+            Pump::Copy => copy(pump_client, pump_backend, &limits, &shared, &order).await,
+            Pump::Splice => splice(&mut pump_client, &mut pump_backend, &limits, &shared, &order).await,
+        }
+    });
+    Session {
+        client,
+        backend,
+        counters,
+        cancellation,
+        pump,
+    }
+}
+
+fn pattern(length: usize, seed: u8) -> Vec<u8> {
+    (0..length)
+        .map(|index| (index.wrapping_mul(31) >> 3) as u8 ^ seed)
+        .collect()
+}
+
+async fn write_pieces(mut stream: impl AsyncWriteExt + Unpin, bytes: Vec<u8>, piece: usize) {
+    for piece in bytes.chunks(piece.max(1)) {
+        stream.write_all(piece).await.unwrap();
+    }
+    stream.shutdown().await.unwrap();
+}
+
+/// Sends both ways at once, each end closing its direction when done; returns what arrived.
+async fn exchange(
+    session: Session,
+    inward: (Vec<u8>, usize),
+    outward: (Vec<u8>, usize),
+) -> (Vec<u8>, Vec<u8>, Closed) {
+    let (mut client_read, client_write) = session.client.into_split();
+    let (mut backend_read, backend_write) = session.backend.into_split();
+    let writing = [
+        tokio::spawn(write_pieces(client_write, inward.0, inward.1)),
+        tokio::spawn(write_pieces(backend_write, outward.0, outward.1)),
+    ];
+    let (mut at_backend, mut at_client) = (Vec::new(), Vec::new());
+    let (first, second) = tokio::join!(
+        backend_read.read_to_end(&mut at_backend),
+        client_read.read_to_end(&mut at_client)
+    );
+    first.unwrap();
+    second.unwrap();
+    for writer in writing {
+        writer.await.unwrap();
+    }
+    (at_backend, at_client, session.pump.await.unwrap())
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn bytes_arrive_unchanged_and_are_counted(
+        inward in 0usize..700_000, outward in 0usize..700_000, small in 1usize..3000, large in 1usize..400_000, seed: u8,
+    ) {
+        for pump in BOTH {
+            let (sent_in, sent_out) = (pattern(inward, seed), pattern(outward, !seed));
+            let (at_backend, at_client, closed) = block_on(async {
+                let session = session(pump, PumpLimits::default()).await;
+                exchange(session, (sent_in.clone(), small), (sent_out.clone(), large)).await
+            });
+            prop_assert!(at_backend == sent_in, "{pump:?}: client to backend");
+            prop_assert!(at_client == sent_out, "{pump:?}: backend to client");
+            prop_assert_eq!((closed.bytes_in, closed.bytes_out), (inward as u64, outward as u64));
+            prop_assert!(matches!(closed.reason, CloseReason::ClientClosed | CloseReason::BackendClosed));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_pauses_and_resumes_arrives_unchanged() {
+    for pump in BOTH {
+        let mut session = session(pump, PumpLimits::default()).await;
+        for (round, length) in [500_000, 3, 200_000, 1, 70_000].into_iter().enumerate() {
+            let sent = pattern(length, round as u8);
+            let (mut read, mut write) = (&mut session.backend, &mut session.client);
+            if round % 2 == 1 {
+                std::mem::swap(&mut read, &mut write);
+            }
+            let mut received = vec![0; length];
+            let (wrote, got) = tokio::join!(write.write_all(&sent), read.read_exact(&mut received));
+            wrote.unwrap();
+            got.unwrap();
+            assert!(received == sent, "{pump:?} round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_direction_still_hears_the_backend() {
+    for pump in BOTH {
+        let mut session = session(pump, PumpLimits::default()).await;
+        session.client.write_all(b"question").await.unwrap();
+        session.client.shutdown().await.unwrap();
+        let mut question = String::new();
+        session.backend.read_to_string(&mut question).await.unwrap();
+        session.backend.write_all(b"answer").await.unwrap();
+        drop(session.backend);
+        let mut answer = String::new();
+        session.client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!((question.as_str(), answer.as_str()), ("question", "answer"));
+        let closed = session.pump.await.unwrap();
+        assert!(
+            matches!(closed.reason, CloseReason::ClientClosed),
+            "{pump:?}: {closed:?}"
+        );
+        assert_eq!((closed.bytes_in, closed.bytes_out), (8, 6));
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_closes_its_direction_still_hears_the_client() {
+    for pump in BOTH {
+        let mut session = session(pump, PumpLimits::default()).await;
+        session.backend.shutdown().await.unwrap();
+        let mut nothing = Vec::new();
+        session.client.read_to_end(&mut nothing).await.unwrap();
+        session.client.write_all(b"late").await.unwrap();
+        session.client.shutdown().await.unwrap();
+        let mut late = String::new();
+        session.backend.read_to_string(&mut late).await.unwrap();
+        assert_eq!((nothing.len(), late.as_str()), (0, "late"));
+        let closed = session.pump.await.unwrap();
+        assert!(
+            matches!(closed.reason, CloseReason::BackendClosed),
+            "{pump:?}: {closed:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_reset_names_the_side_it_came_from() {
+    for pump in BOTH {
+        let session = session(pump, PumpLimits::default()).await;
+        session.backend.set_zero_linger().unwrap();
+        drop(session.backend);
+        let closed = session.pump.await.unwrap();
+        assert!(
+            matches!(closed.reason, CloseReason::BackendFailed(_)),
+            "{pump:?}: {closed:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn cancelling_closes_both_ends_with_the_reason() {
+    for pump in BOTH {
+        let mut session = session(pump, PumpLimits::default()).await;
+        session.client.write_all(b"x").await.unwrap();
+        session.backend.read_u8().await.unwrap();
+        session.cancellation.cancel("lock: stolen laptop");
+        session.cancellation.cancel("later reason");
+        let closed = session.pump.await.unwrap();
+        match closed.reason {
+            CloseReason::Cancelled(reason) => assert_eq!(&*reason, "lock: stolen laptop"),
+            other => panic!("{pump:?}: {other:?}"),
+        }
+        assert_eq!(session.client.read(&mut [0; 1]).await.unwrap(), 0);
+        assert_eq!(session.backend.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn cancelling_works_while_the_peer_does_not_read() {
+    for pump in BOTH {
+        let session = session(pump, PumpLimits::default()).await;
+        let (_client_read, mut client_write) = session.client.into_split();
+        let flood = tokio::spawn(async move {
+            let bytes = vec![7; 1 << 20];
+            while client_write.write_all(&bytes).await.is_ok() {}
+        });
+        while session.counters.bytes_in() < 1 << 16 {
+            tokio::task::yield_now().await;
+        }
+        session.cancellation.cancel("enough");
+        let closed = session.pump.await.unwrap();
+        assert!(matches!(closed.reason, CloseReason::Cancelled(_)), "{pump:?}");
+        flood.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_silent_session_ends_as_idle_and_a_busy_one_does_not() {
+    let limits = PumpLimits {
+        idle: Some(Duration::from_millis(150)),
+        half_closed_idle: None,
+    };
+    for pump in BOTH {
+        let mut session = session(pump, limits).await;
+        let started = std::time::Instant::now();
+        while started.elapsed() < Duration::from_millis(900) {
+            session.client.write_all(b"x").await.unwrap();
+            session.backend.read_u8().await.unwrap();
+        }
+        let closed = session.pump.await.unwrap();
+        assert!(matches!(closed.reason, CloseReason::Idle), "{pump:?}: {closed:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_half_closed_session_that_falls_silent_ends() {
+    let limits = PumpLimits {
+        idle: None,
+        half_closed_idle: Some(Duration::from_millis(20)),
+    };
+    for pump in BOTH {
+        let mut session = session(pump, limits).await;
+        session.client.shutdown().await.unwrap();
+        let closed = session.pump.await.unwrap();
+        assert!(matches!(closed.reason, CloseReason::Idle), "{pump:?}: {closed:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_to_a_buffering_stream_is_flushed() {
+    let (mut client, near) = tokio::io::duplex(64);
+    let (mut backend, far) = tokio::io::duplex(64);
+    let buffered = tokio::io::BufWriter::with_capacity(1024, far);
+    let (limits, counters, cancellation) = (PumpLimits::default(), Counters::new(), Cancellation::new());
+    let pump = copy(near, buffered, &limits, &counters, &cancellation);
+    let talk = async {
+        client.write_all(b"hello").await.unwrap();
+        let mut hello = [0; 5];
+        backend.read_exact(&mut hello).await.unwrap();
+        assert_eq!(&hello, b"hello");
+        drop((client, backend));
+    };
+    tokio::join!(pump, talk);
+}
