@@ -1,7 +1,7 @@
 //! The application protocols of our own TLS handshakes (RFC 7301).
 
 /// Between `iapctl` and an agent: a hello frame, a status frame, then the backend's bytes.
-pub const ALPN_IAP: &[u8] = b"iap/1";
+pub const ALPN_IAP: &str = "iap/1";
 
 /// Between an agent and the proxy at `proxy.<cluster>`: length-prefixed control messages.
-pub const ALPN_CONTROL: &[u8] = b"iap-control/1";
+pub const ALPN_CONTROL: &str = "iap-control/1";
