@@ -1,13 +1,31 @@
 //! TLS, and the only module that names rustls types: the provider, the ClientHello, verifiers over the
-//! cluster's certificates, and the material one presents.
+//! cluster's certificates, and the material one shows.
 
+mod connection;
 mod hello;
+mod material;
+mod peer;
+mod pem;
 mod provider;
 mod replay;
+mod server;
 
+pub use connection::{
+    ClientStream, HandshakeError, ServerStream, alert_received, client_config, connect, handshake,
+    server_config, web_server_config,
+};
 pub use hello::{
     ClientHelloError, ClientHelloFacts, ClientHelloLimits, accept, alert_record, peek, send_alert,
 };
+pub use material::{CertifiedKey, FixedIdentity, Material, MaterialError, certified_key};
+pub use peer::{Demand, PeerVerifier, PostPossession, Refusal};
+pub use pem::{PemError, certificates_from_pem, certificates_to_pem, private_key_from_pem};
 pub use provider::{install_provider, provider};
 pub use replay::Replay;
-pub use rustls::AlertDescription;
+pub use rustls::client::ResolvesClientCert;
+pub use rustls::client::danger::ServerCertVerifier;
+pub use rustls::server::ResolvesServerCert;
+pub use rustls::server::danger::ClientCertVerifier;
+pub use rustls::{AlertDescription, ClientConfig, ServerConfig};
+pub use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+pub use server::{PinVerifier, ServerVerifier};

@@ -1,0 +1,207 @@
+//! gRPC over our own TLS: channels that dial with live material, and connections that carry who the client is.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use iap_identity::{AgentPeer, VerifiedPeer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::net::{self, HostPort};
+use crate::tls::{self, ClientConfig, PeerVerifier};
+
+/// The protocol gRPC speaks (RFC 9113); both ends' TLS configurations must offer it.
+pub const ALPN_H2: &str = "h2";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A channel to `address` that asks for `sni`. It connects at first use and again whenever the connection is
+/// lost, each time with the material current in `config`.
+pub fn channel(
+    address: HostPort,
+    sni: &str,
+    config: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
+    let dial = move || {
+        let address = address.clone();
+        async move { net::connect(&address, CONNECT_TIMEOUT).await }
+    };
+    channel_over(dial, sni, config)
+}
+
+/// A channel over connections that `dial` makes, for those who have several addresses to try.
+pub fn channel_over<D, F, S>(
+    dial: D,
+    sni: &str,
+    config: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error>
+where
+    D: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = io::Result<S>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    // The scheme is http because TLS is the connector's affair, not tonic's.
+    let endpoint = Endpoint::from_shared(format!("http://{sni}"))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    let sni: Arc<str> = Arc::from(sni);
+    let connector = tower::service_fn(move |_: Uri| {
+        let (dialling, sni, config) = (dial(), Arc::clone(&sni), Arc::clone(&config));
+        async move {
+            let stream = dialling.await?;
+            let connected = tls::connect(stream, &sni, config, CONNECT_TIMEOUT).await;
+            connected.map(TokioIo::new).map_err(io::Error::other)
+        }
+    });
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}
+
+/// Who is at the other end of a connection; in every request's extensions.
+#[derive(Debug, Clone)]
+pub struct ConnectInfo {
+    /// The client, if it showed a valid certificate.
+    pub peer: Option<Arc<VerifiedPeer>>,
+    /// The agent, if the client showed an agent's certificate that expired up to 30 days ago. Good for renewing
+    /// that certificate and nothing else.
+    pub expired_agent: Option<Arc<AgentPeer>>,
+    /// The client's address, as the last trusted hop gave it.
+    pub remote_addr: SocketAddr,
+}
+
+impl ConnectInfo {
+    /// What `verifier` learnt in its handshake.
+    pub fn of(verifier: &PeerVerifier, remote_addr: SocketAddr) -> Self {
+        Self {
+            peer: verifier.peer(),
+            expired_agent: verifier.expired_agent(),
+            remote_addr,
+        }
+    }
+}
+
+/// An accepted TLS connection on its way to the gRPC server.
+pub struct AcceptedTls {
+    stream: Box<dyn Duplex>,
+    info: ConnectInfo,
+}
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+impl AcceptedTls {
+    /// `stream` is past its handshake, which yielded `info`.
+    pub fn new<S>(stream: S, info: ConnectInfo) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self {
+            stream: Box::new(stream),
+            info,
+        }
+    }
+}
+
+impl std::fmt::Debug for AcceptedTls {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("AcceptedTls")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connected for AcceptedTls {
+    type ConnectInfo = ConnectInfo;
+
+    fn connect_info(&self) -> ConnectInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for AcceptedTls {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for AcceptedTls {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Hands accepted connections to a gRPC server.
+#[derive(Debug, Clone)]
+pub struct IncomingSender(mpsc::Sender<AcceptedTls>);
+
+/// The gRPC server's end: give it to `serve_with_incoming_shutdown`. It ends when every sender is gone.
+#[derive(Debug)]
+pub struct Incoming(mpsc::Receiver<AcceptedTls>);
+
+/// The server has stopped taking connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the gRPC server no longer takes connections")]
+pub struct ServerGone;
+
+/// A queue of `connections_max` accepted connections between a listener and a gRPC server.
+pub fn incoming(connections_max: usize) -> (IncomingSender, Incoming) {
+    let (sender, receiver) = mpsc::channel(connections_max.max(1));
+    (IncomingSender(sender), Incoming(receiver))
+}
+
+impl IncomingSender {
+    /// Waits for room in the queue.
+    pub async fn send(&self, connection: AcceptedTls) -> Result<(), ServerGone> {
+        self.0.send(connection).await.map_err(|_| ServerGone)
+    }
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<AcceptedTls>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|next| next.map(Ok))
+    }
+}

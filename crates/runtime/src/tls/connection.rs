@@ -1,0 +1,166 @@
+//! TLS configurations and handshakes: TLS 1.3 alone, no resumption, no early data.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
+use rustls::{ClientConfig, Error, ServerConfig, version};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::provider;
+
+/// The server's end of an established connection.
+pub type ServerStream<S> = tokio_rustls::server::TlsStream<S>;
+/// The client's end of an established connection.
+pub type ClientStream<S> = tokio_rustls::client::TlsStream<S>;
+
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
+const FAREWELL_BYTES_MAX: u64 = 256 * 1024;
+
+/// Why a handshake did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// Too slow.
+    #[error("no TLS handshake within {milliseconds} ms")]
+    TimedOut {
+        /// The limit.
+        milliseconds: u128,
+    },
+    /// Refused by either side, or the connection failed.
+    #[error("TLS handshake: {0}")]
+    Failed(#[from] io::Error),
+    /// The name to be sent is no DNS name.
+    #[error("{name:?} cannot be sent as a server name")]
+    Name {
+        /// The name.
+        name: String,
+    },
+}
+
+impl HandshakeError {
+    /// The alert the other side answered with, if it did.
+    pub fn alert_received(&self) -> Option<rustls::AlertDescription> {
+        match self {
+            Self::Failed(error) => alert_received(error),
+            Self::TimedOut { .. } | Self::Name { .. } => None,
+        }
+    }
+}
+
+/// The alert behind an error of a TLS stream: a server's verdict on a client certificate arrives with the first
+/// read, after the client's handshake has ended (RFC 8446 §4.4.4).
+pub fn alert_received(error: &io::Error) -> Option<rustls::AlertDescription> {
+    let inner = error.get_ref()?.downcast_ref::<Error>()?;
+    if let Error::AlertReceived(alert) = inner {
+        Some(*alert)
+    } else {
+        None
+    }
+}
+
+/// A server that asks for client certificates. `clients` is made anew for each connection, and so is this.
+pub fn server_config(
+    identity: Arc<dyn ResolvesServerCert>,
+    clients: Arc<dyn ClientCertVerifier>,
+    alpn: &[&str],
+) -> Result<Arc<ServerConfig>, Error> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&version::TLS13])?
+        .with_client_cert_verifier(clients)
+        .with_cert_resolver(identity);
+    // rustls does not call the client verifier when a session is resumed: a lock would not be seen.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config.alpn_protocols = protocols(alpn);
+    Ok(Arc::new(config))
+}
+
+/// A server that asks for no client certificate: the web pages at `<cluster>`.
+pub fn web_server_config(
+    identity: Arc<dyn ResolvesServerCert>,
+    alpn: &[&str],
+) -> Result<Arc<ServerConfig>, Error> {
+    server_config(identity, Arc::new(NoClientAuth), alpn)
+}
+
+/// A client. Without `identity` it shows no certificate.
+pub fn client_config(
+    servers: Arc<dyn rustls::client::danger::ServerCertVerifier>,
+    identity: Option<Arc<dyn ResolvesClientCert>>,
+    alpn: &[&str],
+) -> Result<Arc<ClientConfig>, Error> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(servers);
+    let mut config = match identity {
+        Some(identity) => builder.with_client_cert_resolver(identity),
+        None => builder.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.alpn_protocols = protocols(alpn);
+    Ok(Arc::new(config))
+}
+
+/// Answers a client. After a refusal the alert is given time to be read.
+pub async fn handshake<S>(
+    stream: S,
+    config: Arc<ServerConfig>,
+    timeout: Duration,
+) -> Result<ServerStream<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
+    match tokio::time::timeout(timeout, accepting).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err((error, stream))) => {
+            farewell(stream).await;
+            Err(HandshakeError::Failed(error))
+        }
+        Err(_) => Err(HandshakeError::TimedOut {
+            milliseconds: timeout.as_millis(),
+        }),
+    }
+}
+
+/// Connects as a client over `stream`, asking for `sni`.
+pub async fn connect<S>(
+    stream: S,
+    sni: &str,
+    config: Arc<ClientConfig>,
+    timeout: Duration,
+) -> Result<ClientStream<S>, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let name =
+        ServerName::try_from(sni.to_owned()).map_err(|_| HandshakeError::Name { name: sni.to_owned() })?;
+    match tokio::time::timeout(timeout, TlsConnector::from(config).connect(name, stream)).await {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err(HandshakeError::TimedOut {
+            milliseconds: timeout.as_millis(),
+        }),
+    }
+}
+
+/// Closing a socket with unread bytes resets the connection, and the client would lose the alert: read what it
+/// sent along with its Finished first.
+async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let last_words = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(FAREWELL_BYTES_MAX), &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(FAREWELL_TIMEOUT, last_words).await;
+}
+
+fn protocols(alpn: &[&str]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect()
+}
