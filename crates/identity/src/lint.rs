@@ -118,3 +118,114 @@ fn key_identifiers(certificate: &X509Certificate<'_>, issuer: &IssuerCertificate
 const fn rule(holds: bool, otherwise: &'static str) -> Result<(), LintError> {
     if holds { Ok(()) } else { Err(LintError(otherwise)) }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
+    use iap_testkit::{Forgery, TestCluster};
+    use rcgen::{BasicConstraints, CustomExtension, IsCa, KeyUsagePurpose};
+
+    use super::*;
+
+    /// The verdict on a good user certificate after spoiling it.
+    fn verdict(spoil: impl FnOnce(&mut Forgery)) -> Result<(), LintError> {
+        let cluster = TestCluster::new("iap.example.com").unwrap();
+        let mut forgery = Forgery::user(&cluster).unwrap();
+        spoil(&mut forgery);
+        // By bytes: the kit was built with the crate as others see it.
+        let authority = cluster.bundle().authorities(iap_testkit::USER_CA)[0].to_vec();
+        let der = forgery.signed_by(&cluster, iap_testkit::USER_CA).unwrap();
+        leaf(&der, &IssuerCertificate::parse(&authority).unwrap())
+    }
+
+    #[test]
+    fn a_good_leaf_passes() {
+        assert_eq!(verdict(|_| {}), Ok(()));
+    }
+
+    #[test]
+    fn every_rule_can_be_broken() {
+        type Spoil = fn(&mut Forgery);
+        let foreign = |forgery: &mut Forgery| {
+            forgery.foreign_extension = Some(CustomExtension::from_oid_content(
+                &[1, 3, 6, 1, 4, 1, 32473, 9],
+                vec![5, 0],
+            ));
+        };
+        let spoils: [(Spoil, &str); 14] = [
+            (
+                |forgery| forgery.not_after += time::Duration::days(3000),
+                "it outlives its authority",
+            ),
+            (
+                |forgery| forgery.serial = vec![0x40; 19],
+                "its serial is not a positive number of 20 bytes",
+            ),
+            (
+                |forgery| forgery.serial = vec![0x80; 20],
+                "its serial is not a positive number of 20 bytes",
+            ),
+            (
+                |forgery| forgery.common_name = Some("alice".to_owned()),
+                "its subject is not empty",
+            ),
+            (
+                |forgery| forgery.extensions.push(vec![5, 0]),
+                "an extension occurs twice",
+            ),
+            (
+                |forgery| forgery.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+                "its basic constraints are not critical cA=FALSE",
+            ),
+            (
+                |forgery| forgery.is_ca = IsCa::NoCa,
+                "it has no basic constraints",
+            ),
+            (
+                |forgery| forgery.key_usages.push(KeyUsagePurpose::KeyCertSign),
+                "its key usage is not critical digitalSignature",
+            ),
+            (|forgery| forgery.key_usages.clear(), "it has no key usage"),
+            (|forgery| forgery.usages.clear(), "it has no extended key usage"),
+            (
+                |forgery| forgery.critical = true,
+                "its identity extension is critical",
+            ),
+            (foreign, "it has an extension that belongs to no leaf"),
+            (
+                |forgery| forgery.key_identifier = Some(vec![1; 20]),
+                "its subject key identifier is not that of its key",
+            ),
+            (
+                |forgery| forgery.names_authority = false,
+                "its authority key identifier is not that of its authority",
+            ),
+        ];
+        for (spoil, rule) in spoils {
+            assert_eq!(verdict(spoil), Err(LintError(rule)));
+        }
+    }
+
+    #[test]
+    fn the_issuer_must_be_the_authority_given() {
+        let (cluster, other) = (
+            TestCluster::new("iap.example.com").unwrap(),
+            TestCluster::new("iap.example.com").unwrap(),
+        );
+        let der = Forgery::user(&cluster)
+            .unwrap()
+            .signed_by(&cluster, iap_testkit::USER_CA)
+            .unwrap();
+        let authority = other.bundle().authorities(iap_testkit::USER_CA)[0].to_vec();
+        let result = leaf(&der, &IssuerCertificate::parse(&authority).unwrap());
+        assert_eq!(
+            result,
+            Err(LintError("its issuer is not the authority's subject"))
+        );
+    }
+}

@@ -2,12 +2,10 @@
 //! exactly one thing.
 
 use anyhow::Context;
-use iap_identity::{
-    AgentId, CaClass, CertificateDer, Class, IDENTITY_EXTENSION_OID, IdentityExtension, LoginId,
-};
+use iap_identity::{AgentId, CaClass, CertificateDer, Class, IDENTITY_EXTENSION_OID, IdentityExtension};
 use rcgen::{
-    CertificateParams, CustomExtension, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber, SigningKey,
+    CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SigningKey,
 };
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -35,6 +33,18 @@ pub struct Forgery {
     pub not_after: OffsetDateTime,
     /// The basic constraints.
     pub is_ca: IsCa,
+    /// The key usage.
+    pub key_usages: Vec<KeyUsagePurpose>,
+    /// The serial's bytes.
+    pub serial: Vec<u8>,
+    /// A common name in the subject, which is empty in a good leaf.
+    pub common_name: Option<String>,
+    /// The subject key identifier; `None`: that of the key.
+    pub key_identifier: Option<Vec<u8>>,
+    /// Whether there is an authority key identifier.
+    pub names_authority: bool,
+    /// An extension no profile knows.
+    pub foreign_extension: Option<CustomExtension>,
 }
 
 impl Forgery {
@@ -101,16 +111,14 @@ impl Forgery {
         key: &impl SigningKey,
     ) -> anyhow::Result<CertificateDer<'static>> {
         let issuer = Issuer::from_ca_cert_der(issuer, key)?;
-        Ok(self
-            .params()?
-            .signed_by(&KeyPair::generate()?, &issuer)?
-            .der()
-            .clone())
+        let own = KeyPair::generate()?;
+        Ok(self.params(&own)?.signed_by(&own, &issuer)?.der().clone())
     }
 
     /// Signed by its own key.
     pub fn self_signed(&self) -> anyhow::Result<CertificateDer<'static>> {
-        Ok(self.params()?.self_signed(&KeyPair::generate()?)?.der().clone())
+        let own = KeyPair::generate()?;
+        Ok(self.params(&own)?.self_signed(&own)?.der().clone())
     }
 
     fn leaf(
@@ -129,21 +137,33 @@ impl Forgery {
             not_before: cluster.now - Duration::minutes(1),
             not_after: cluster.now + Duration::hours(1),
             is_ca: IsCa::ExplicitNoCa,
+            key_usages: vec![KeyUsagePurpose::DigitalSignature],
+            serial: [&[0x40; 4], Uuid::now_v7().as_bytes().as_slice()].concat(),
+            common_name: None,
+            key_identifier: None,
+            names_authority: true,
+            foreign_extension: None,
         })
     }
 
-    fn params(&self) -> anyhow::Result<CertificateParams> {
+    fn params(&self, key: &KeyPair) -> anyhow::Result<CertificateParams> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.serial_number = Some(SerialNumber::from_slice(
-            LoginId::from_uuid(Uuid::now_v7()).as_bytes(),
-        ));
+        if let Some(name) = &self.common_name {
+            params.distinguished_name.push(DnType::CommonName, name.as_str());
+        }
+        params.serial_number = Some(SerialNumber::from_slice(&self.serial));
         params.not_before = self.not_before;
         params.not_after = self.not_after;
         params.is_ca = self.is_ca;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.key_usages.clone_from(&self.key_usages);
         params.extended_key_usages.clone_from(&self.usages);
-        params.use_authority_key_identifier_extension = true;
+        params.use_authority_key_identifier_extension = self.names_authority;
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.public_key_raw());
+        let of_key = digest.as_ref().iter().take(20).copied().collect();
+        params.key_identifier_method =
+            KeyIdMethod::PreSpecified(self.key_identifier.clone().unwrap_or(of_key));
+        params.custom_extensions.extend(self.foreign_extension.clone());
         for uri in &self.uris {
             params
                 .subject_alt_names

@@ -1,10 +1,16 @@
 //! What several test suites share: a certificate authority of their own, folders, ports, waiting.
 //! Knows nothing of the four programs.
 
+pub mod browser;
 pub mod certificates;
 pub mod forgery;
 pub mod waiting;
 
+pub use browser::{Browser, Page};
 pub use certificates::{Credential, TestCluster};
 pub use forgery::Forgery;
 pub use waiting::{free_port, temp, wait_until, wait_until_async};
+
+/// The users' authority, for the unit tests of `iap-identity` itself: there the crate exists twice, and
+/// only this one's types fit the kit.
+pub const USER_CA: iap_identity::CaClass = iap_identity::CaClass::User;
