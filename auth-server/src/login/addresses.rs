@@ -40,11 +40,14 @@ impl Reach {
     /// Whether plain `http` to this host is allowed: only to loopback on a development plane.
     pub(crate) fn allows_http(&self, host: &str) -> bool {
         self.development
-            && (is_localhost(host) || literal(host).is_some_and(|address| network(address) == Network::Loopback))
+            && (is_localhost(host)
+                || literal(host).is_some_and(|address| network(address) == Network::Loopback))
     }
 
     fn is_private_host(&self, host: &str) -> bool {
-        self.private_host.as_deref().is_some_and(|allowed| allowed.eq_ignore_ascii_case(host))
+        self.private_host
+            .as_deref()
+            .is_some_and(|allowed| allowed.eq_ignore_ascii_case(host))
     }
 }
 
@@ -97,7 +100,11 @@ fn network_v6(address: Ipv6Addr) -> Network {
         Network::Private
     } else if unique_local {
         // fd00:ec2::/32 is a metadata service; the rest of fd00:: is as good as any private network.
-        if second == 0x0ec2 { Network::Never } else { Network::Private }
+        if second == 0x0ec2 {
+            Network::Never
+        } else {
+            Network::Private
+        }
     } else if global_unicast && !(first == 0x2001 && second == 0x0db8) {
         Network::Public
     } else {
@@ -118,11 +125,22 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
     use super::*;
 
-    const PRODUCTION: Reach = Reach { development: false, private_host: None };
-    const DEVELOPMENT: Reach = Reach { development: true, private_host: None };
+    const PRODUCTION: Reach = Reach {
+        development: false,
+        private_host: None,
+    };
+    const DEVELOPMENT: Reach = Reach {
+        development: true,
+        private_host: None,
+    };
 
     fn allows(reach: &Reach, address: &str) -> bool {
         reach.allows("idp.example.com", address.parse().unwrap())
@@ -138,9 +156,26 @@ mod tests {
     #[test]
     fn neighbours_and_metadata_services_are_not_reached() {
         for address in [
-            "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.0.1", "100.100.100.200", "198.18.0.1", "192.0.0.192",
-            "169.254.169.254", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "::1", "fe80::1", "fd00:ec2::254",
-            "fc00::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1",
+            "127.0.0.1",
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.0.1",
+            "100.100.100.200",
+            "198.18.0.1",
+            "192.0.0.192",
+            "169.254.169.254",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "fd00:ec2::254",
+            "fc00::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "2002:a9fe:a9fe::1",
             "ff02::1",
         ] {
             assert!(!allows(&PRODUCTION, address), "{address}");
@@ -155,7 +190,10 @@ mod tests {
 
     #[test]
     fn a_private_issuer_is_reached_by_its_own_host_alone_and_never_link_local() {
-        let reach = Reach { development: false, private_host: Some("sso.corp.example".to_owned()) };
+        let reach = Reach {
+            development: false,
+            private_host: Some("sso.corp.example".to_owned()),
+        };
         let private = "10.0.0.5".parse().unwrap();
         assert!(reach.allows("sso.corp.example", private));
         assert!(!reach.allows("other.corp.example", private));

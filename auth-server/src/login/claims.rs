@@ -92,7 +92,10 @@ pub enum ClaimsError {
 impl Claims {
     /// Whether the userinfo endpoint may know something that the ID token left out.
     pub(crate) fn lacks(&self, connector: &ConnectorConfig) -> bool {
-        let groups = connector.groups_claim.as_ref().is_some_and(|claim| !self.other.contains_key(claim));
+        let groups = connector
+            .groups_claim
+            .as_ref()
+            .is_some_and(|claim| !self.other.contains_key(claim));
         groups || (self.email.is_none() && self.preferred_username.is_none())
     }
 
@@ -140,7 +143,9 @@ impl Claims {
 }
 
 fn subject(claims: &Claims, connector: &ConnectorConfig) -> Result<String, ClaimsError> {
-    let entra = ENTRA_ISSUERS.iter().any(|prefix| connector.issuer.starts_with(prefix));
+    let entra = ENTRA_ISSUERS
+        .iter()
+        .any(|prefix| connector.issuer.starts_with(prefix));
     let text = |name: &str| claims.other.get(name).and_then(Value::as_str);
     let subject = match (entra, text("tid"), text("oid")) {
         (true, Some(tenant), Some(object)) => format!("{tenant}.{object}"),
@@ -176,7 +181,9 @@ fn name(
         return Ok(email.to_owned());
     }
     let Some(name) = claims.preferred_username.clone() else {
-        return Err(ClaimsError::NoName { connector: connector.name.clone() });
+        return Err(ClaimsError::NoName {
+            connector: connector.name.clone(),
+        });
     };
     if is_in(&name, owned) {
         return Err(ClaimsError::UnverifiedEmailAsName);
@@ -188,16 +195,22 @@ fn groups(claims: &Claims, connector: &ConnectorConfig) -> Result<Vec<GroupName>
     let Some(claim) = &connector.groups_claim else {
         return Ok(Vec::new());
     };
-    let unreadable =
-        || ClaimsError::UnreadableGroups { connector: connector.name.clone(), claim: claim.clone() };
+    let unreadable = || ClaimsError::UnreadableGroups {
+        connector: connector.name.clone(),
+        claim: claim.clone(),
+    };
     let names: Vec<&str> = match claims.other.get(claim) {
-        Some(Value::Array(names)) => {
-            names.iter().map(|name| name.as_str().ok_or_else(unreadable)).collect::<Result<_, _>>()?
-        }
+        Some(Value::Array(names)) => names
+            .iter()
+            .map(|name| name.as_str().ok_or_else(unreadable))
+            .collect::<Result<_, _>>()?,
         Some(Value::String(name)) => vec![name],
         Some(_) => return Err(unreadable()),
         None => {
-            return Err(ClaimsError::NoGroupsClaim { connector: connector.name.clone(), claim: claim.clone() });
+            return Err(ClaimsError::NoGroupsClaim {
+                connector: connector.name.clone(),
+                claim: claim.clone(),
+            });
         }
     };
     if names.len() > GROUPS_MAX {
@@ -220,7 +233,12 @@ fn usable(text: String, bytes_max: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
     use super::*;
     use serde_json::json;
 
@@ -263,14 +281,22 @@ mod tests {
 
     #[test]
     fn an_unverified_email_is_not_the_name() {
-        let identity = identity(Claims { email_verified: false, ..claims(json!([])) }).unwrap();
+        let identity = identity(Claims {
+            email_verified: false,
+            ..claims(json!([]))
+        })
+        .unwrap();
         assert_eq!((identity.name.as_str(), identity.email), ("alice", None));
     }
 
     #[test]
     fn an_email_in_a_foreign_domain_is_not_the_name() {
         let email = Some("alice@attacker.test".to_owned());
-        let identity = identity(Claims { email, ..claims(json!([])) }).unwrap();
+        let identity = identity(Claims {
+            email,
+            ..claims(json!([]))
+        })
+        .unwrap();
         assert_eq!((identity.name.as_str(), identity.email), ("alice", None));
     }
 
@@ -281,7 +307,10 @@ mod tests {
             preferred_username: Some("admin@Example.com".to_owned()),
             ..claims(json!([]))
         };
-        assert!(matches!(identity(pretending), Err(ClaimsError::UnverifiedEmailAsName)));
+        assert!(matches!(
+            identity(pretending),
+            Err(ClaimsError::UnverifiedEmailAsName)
+        ));
     }
 
     #[test]
@@ -298,35 +327,70 @@ mod tests {
 
     #[test]
     fn without_any_name_nobody_logs_in() {
-        let nameless = Claims { email: None, preferred_username: None, ..claims(json!([])) };
+        let nameless = Claims {
+            email: None,
+            preferred_username: None,
+            ..claims(json!([]))
+        };
         assert!(matches!(identity(nameless), Err(ClaimsError::NoName { .. })));
     }
 
     #[test]
     fn a_missing_groups_claim_refuses_and_names_the_setting() {
-        let error = identity(Claims { other: BTreeMap::new(), ..claims(json!([])) }).unwrap_err();
-        assert!(error.to_string().contains("groups_claim") && error.to_string().contains("okta"), "{error}");
+        let error = identity(Claims {
+            other: BTreeMap::new(),
+            ..claims(json!([]))
+        })
+        .unwrap_err();
+        assert!(
+            error.to_string().contains("groups_claim") && error.to_string().contains("okta"),
+            "{error}"
+        );
     }
 
     #[test]
     fn groups_that_are_no_list_of_names_refuse() {
         for wrong in [json!({"a": 1}), json!([1]), json!(null)] {
-            assert!(matches!(identity(claims(wrong)), Err(ClaimsError::UnreadableGroups { .. })));
+            assert!(matches!(
+                identity(claims(wrong)),
+                Err(ClaimsError::UnreadableGroups { .. })
+            ));
         }
-        assert!(matches!(identity(claims(json!(["a\u{7}"]))), Err(ClaimsError::GroupName(_))));
+        assert!(matches!(
+            identity(claims(json!(["a\u{7}"]))),
+            Err(ClaimsError::GroupName(_))
+        ));
     }
 
     #[test]
     fn a_connector_without_groups_needs_no_claim() {
-        let connector = ConnectorConfig { groups_claim: None, ..connector() };
-        let without = Claims { other: BTreeMap::new(), ..claims(json!([])) };
-        assert!(without.identity(&connector, &connector.domains, OffsetDateTime::UNIX_EPOCH).unwrap().groups.is_empty());
+        let connector = ConnectorConfig {
+            groups_claim: None,
+            ..connector()
+        };
+        let without = Claims {
+            other: BTreeMap::new(),
+            ..claims(json!([]))
+        };
+        assert!(
+            without
+                .identity(&connector, &connector.domains, OffsetDateTime::UNIX_EPOCH)
+                .unwrap()
+                .groups
+                .is_empty()
+        );
     }
 
     #[test]
     fn the_signed_token_stands_and_userinfo_fills_gaps() {
-        let mut token = Claims { preferred_username: None, ..claims(json!(["signed"])) };
-        let info = Claims { email: Some("mallory@example.com".to_owned()), ..claims(json!(["unsigned"])) };
+        let mut token = Claims {
+            preferred_username: None,
+            ..claims(json!(["signed"]))
+        };
+        let info = Claims {
+            email: Some("mallory@example.com".to_owned()),
+            ..claims(json!(["unsigned"]))
+        };
         token.fill_from(info);
         let identity = identity(token).unwrap();
         assert_eq!(identity.name, "alice@example.com");
@@ -342,7 +406,17 @@ mod tests {
         let mut with_ids = claims(json!([]));
         with_ids.other.insert("tid".to_owned(), json!("t"));
         with_ids.other.insert("oid".to_owned(), json!("o"));
-        assert_eq!(with_ids.identity(&entra, &entra.domains, OffsetDateTime::UNIX_EPOCH).unwrap().subject, "t.o");
-        assert!(claims(json!([])).identity(&entra, &entra.domains, OffsetDateTime::UNIX_EPOCH).is_err());
+        assert_eq!(
+            with_ids
+                .identity(&entra, &entra.domains, OffsetDateTime::UNIX_EPOCH)
+                .unwrap()
+                .subject,
+            "t.o"
+        );
+        assert!(
+            claims(json!([]))
+                .identity(&entra, &entra.domains, OffsetDateTime::UNIX_EPOCH)
+                .is_err()
+        );
     }
 }

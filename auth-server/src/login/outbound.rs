@@ -103,7 +103,10 @@ pub(crate) struct Outbound {
 pub(crate) enum Ask<'a> {
     Get,
     GetWithToken(&'a str),
-    PostForm { form: &'a [(&'a str, &'a str)], basic: Option<(&'a str, &'a str)> },
+    PostForm {
+        form: &'a [(&'a str, &'a str)],
+        basic: Option<(&'a str, &'a str)>,
+    },
 }
 
 impl Outbound {
@@ -134,7 +137,11 @@ impl Outbound {
     ///
     /// # Errors
     /// Unless the answer is 200 and the document expected.
-    pub(crate) async fn document<T: DeserializeOwned>(&self, url: &Url, ask: Ask<'_>) -> Result<T, OutboundError> {
+    pub(crate) async fn document<T: DeserializeOwned>(
+        &self,
+        url: &Url,
+        ask: Ask<'_>,
+    ) -> Result<T, OutboundError> {
         self.send(url, ask).await?.document()
     }
 
@@ -162,24 +169,31 @@ impl Outbound {
             .map_err(|error| failure(url, &error))?;
         let status = response.status();
         if status.is_redirection() {
-            return Err(OutboundError::Redirected { url: url.clone(), status: status.as_u16() });
+            return Err(OutboundError::Redirected {
+                url: url.clone(),
+                status: status.as_u16(),
+            });
         }
         let body = read_bounded(url, response).await?;
-        Ok(Answer { url: url.clone(), status, body })
+        Ok(Answer {
+            url: url.clone(),
+            status,
+            body,
+        })
     }
 
     /// Scheme and literal addresses; names are checked as they are resolved, so that what was checked is
     /// what is dialled.
-    fn check(&self, url: &Url) -> Result<(), OutboundError> {
+    pub(crate) fn check(&self, url: &Url) -> Result<(), OutboundError> {
         let host = url.host_str().unwrap_or_default();
         let plain_allowed = url.scheme() == "http" && self.reach.allows_http(host);
         if url.scheme() != "https" && !plain_allowed {
             return Err(OutboundError::NotHttps(url.clone()));
         }
         match literal(host) {
-            Some(address) if !self.reach.allows(host, address) => {
-                Err(OutboundError::Forbidden { host: host.to_owned() })
-            }
+            Some(address) if !self.reach.allows(host, address) => Err(OutboundError::Forbidden {
+                host: host.to_owned(),
+            }),
             Some(_) | None => Ok(()),
         }
     }
@@ -194,14 +208,23 @@ impl Answer {
         if self.status != StatusCode::OK {
             return Err(self.refused());
         }
-        serde_json::from_slice(&self.body)
-            .map_err(|error| OutboundError::Unreadable { url: self.url, why: error.to_string() })
+        serde_json::from_slice(&self.body).map_err(|error| OutboundError::Unreadable {
+            url: self.url,
+            why: error.to_string(),
+        })
     }
 
     /// The answer as an error that quotes it.
     pub(crate) fn refused(self) -> OutboundError {
-        let body = String::from_utf8_lossy(&self.body).chars().take(QUOTED_CHARS_MAX).collect();
-        OutboundError::Status { url: self.url, status: self.status.as_u16(), body }
+        let body = String::from_utf8_lossy(&self.body)
+            .chars()
+            .take(QUOTED_CHARS_MAX)
+            .collect();
+        OutboundError::Status {
+            url: self.url,
+            status: self.status.as_u16(),
+            body,
+        }
     }
 }
 
@@ -223,11 +246,18 @@ fn failure(url: &Url, error: &reqwest::Error) -> OutboundError {
     let mut cause: &dyn std::error::Error = error;
     loop {
         if let Some(forbidden) = cause.downcast_ref::<ForbiddenName>() {
-            return OutboundError::Forbidden { host: forbidden.0.clone() };
+            return OutboundError::Forbidden {
+                host: forbidden.0.clone(),
+            };
         }
         match cause.source() {
             Some(source) => cause = source,
-            None => return OutboundError::Unreachable { url: url.clone(), why: cause.to_string() },
+            None => {
+                return OutboundError::Unreachable {
+                    url: url.clone(),
+                    why: cause.to_string(),
+                };
+            }
         }
     }
 }
@@ -249,8 +279,10 @@ impl Resolve for Resolver {
             let host = name.as_str().to_owned();
             let all = lookup(&host).await?;
             let found = !all.is_empty();
-            let within: Vec<SocketAddr> =
-                all.into_iter().filter(|address| reach.allows(&host, address.ip())).collect();
+            let within: Vec<SocketAddr> = all
+                .into_iter()
+                .filter(|address| reach.allows(&host, address.ip()))
+                .collect();
             if within.is_empty() && found {
                 return Err(ForbiddenName(host).into());
             }
@@ -262,7 +294,10 @@ impl Resolve for Resolver {
 async fn lookup(host: &str) -> Result<Vec<SocketAddr>, std::io::Error> {
     if is_localhost(host) {
         let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        return Ok(loopback.into_iter().map(|address| SocketAddr::new(address, 0)).collect());
+        return Ok(loopback
+            .into_iter()
+            .map(|address| SocketAddr::new(address, 0))
+            .collect());
     }
     Ok(tokio::net::lookup_host((host, 0)).await?.collect())
 }

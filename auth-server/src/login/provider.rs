@@ -19,7 +19,7 @@ use super::outbound::{Ask, Outbound, OutboundError};
 use super::secrets::{Secret, pkce_challenge};
 use crate::config::ConnectorConfig;
 
-pub(crate) use exchange::Answered;
+pub(crate) use exchange::{Answered, refusal_error};
 
 /// How long a discovery document and its keys are used before they are fetched again.
 const DESCRIPTION_AGE_MAX: Duration = Duration::from_secs(3600);
@@ -104,9 +104,13 @@ impl ProviderError {
         match self {
             ProviderError::Outbound(error) => match **error {
                 OutboundError::TimedOut { .. } => "it did not answer in time".to_owned(),
-                OutboundError::Unreachable { .. } | OutboundError::Client(_) => "it cannot be reached".to_owned(),
+                OutboundError::Unreachable { .. } | OutboundError::Client(_) => {
+                    "it cannot be reached".to_owned()
+                }
                 OutboundError::TooLarge { .. } => "its answer is far too large".to_owned(),
-                OutboundError::Redirected { .. } => "it answered with a redirect, which is not followed".to_owned(),
+                OutboundError::Redirected { .. } => {
+                    "it answered with a redirect, which is not followed".to_owned()
+                }
                 OutboundError::Forbidden { .. } | OutboundError::NotHttps(_) | OutboundError::NotUrl(_) => {
                     "it points to an address that is not allowed".to_owned()
                 }
@@ -187,7 +191,12 @@ impl Provider {
         development: bool,
     ) -> Result<Self, OutboundError> {
         let reach = reach(&connector, development);
-        Ok(Self { outbound: Outbound::new(reach)?, connector, owned, known: Mutex::default() })
+        Ok(Self {
+            outbound: Outbound::new(reach)?,
+            connector,
+            owned,
+            known: Mutex::default(),
+        })
     }
 
     /// The same with another time limit, for tests.
@@ -196,7 +205,12 @@ impl Provider {
         #![allow(clippy::unwrap_used)]
         let outbound = Outbound::with_time(reach(&connector, true), time).unwrap();
         let owned = connector.domains.clone();
-        Self { outbound, connector, owned, known: Mutex::default() }
+        Self {
+            outbound,
+            connector,
+            owned,
+            known: Mutex::default(),
+        }
     }
 
     /// The connector's name.
@@ -206,7 +220,9 @@ impl Provider {
 
     /// The host a person is sent to, for buttons.
     pub(crate) fn host(&self) -> String {
-        let host = Url::parse(&self.connector.issuer).ok().and_then(|url| url.host_str().map(str::to_owned));
+        let host = Url::parse(&self.connector.issuer)
+            .ok()
+            .and_then(|url| url.host_str().map(str::to_owned));
         host.unwrap_or_else(|| self.connector.issuer.clone())
     }
 
@@ -225,7 +241,10 @@ impl Provider {
             .append_pair("scope", &self.connector.scopes.join(" "))
             .append_pair("state", asking.state.expose())
             .append_pair("nonce", &asking.cookie.nonce(asking.state))
-            .append_pair("code_challenge", &pkce_challenge(&asking.cookie.pkce_verifier(asking.state)))
+            .append_pair(
+                "code_challenge",
+                &pkce_challenge(&asking.cookie.pkce_verifier(asking.state)),
+            )
             .append_pair("code_challenge_method", "S256");
         if asking.prompt_login {
             // OpenID Connect Core §3.1.2.1; `max_age` makes the provider tell when that was.
@@ -250,7 +269,10 @@ impl Provider {
         match self.discover().await {
             Ok(description) => {
                 let description = Arc::new(description);
-                *known = Known { description: Some((Instant::now(), Arc::clone(&description))), ..Known::default() };
+                *known = Known {
+                    description: Some((Instant::now(), Arc::clone(&description))),
+                    ..Known::default()
+                };
                 Ok(description)
             }
             Err(failure) => {
@@ -266,28 +288,44 @@ impl Provider {
         let Some((since, description)) = known.description.clone() else {
             return Ok(None);
         };
-        if known.keys_asked.is_some_and(|asked| asked.elapsed() < KEYS_REFETCH_INTERVAL) {
+        if known
+            .keys_asked
+            .is_some_and(|asked| asked.elapsed() < KEYS_REFETCH_INTERVAL)
+        {
             return Ok(None);
         }
         known.keys_asked = Some(Instant::now());
         let keys = self.keys(&description.jwks_uri).await?;
-        let description = Arc::new(Description { keys, ..(*description).clone() });
+        let description = Arc::new(Description {
+            keys,
+            ..(*description).clone()
+        });
         known.description = Some((since, Arc::clone(&description)));
         Ok(Some(description))
     }
 
     async fn discover(&self) -> Result<Description, ProviderError> {
         let issuer = &self.connector.issuer;
-        let address = self.endpoint(&format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/')))?;
+        let address = self.endpoint(&format!(
+            "{}/.well-known/openid-configuration",
+            issuer.trim_end_matches('/')
+        ))?;
         let document: Document = self.outbound.document(&address, Ask::Get).await?;
         if document.issuer != *issuer {
-            return Err(ProviderError::WrongIssuer { expected: issuer.clone(), found: document.issuer });
+            return Err(ProviderError::WrongIssuer {
+                expected: issuer.clone(),
+                found: document.issuer,
+            });
         }
         let jwks_uri = self.endpoint(&document.jwks_uri)?;
         Ok(Description {
             authorization_endpoint: self.endpoint(&document.authorization_endpoint)?,
             token_endpoint: self.endpoint(&document.token_endpoint)?,
-            userinfo_endpoint: document.userinfo_endpoint.as_deref().map(|url| self.endpoint(url)).transpose()?,
+            userinfo_endpoint: document
+                .userinfo_endpoint
+                .as_deref()
+                .map(|url| self.endpoint(url))
+                .transpose()?,
             secret_in_form: wants_secret_in_form(document.token_endpoint_auth_methods_supported.as_deref()),
             names_issuer: document.authorization_response_iss_parameter_supported,
             keys: self.keys(&jwks_uri).await?,
@@ -299,7 +337,10 @@ impl Provider {
     async fn keys(&self, jwks_uri: &Url) -> Result<CoreJsonWebKeySet, ProviderError> {
         let keys: CoreJsonWebKeySet = self.outbound.document(jwks_uri, Ask::Get).await?;
         if keys.keys().len() > KEYS_MAX {
-            return Err(OutboundError::TooLarge { url: jwks_uri.clone() }.into());
+            return Err(OutboundError::TooLarge {
+                url: jwks_uri.clone(),
+            }
+            .into());
         }
         Ok(keys)
     }
@@ -312,8 +353,13 @@ impl Provider {
 }
 
 fn reach(connector: &ConnectorConfig, development: bool) -> Reach {
-    let host = Url::parse(&connector.issuer).ok().and_then(|url| url.host_str().map(str::to_owned));
-    Reach { development, private_host: host.filter(|_| connector.allow_private) }
+    let host = Url::parse(&connector.issuer)
+        .ok()
+        .and_then(|url| url.host_str().map(str::to_owned));
+    Reach {
+        development,
+        private_host: host.filter(|_| connector.allow_private),
+    }
 }
 
 /// `client_secret_basic` is the default (OpenID Connect Discovery §3) and preferred.

@@ -4,13 +4,13 @@
 //! from that cookie and the OIDC `state`, so a copy of the database cannot continue anybody's login, and
 //! a callback that arrives in another browser cannot be answered at all.
 
-use aws_lc_rs::{constant_time, digest, hmac};
+use aws_lc_rs::{constant_time, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use time::OffsetDateTime;
 
 use crate::context::{NoRandomness, Random};
-use crate::store::Hash;
+use crate::store::{Hash, hash_of};
 
 /// Bytes of every random secret.
 const SECRET_BYTES: usize = 32;
@@ -61,7 +61,12 @@ impl Secret {
 
     /// What a person typed: letters alone count, in either case.
     pub(crate) fn typed(text: &str) -> Self {
-        Self(text.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_uppercase()).collect())
+        Self(
+            text.chars()
+                .filter(char::is_ascii_alphanumeric)
+                .map(|letter| letter.to_ascii_uppercase())
+                .collect(),
+        )
     }
 
     /// For the one place that sends it.
@@ -71,7 +76,7 @@ impl Secret {
 
     /// As it is stored.
     pub(crate) fn hash(&self) -> Hash {
-        sha256(self.0.as_bytes())
+        hash_of(self.0.as_bytes())
     }
 
     /// Whether this is the secret of which that hash was kept.
@@ -81,14 +86,21 @@ impl Secret {
 
     /// Whether a one-time code is past its own time.
     pub(crate) fn is_late(&self, now: OffsetDateTime) -> bool {
-        let until = self.0.split_once('.').and_then(|(until, _)| until.parse::<i64>().ok());
+        let until = self
+            .0
+            .split_once('.')
+            .and_then(|(until, _)| until.parse::<i64>().ok());
         until.is_none_or(|until| now.unix_timestamp() > until)
     }
 
     /// Grouped for reading: `BCDF-GHJK-LM`.
     pub(crate) fn grouped(&self) -> String {
         let letters: Vec<char> = self.0.chars().collect();
-        letters.chunks(4).map(|group| group.iter().collect::<String>()).collect::<Vec<_>>().join("-")
+        letters
+            .chunks(4)
+            .map(|group| group.iter().collect::<String>())
+            .collect::<Vec<_>>()
+            .join("-")
     }
 
     /// A value that only the holder of this secret, and of `context`, can compute.
@@ -115,20 +127,14 @@ impl Secret {
 
     /// Whether a form carried [`Secret::form_token`].
     pub(crate) fn made_form_token(&self, login: &str, presented: &str) -> bool {
-        constant_time::verify_slices_are_equal(self.form_token(login).as_bytes(), presented.as_bytes()).is_ok()
+        constant_time::verify_slices_are_equal(self.form_token(login).as_bytes(), presented.as_bytes())
+            .is_ok()
     }
 }
 
 /// The S256 challenge of a PKCE verifier (RFC 7636 §4.2).
 pub(crate) fn pkce_challenge(verifier: &str) -> String {
-    URL_SAFE_NO_PAD.encode(sha256(verifier.as_bytes()))
-}
-
-/// SHA-256.
-pub(crate) fn sha256(bytes: &[u8]) -> Hash {
-    let mut hash = Hash::default();
-    hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    hash
+    URL_SAFE_NO_PAD.encode(hash_of(verifier.as_bytes()))
 }
 
 /// Evenly distributed: bytes beyond the last whole multiple of twenty are not used.
@@ -138,12 +144,19 @@ fn letter(byte: u8) -> Option<char> {
     if index >= usable {
         return None;
     }
-    USER_CODE_LETTERS.get(index % USER_CODE_LETTERS.len()).map(|letter| char::from(*letter))
+    USER_CODE_LETTERS
+        .get(index % USER_CODE_LETTERS.len())
+        .map(|letter| char::from(*letter))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
     use super::*;
     use time::Duration;
 
@@ -163,7 +176,10 @@ mod tests {
         let code = Secret::fresh_code(&Random::system(), now).unwrap();
         assert!(!code.is_late(now) && code.is_late(now + Duration::seconds(1)));
         let (_, secret) = code.expose().split_once('.').unwrap();
-        let extended = Secret::presented(&format!("{}.{secret}", (now + Duration::hours(1)).unix_timestamp()));
+        let extended = Secret::presented(&format!(
+            "{}.{secret}",
+            (now + Duration::hours(1)).unix_timestamp()
+        ));
         assert!(!extended.matches(Some(&code.hash())));
     }
 

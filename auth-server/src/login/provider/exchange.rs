@@ -68,18 +68,26 @@ impl Provider {
         let authenticated_since = asking
             .prompt_login
             .then(|| answered.started_at - time::Duration::seconds(AUTHENTICATION_SKEW_SECONDS));
-        let mut claims = self.verified(&description, &id_token, &nonce, authenticated_since).await?;
+        let mut claims = self
+            .verified(&description, &id_token, &nonce, authenticated_since)
+            .await?;
         if claims.lacks(&self.connector)
             && let Some(access_token) = &tokens.access_token
         {
-            let info = self.user_info(&description, access_token, &claims.subject).await?;
+            let info = self
+                .user_info(&description, access_token, &claims.subject)
+                .await?;
             claims.fill_from(info);
         }
         Ok(claims.identity(&self.connector, &self.owned, now)?)
     }
 
     /// RFC 9207 §2.4: an answer that names another issuer belongs to another provider's login.
-    fn check_who_answers(&self, description: &Description, issuer: Option<&str>) -> Result<(), ProviderError> {
+    fn check_who_answers(
+        &self,
+        description: &Description,
+        issuer: Option<&str>,
+    ) -> Result<(), ProviderError> {
         match issuer {
             Some(issuer) if issuer == self.connector.issuer => Ok(()),
             None if !description.names_issuer => Ok(()),
@@ -101,7 +109,11 @@ impl Provider {
             ("redirect_uri", asking.redirect_uri),
             ("code_verifier", &verifier),
         ];
-        let secret = self.connector.client_secret.as_ref().map(|secret| secret.expose_secret());
+        let secret = self
+            .connector
+            .client_secret
+            .as_ref()
+            .map(|secret| secret.expose_secret());
         let credentials = secret.map(|secret| (form_encoded(client_id), form_encoded(secret)));
         let basic = match (secret, &credentials) {
             (Some(secret), _) if description.secret_in_form => {
@@ -114,11 +126,17 @@ impl Provider {
                 None
             }
         };
-        let answer = self.outbound.send(&description.token_endpoint, Ask::PostForm { form: &form, basic }).await?;
+        let answer = self
+            .outbound
+            .send(&description.token_endpoint, Ask::PostForm { form: &form, basic })
+            .await?;
         if answer.status.is_client_error()
             && let Ok(refusal) = serde_json::from_slice::<TokenRefusal>(&answer.body)
         {
-            return Err(refusal_error(&refusal.error, refusal.error_description.as_deref()));
+            return Err(refusal_error(
+                &refusal.error,
+                refusal.error_description.as_deref(),
+            ));
         }
         Ok(answer.document()?)
     }
@@ -132,7 +150,13 @@ impl Provider {
         authenticated_since: Option<OffsetDateTime>,
     ) -> Result<Claims, ProviderError> {
         let verify = |description: &Description| {
-            super::token::verify(&self.connector, &description.keys, id_token, nonce, authenticated_since)
+            super::token::verify(
+                &self.connector,
+                &description.keys,
+                id_token,
+                nonce,
+                authenticated_since,
+            )
         };
         match verify(description) {
             Err(super::token::TokenError::UnknownKey) => match self.description_with_new_keys().await? {
@@ -152,7 +176,10 @@ impl Provider {
         let Some(endpoint) = &description.userinfo_endpoint else {
             return Ok(Claims::default());
         };
-        let info: UserInfo = self.outbound.document(endpoint, Ask::GetWithToken(access_token)).await?;
+        let info: UserInfo = self
+            .outbound
+            .document(endpoint, Ask::GetWithToken(access_token))
+            .await?;
         if info.sub != subject {
             return Err(ProviderError::OtherSubject);
         }
@@ -170,9 +197,15 @@ impl Provider {
 /// A refusal in the provider's words, cut to a readable length and cleared of control characters.
 pub(crate) fn refusal_error(error: &str, description: Option<&str>) -> ProviderError {
     let plain = |text: &str| -> String {
-        text.chars().filter(|letter| !letter.is_control()).take(DESCRIPTION_CHARS_MAX).collect()
+        text.chars()
+            .filter(|letter| !letter.is_control())
+            .take(DESCRIPTION_CHARS_MAX)
+            .collect()
     };
-    ProviderError::Refused { error: plain(error), description: description.map(plain) }
+    ProviderError::Refused {
+        error: plain(error),
+        description: description.map(plain),
+    }
 }
 
 /// RFC 6749 §2.3.1: both halves of the Basic credentials are form-encoded first.

@@ -4,7 +4,8 @@
 //! without signature, or with an HMAC keyed by something public, has nothing to be verified with.
 
 use openidconnect::core::{
-    CoreGenderClaim, CoreJsonWebKey, CoreJsonWebKeySet, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm,
+    CoreGenderClaim, CoreJsonWebKey, CoreJsonWebKeySet, CoreJweContentEncryptionAlgorithm,
+    CoreJwsSigningAlgorithm,
 };
 use openidconnect::{
     ClaimsVerificationError, ClientId, IdToken, IdTokenClaims, IdTokenVerifier, IssuerUrl, Nonce,
@@ -61,22 +62,31 @@ pub(super) fn verify(
     nonce: &str,
     authenticated_since: Option<OffsetDateTime>,
 ) -> Result<Claims, TokenError> {
-    let token: SignedToken = id_token.parse().map_err(|error: serde_json::Error| unreadable(&error))?;
+    let token: SignedToken = id_token
+        .parse()
+        .map_err(|error: serde_json::Error| unreadable(&error))?;
     let issuer = IssuerUrl::new(connector.issuer.clone()).map_err(|_| TokenError::Issuer)?;
-    let verifier = Verifier::new_public_client(ClientId::new(connector.client_id.clone()), issuer, keys.clone())
-        .set_allowed_algs(ALGORITHMS)
-        .set_issue_time_verifier_fn(|issued| {
-            let ahead = issued.timestamp() - OffsetDateTime::now_utc().unix_timestamp();
-            if ahead > ISSUED_AHEAD_SECONDS_MAX { Err("it was issued in the future".to_owned()) } else { Ok(()) }
-        })
-        .set_auth_time_verifier_fn(move |told| match (authenticated_since, told) {
-            (None, _) => Ok(()),
-            (Some(since), Some(at)) if at.timestamp() >= since.unix_timestamp() => Ok(()),
-            (Some(_), Some(_)) => Err("the person was asked to sign in anew and did not".to_owned()),
-            // Not every provider says; asking with `prompt=login` is then all that can be done.
-            (Some(_), None) => Ok(()),
-        });
-    let claims = token.claims(&verifier, &Nonce::new(nonce.to_owned())).map_err(|error| wrong(&error))?;
+    let verifier =
+        Verifier::new_public_client(ClientId::new(connector.client_id.clone()), issuer, keys.clone())
+            .set_allowed_algs(ALGORITHMS)
+            .set_issue_time_verifier_fn(|issued| {
+                let ahead = issued.timestamp() - OffsetDateTime::now_utc().unix_timestamp();
+                if ahead > ISSUED_AHEAD_SECONDS_MAX {
+                    Err("it was issued in the future".to_owned())
+                } else {
+                    Ok(())
+                }
+            })
+            .set_auth_time_verifier_fn(move |told| match (authenticated_since, told) {
+                (None, _) => Ok(()),
+                (Some(since), Some(at)) if at.timestamp() >= since.unix_timestamp() => Ok(()),
+                (Some(_), Some(_)) => Err("the person was asked to sign in anew and did not".to_owned()),
+                // Not every provider says; asking with `prompt=login` is then all that can be done.
+                (Some(_), None) => Ok(()),
+            });
+    let claims = token
+        .claims(&verifier, &Nonce::new(nonce.to_owned()))
+        .map_err(|error| wrong(&error))?;
     check_authorized_party(claims, &connector.client_id)?;
     Ok(taken_over(claims))
 }
@@ -84,9 +94,9 @@ pub(super) fn verify(
 /// §3.1.3.7 step 5, which the crate leaves to its callers.
 fn check_authorized_party(claims: &SignedClaims, client_id: &str) -> Result<(), TokenError> {
     match claims.authorized_party() {
-        Some(party) if party.as_str() != client_id => {
-            Err(TokenError::Wrong("it was issued to another client (`azp`)".to_owned()))
-        }
+        Some(party) if party.as_str() != client_id => Err(TokenError::Wrong(
+            "it was issued to another client (`azp`)".to_owned(),
+        )),
         Some(_) | None => Ok(()),
     }
 }
@@ -98,7 +108,12 @@ fn taken_over(claims: &SignedClaims) -> Claims {
         email_verified: claims.email_verified().unwrap_or(false),
         preferred_username: claims.preferred_username().map(|name| name.as_str().to_owned()),
         acr: claims.auth_context_ref().map(|class| class.as_str().to_owned()),
-        amr: claims.auth_method_refs().into_iter().flatten().map(|method| method.as_str().to_owned()).collect(),
+        amr: claims
+            .auth_method_refs()
+            .into_iter()
+            .flatten()
+            .map(|method| method.as_str().to_owned())
+            .collect(),
         other: claims.additional_claims().0.clone(),
     }
 }
