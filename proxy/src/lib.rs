@@ -1,1 +1,22 @@
-//! The proxy: routes by server name and moves bytes it cannot read
+//! The proxy: routes by server name and moves bytes it cannot read.
+//!
+//! Reading order: [`config`], [`app`], `front` (the public port: what is this connection, and whose), `control`
+//! (agents' lines), [`switchboard`] (who serves what, who waits), [`admission`] (who may take a place),
+//! [`trust`] and `auth` (what the auth server says), [`state`] and [`join`].
+//!
+//! It holds no key but its own, and no session's TLS ends here.
+
+pub mod admission;
+pub mod app;
+mod auth;
+pub mod config;
+mod control;
+mod front;
+pub mod join;
+pub mod metrics;
+pub mod state;
+pub mod switchboard;
+pub mod trust;
+
+pub use app::{App, AppError};
+pub use config::{Config, Limits};

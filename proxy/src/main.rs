@@ -1,2 +1,106 @@
-//! Entry point.
-fn main() {}
+//! `iap-proxy`: the command line around the library.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use iap_proxy::{App, Config};
+use iap_runtime::net::HostPort;
+use iap_runtime::shutdown::Shutdown;
+use iap_runtime::{telemetry, tls};
+
+/// The user's fault, as `sysexits.h` numbers it in spirit: bad usage or configuration.
+const EXIT_USAGE: u8 = 2;
+
+/// Routes connections by server name and moves bytes it cannot read.
+#[derive(Parser)]
+#[command(name = "iap-proxy", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(flatten)]
+    run: RunArguments,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Args)]
+struct RunArguments {
+    /// Configuration file
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    /// Check the configuration file and exit
+    #[arg(long)]
+    check_config: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Join the cluster with a token from `iapctl tokens create proxy`
+    Join {
+        /// Configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// Where the auth server listens; without it, `auth` of the configuration file
+        #[arg(long, value_name = "HOST:PORT")]
+        auth: Option<HostPort>,
+        /// File that holds the token and nobody else may read
+        #[arg(long, value_name = "FILE")]
+        token_file: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let file = match (&arguments.command, &arguments.run.config) {
+        (Some(Command::Join { config, .. }), _) | (None, Some(config)) => config.clone(),
+        (None, None) => return ExitCode::from(EXIT_USAGE),
+    };
+    let config = match Config::load(&file) {
+        Ok(config) => config,
+        Err(errors) => {
+            say(&errors.to_string());
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if arguments.command.is_none() && arguments.run.check_config {
+        return ExitCode::SUCCESS;
+    }
+    match start(config, arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("iap-proxy: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn start(config: Config, command: Option<Command>) -> anyhow::Result<()> {
+    telemetry::init(config.log.format, &config.log.level)?;
+    tls::install_provider();
+    match command {
+        Some(Command::Join { auth, token_file, .. }) => {
+            let auth = auth.unwrap_or_else(|| config.auth.clone());
+            let id = iap_proxy::join::join(&config, auth, &token_file)
+                .await
+                .context("cannot join")?;
+            say(&format!("joined {} as proxy {id}", config.cluster));
+        }
+        None => {
+            let shutdown = Shutdown::on_signals().context("cannot listen for signals")?;
+            let app = App::build(config).await?;
+            for address in app.local_addresses() {
+                tracing::info!(%address, "listening");
+            }
+            let drained = app.run(shutdown).await?;
+            tracing::info!(?drained, "stopped");
+        }
+    }
+    Ok(())
+}
+
+/// The one place that writes for people.
+#[allow(clippy::print_stderr, reason = "the command line's own voice")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}

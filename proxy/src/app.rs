@@ -1,0 +1,256 @@
+//! Putting the proxy together and running it: parse, build, run.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use iap_runtime::admin::{self, AdminError, Readiness};
+use iap_runtime::pump::Cancellation;
+use iap_runtime::rpc::{self, ALPN_H2};
+use iap_runtime::shutdown::{Drained, Shutdown};
+use iap_runtime::tls::{self, ServerVerifier};
+use prometheus_client::registry::Registry;
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use crate::admission::Admission;
+use crate::auth::{Feed, Renewal};
+use crate::config::Config;
+use crate::control::ControlDoor;
+use crate::front::door::Door;
+use crate::front::fetch::Fetcher;
+use crate::front::forward::AuthDialer;
+use crate::front::greet::Rules;
+use crate::metrics::Metrics;
+use crate::state::{State, StateError};
+use crate::switchboard::Switchboard;
+use crate::trust::Trust;
+
+/// A proxy with everything it needs: verified state, bound sockets.
+pub struct App {
+    config: Config,
+    door: Arc<Door>,
+    listeners: Vec<TcpListener>,
+    admin_listen: SocketAddr,
+    feed: Feed,
+    renewal: Renewal,
+    readiness: Readiness,
+    registry: Arc<Registry>,
+    trust: watch::Receiver<Arc<Trust>>,
+}
+
+/// Why the proxy cannot run.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// Its state is unusable.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A public address cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The admin address cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The way to the auth server cannot be set up.
+    #[error("the client for the auth server: {0}")]
+    Client(String),
+}
+
+impl App {
+    /// Verifies the state first, binds sockets last: a proxy without an identity listens to nobody.
+    pub async fn build(config: Config) -> Result<Self, AppError> {
+        let state = State::open(&config.state_dir, &config.cluster, OffsetDateTime::now_utc())?;
+        tracing::info!(proxy = %state.proxy_id, cluster = %config.cluster, "the proxy's state is verified");
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let readiness = Readiness::new();
+        let channel = auth_channel(&config, &state)?;
+        let trust = state.keeper.reader();
+        let door = Arc::new(door(&config, &state, &metrics));
+        let feed = Feed {
+            channel: channel.clone(),
+            keeper: state.keeper,
+            metrics,
+            public_address: config.public_address.to_string(),
+            ready: readiness.condition("locks"),
+        };
+        let renewal = Renewal {
+            channel,
+            directory: state.directory,
+            key: state.key,
+            material: state.material,
+            ready: readiness.condition("certificate"),
+        };
+        let listeners = bind(&config.listen).await?;
+        let admin_listen = config.admin_listen;
+        let registry = Arc::new(registry);
+        Ok(Self {
+            config,
+            door,
+            listeners,
+            admin_listen,
+            feed,
+            renewal,
+            readiness,
+            registry,
+            trust,
+        })
+    }
+
+    /// The public addresses actually bound.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.listeners
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect()
+    }
+
+    /// The counters, for programs that embed the proxy.
+    pub fn metrics(&self) -> Metrics {
+        self.door.metrics.clone()
+    }
+
+    /// The table of agents and sessions, likewise.
+    pub fn switchboard(&self) -> Switchboard {
+        self.door.fetcher.board.clone()
+    }
+
+    /// Serves until the shutdown, then drains: no new connections, a word to every agent, a bounded wait for
+    /// what still runs, and the end.
+    pub async fn run(self, shutdown: Shutdown) -> Result<Drained, AppError> {
+        let listening = self.readiness.condition("listening");
+        admin::serve(self.admin_listen, self.readiness, self.registry, shutdown.clone()).await?;
+        let limits = &self.config.limits;
+        let background = [
+            tokio::spawn(self.feed.follow(shutdown.clone())),
+            tokio::spawn(self.renewal.keep(shutdown.clone())),
+            tokio::spawn(cut_locked(self.trust, self.door.fetcher.board.clone())),
+        ];
+        let doors: Vec<_> = self
+            .listeners
+            .into_iter()
+            .map(|listener| tokio::spawn(Arc::clone(&self.door).accept(listener, shutdown.clone())))
+            .collect();
+        listening.met();
+        shutdown.cancelled().await;
+        for door in doors {
+            // Ends at the shutdown by itself and closes its socket.
+            let _ = door.await;
+        }
+        let drained = drain(&self.door, limits, &shutdown).await;
+        background.iter().for_each(tokio::task::JoinHandle::abort);
+        Ok(drained)
+    }
+}
+
+/// Agents' lines stay until the sessions are over: new dial-backs may still be under way.
+async fn drain(door: &Door, limits: &crate::config::Limits, shutdown: &Shutdown) -> Drained {
+    let board = &door.fetcher.board;
+    let seconds = u32::try_from(limits.drain_seconds_max.as_secs()).unwrap_or(u32::MAX);
+    board.drain(seconds);
+    tracing::info!(
+        sessions = board.sessions(),
+        agents = board.agents(),
+        seconds,
+        "draining"
+    );
+    let idle = async {
+        while door.admission.taken() != (0, 0) {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+    };
+    let in_time = tokio::time::timeout(limits.drain_seconds_max, idle).await;
+    let left = door.admission.taken().1;
+    door.end.cancel("the proxy is stopping");
+    let ended = shutdown.drain(LAST_WORDS).await;
+    match in_time {
+        Ok(()) => ended,
+        Err(_) => Drained::Abandoned { tasks: left },
+    }
+}
+
+const DRAIN_POLL: std::time::Duration = std::time::Duration::from_millis(50);
+/// For closing what the drain did not see end.
+const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A lock that arrives ends what runs through the agent it names.
+async fn cut_locked(mut trust: watch::Receiver<Arc<Trust>>, board: Switchboard) {
+    loop {
+        let now = Arc::clone(&trust.borrow_and_update());
+        if let Some(locks) = now.locks() {
+            let (lines, sessions) = board.cut_locked(locks, OffsetDateTime::now_utc());
+            if lines + sessions > 0 {
+                tracing::warn!(lines, sessions, "cut by a lock");
+            }
+        }
+        if trust.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn door(config: &Config, state: &State, metrics: &Metrics) -> Door {
+    let limits = Arc::new(config.limits.clone());
+    let board = Switchboard::new(limits.agents_max, limits.pending_opens_max);
+    let admission = Admission::new(Arc::clone(&limits));
+    let end = Cancellation::new();
+    Door {
+        rules: Rules {
+            cluster: config.cluster.clone(),
+            proxy_protocol_from: config.proxy_protocol_from.clone(),
+            client_hello_bytes_max: limits.client_hello_bytes_max,
+            client_hello_seconds_max: limits.client_hello_seconds_max,
+        },
+        fetcher: Fetcher {
+            board: board.clone(),
+            metrics: metrics.clone(),
+            dial_back_seconds_max: limits.dial_back_seconds_max,
+            attempts_max: limits.dial_back_attempts_max,
+        },
+        auth: AuthDialer {
+            auth: config.auth.clone(),
+            connect_seconds_max: limits.auth_connect_seconds_max,
+        },
+        control: ControlDoor {
+            material: Arc::clone(&state.material),
+            board,
+            admission: admission.clone(),
+            trust: state.keeper.reader(),
+            limits,
+            metrics: metrics.clone(),
+            end: end.clone(),
+        },
+        trust: state.keeper.reader(),
+        admission,
+        metrics: metrics.clone(),
+        end,
+    }
+}
+
+fn auth_channel(config: &Config, state: &State) -> Result<Channel, AppError> {
+    let verifier = Arc::new(ServerVerifier::new(Arc::clone(&state.material)));
+    let tls = tls::client_config(verifier, Some(Arc::clone(&state.material) as _), &[ALPN_H2])
+        .map_err(|error| AppError::Client(error.to_string()))?;
+    rpc::channel(config.auth.clone(), &config.cluster.auth_host(), tls)
+        .map_err(|error| AppError::Client(error.to_string()))
+}
+
+async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, AppError> {
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let bound = TcpListener::bind(address).await;
+        listeners.push(bound.map_err(|source| AppError::Listen {
+            address: *address,
+            source,
+        })?);
+    }
+    Ok(listeners)
+}

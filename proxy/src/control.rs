@@ -1,0 +1,159 @@
+//! `proxy.<cluster>`: where agents hold their control connections. The one place at which the proxy ends TLS
+//! itself, with its own certificate; it accepts agents and nobody else.
+
+mod announce;
+mod line;
+
+use std::io;
+use std::sync::Arc;
+
+use iap_identity::{AgentPeer, Class, ClassSet, VerifiedPeer};
+use iap_runtime::pump::Cancellation;
+use iap_runtime::shutdown::Shutdown;
+use iap_runtime::tls::{
+    self, CertificateDer, Demand, HandshakeError, Material, PeerVerifier, Refusal as TlsRefusal, Replay,
+    ServerStream,
+};
+use iap_tunnel::ALPN_CONTROL;
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::admission::{Admission, WaitingPlace};
+use crate::config::Limits;
+use crate::front::greet::Client;
+use crate::metrics::{Counted, Destination, Metrics, Refusal};
+use crate::switchboard::Switchboard;
+use crate::trust::Trust;
+use line::{Line, LineEnd};
+
+/// Takes agents' control connections.
+#[derive(Clone)]
+pub(crate) struct ControlDoor {
+    pub(crate) material: Arc<Material>,
+    pub(crate) board: Switchboard,
+    pub(crate) admission: Admission,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) metrics: Metrics,
+    pub(crate) end: Cancellation,
+}
+
+/// The way to an agent.
+pub(crate) type Stream = ServerStream<Replay<TcpStream>>;
+
+/// An agent whose certificate was verified.
+pub(crate) struct Agent {
+    pub(crate) peer: AgentPeer,
+    /// Verified again whenever the trust changes.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+}
+
+/// Why somebody at `proxy.<cluster>` is no agent of ours.
+#[derive(Debug, Error)]
+pub(crate) enum EstablishError {
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error("TLS cannot be set up: {0}")]
+    Config(String),
+    #[error("the client does not speak {ALPN_CONTROL}")]
+    Protocol,
+    #[error("the client showed no agent's certificate")]
+    NotAnAgent,
+}
+
+impl ControlDoor {
+    /// Serves one connection until it ends. `place` is given back once the client is known to be an agent.
+    pub(crate) async fn serve(&self, client: Client, place: WaitingPlace, shutdown: Shutdown) {
+        let address = client.address;
+        let (agent, stream) = match self.establish(client).await {
+            Ok(established) => established,
+            Err(error) => {
+                tracing::info!(%address, %error, "no control connection");
+                self.metrics.refused(Refusal::Control);
+                return;
+            }
+        };
+        drop(place);
+        self.metrics.routed(Destination::Control);
+        let id = agent.peer.id;
+        let _counted = Counted::on(&self.metrics.agents);
+        tracing::info!(agent = %id, %address, "an agent is on the line");
+        // Boxed: a line lives for hours, and its state need not weigh on every connection's task.
+        let end = Box::pin(Line::new(agent, stream, self).run(shutdown)).await;
+        tracing::info!(agent = %id, %address, reason = %end, "the agent's line ended");
+    }
+
+    /// What a drain announces.
+    fn drain_seconds(&self) -> u32 {
+        u32::try_from(self.limits.drain_seconds_max.as_secs()).unwrap_or(u32::MAX)
+    }
+
+    async fn establish(&self, client: Client) -> Result<(Agent, Stream), EstablishError> {
+        let verifier = Arc::new(self.verifier());
+        let config = tls::server_config(
+            Arc::clone(&self.material) as _,
+            Arc::clone(&verifier) as _,
+            &[ALPN_CONTROL],
+        )
+        .map_err(|error| EstablishError::Config(error.to_string()))?;
+        let stream = Replay::new(client.hello, client.stream);
+        let stream = tls::handshake(stream, config, self.limits.control_handshake_seconds_max).await?;
+        let connection = stream.get_ref().1;
+        // A client that offers no protocol at all gets this far.
+        if connection.alpn_protocol() != Some(ALPN_CONTROL.as_bytes()) {
+            return Err(EstablishError::Protocol);
+        }
+        let chain = connection.peer_certificates().unwrap_or_default().to_vec();
+        let peer = match verifier.peer().as_deref() {
+            Some(VerifiedPeer::Agent(agent)) => agent.clone(),
+            Some(
+                VerifiedPeer::User(_) | VerifiedPeer::Bot(_) | VerifiedPeer::Proxy(_) | VerifiedPeer::Auth(_),
+            )
+            | None => return Err(EstablishError::NotAnAgent),
+        };
+        Ok((Agent { peer, chain }, stream))
+    }
+
+    /// Locked agents learn it from the alert.
+    fn verifier(&self) -> PeerVerifier {
+        let trust = self.trust.clone();
+        let hook = move |peer: &VerifiedPeer| {
+            let trust = Arc::clone(&trust.borrow());
+            let locks = trust.locks();
+            match locks.and_then(|locks| locks.matching_peer(peer, OffsetDateTime::now_utc())) {
+                Some(_) => Err(TlsRefusal::CertificateRevoked),
+                None => Ok(()),
+            }
+        };
+        PeerVerifier::new(
+            self.material.bundle(),
+            ClassSet::of(&[Class::Agent]),
+            Demand::Required,
+        )
+        .with_hook(Box::new(hook))
+    }
+}
+
+impl std::fmt::Display for LineEnd {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Closed => formatter.write_str("the agent closed it"),
+            Self::Silent => formatter.write_str("the agent fell silent"),
+            Self::Cut(reason) => formatter.write_str(reason),
+            Self::Untrusted(error) => write!(formatter, "its certificate no longer counts: {error}"),
+            Self::Locked(reason) => write!(formatter, "the agent is locked: {reason}"),
+            Self::Violation(error) => error.fmt(formatter),
+            Self::Malformed(error) => formatter.write_str(error),
+            Self::TooManyAgents(error) => error.fmt(formatter),
+            Self::Io(error) => error.fmt(formatter),
+        }
+    }
+}
+
+impl From<io::Error> for LineEnd {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}

@@ -1,0 +1,362 @@
+//! One agent's control connection, from its hello to its end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use iap_identity::{Class, ClassSet, ConnectionId, PeerError, verify_client};
+use iap_proto::{decode_control, encode_control};
+use iap_runtime::pump::Cancellation;
+use iap_runtime::shutdown::Shutdown;
+use iap_tunnel::control::DATA_TCP;
+use iap_tunnel::{
+    CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, LengthPrefixed, Side, Violation,
+};
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior};
+
+use super::announce::{Judged, Offered, judge};
+use super::{Agent, ControlDoor, Stream};
+use crate::switchboard::{LineNumber, TooManyAgents};
+use crate::trust::Trust;
+
+const READ_BYTES: usize = 16 * 1024;
+
+/// Why a line ended.
+#[derive(Debug)]
+pub(crate) enum LineEnd {
+    Closed,
+    Silent,
+    Cut(Arc<str>),
+    Untrusted(PeerError),
+    Locked(String),
+    Violation(Violation),
+    Malformed(String),
+    TooManyAgents(TooManyAgents),
+    Io(io::Error),
+}
+
+/// What a line waits for.
+enum Event {
+    Received,
+    Outgoing(ControlMessage),
+    TrustChanged,
+    Tick,
+    CertificateExpired,
+    Cut(Arc<str>),
+}
+
+pub(crate) struct Line<'a> {
+    door: &'a ControlDoor,
+    agent: Agent,
+    reader: ReadHalf<Stream>,
+    writer: WriteHalf<Stream>,
+    received: Vec<u8>,
+    decoder: LengthPrefixed,
+    conversation: Conversation,
+    trust: watch::Receiver<Arc<Trust>>,
+    cut: Cancellation,
+    /// What the agent serves, with the leaves that prove it.
+    offers: Vec<Offered>,
+    heard_at: Instant,
+    pings: u64,
+}
+
+impl<'a> Line<'a> {
+    pub(crate) fn new(agent: Agent, stream: Stream, door: &'a ControlDoor) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        Self {
+            door,
+            agent,
+            reader,
+            writer,
+            received: Vec::with_capacity(READ_BYTES),
+            decoder: LengthPrefixed::new(CONTROL_FRAME_BYTES_MAX),
+            conversation: Conversation::with(Side::Agent),
+            trust: door.trust.clone(),
+            cut: Cancellation::new(),
+            offers: Vec::new(),
+            heard_at: Instant::now(),
+            pings: 0,
+        }
+    }
+
+    /// Runs until something ends it. The agent is on the switchboard from its hello to the end.
+    pub(crate) async fn run(mut self, shutdown: Shutdown) -> LineEnd {
+        if let Err(end) = self.exchange_hellos().await {
+            return end;
+        }
+        let (sender, mut outbox) = mpsc::channel(self.door.limits.control_queue_messages_max);
+        let peer = &self.agent.peer;
+        let connected = self
+            .door
+            .board
+            .connect(peer.id, &peer.serial, sender, self.cut.clone());
+        let number = match connected {
+            Ok(number) => number,
+            Err(error) => return LineEnd::TooManyAgents(error),
+        };
+        let end = self.converse(number, &mut outbox, &shutdown).await;
+        self.door.board.disconnect(&self.agent.peer.id, number);
+        // The peer may be gone already; it learns the end either way.
+        let _ = tokio::time::timeout(
+            self.door.limits.control_handshake_seconds_max,
+            self.writer.shutdown(),
+        )
+        .await;
+        end
+    }
+
+    async fn exchange_hellos(&mut self) -> Result<(), LineEnd> {
+        let hello = ControlMessage::Hello {
+            version: CONTROL_VERSION,
+            software: concat!("iap-proxy ", env!("CARGO_PKG_VERSION")).to_owned(),
+            data: DATA_TCP.to_owned(),
+        };
+        self.send(hello).await?;
+        let wait = self.door.limits.control_handshake_seconds_max;
+        let first = tokio::time::timeout(wait, self.first_message())
+            .await
+            .map_err(|_| LineEnd::Silent)??;
+        self.conversation.accept(first).map_err(LineEnd::Violation)?;
+        Ok(())
+    }
+
+    async fn first_message(&mut self) -> Result<ControlMessage, LineEnd> {
+        loop {
+            if let Some(message) = self.next_message()? {
+                return Ok(message);
+            }
+            self.read().await?;
+            self.decode();
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        number: LineNumber,
+        outbox: &mut mpsc::Receiver<ControlMessage>,
+        shutdown: &Shutdown,
+    ) -> LineEnd {
+        let mut ticks = tokio::time::interval(self.door.limits.control_ping_seconds);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if shutdown.is_triggered() {
+            let deadline_seconds = self.door.drain_seconds();
+            if let Err(end) = self.send(ControlMessage::Drain { deadline_seconds }).await {
+                return end;
+            }
+        }
+        loop {
+            let event = match self.next_event(outbox, &mut ticks).await {
+                Ok(event) => event,
+                Err(end) => return end,
+            };
+            if let Err(end) = self.handle(event, number).await {
+                return end;
+            }
+        }
+    }
+
+    async fn next_event(
+        &mut self,
+        outbox: &mut mpsc::Receiver<ControlMessage>,
+        ticks: &mut Interval,
+    ) -> Result<Event, LineEnd> {
+        let expiry = until(self.agent.peer.not_after);
+        tokio::select! {
+            biased;
+            reason = self.cut.cancelled() => Ok(Event::Cut(reason)),
+            reason = self.door.end.cancelled() => Ok(Event::Cut(reason)),
+            () = tokio::time::sleep(expiry) => Ok(Event::CertificateExpired),
+            changed = self.trust.changed() => match changed {
+                Ok(()) => Ok(Event::TrustChanged),
+                Err(_) => Ok(Event::Cut(Arc::from("the proxy is stopping"))),
+            },
+            Some(message) = outbox.recv() => Ok(Event::Outgoing(message)),
+            read = read_some(&mut self.reader, &mut self.received) => read.map(|()| Event::Received),
+            _ = ticks.tick() => Ok(Event::Tick),
+        }
+    }
+
+    async fn handle(&mut self, event: Event, number: LineNumber) -> Result<(), LineEnd> {
+        match event {
+            Event::Received => {
+                self.heard_at = Instant::now();
+                self.decode();
+                while let Some(message) = self.next_message()? {
+                    let message = self.conversation.accept(message).map_err(LineEnd::Violation)?;
+                    self.obey(message, number).await?;
+                }
+                Ok(())
+            }
+            Event::Outgoing(message) => self.send(message).await,
+            Event::TrustChanged => self.reconsider(number).await,
+            Event::Tick => {
+                if self.heard_at.elapsed() > self.door.limits.control_silence_seconds_max {
+                    return Err(LineEnd::Silent);
+                }
+                self.reconsider(number).await?;
+                self.pings += 1;
+                self.send(ControlMessage::Ping(self.pings)).await
+            }
+            Event::CertificateExpired => self.reconsider(number).await,
+            Event::Cut(reason) => Err(LineEnd::Cut(reason)),
+        }
+    }
+
+    async fn obey(&mut self, message: ControlMessage, number: LineNumber) -> Result<(), LineEnd> {
+        match message {
+            ControlMessage::Announce { services } => self.announced(services, number).await,
+            ControlMessage::OpenRefused {
+                connection_id,
+                reason,
+            } => {
+                self.door
+                    .board
+                    .refuse(&self.agent.peer.id, &connection_id, reason);
+                Ok(())
+            }
+            ControlMessage::Verdict {
+                connection_id,
+                authenticated,
+            } => {
+                self.judged(&connection_id, authenticated);
+                Ok(())
+            }
+            ControlMessage::Ping(nonce) => self.send(ControlMessage::Pong(nonce)).await,
+            ControlMessage::Pong(_) => Ok(()),
+            // The conversation lets none of these through from an agent.
+            ControlMessage::Hello { .. }
+            | ControlMessage::Announced { .. }
+            | ControlMessage::Open { .. }
+            | ControlMessage::Drain { .. } => Ok(()),
+        }
+    }
+
+    fn judged(&self, connection_id: &ConnectionId, authenticated: bool) {
+        if let Some(source) = self.door.board.judge(&self.agent.peer.id, connection_id) {
+            self.door.metrics.verdict(authenticated);
+            self.door.admission.judged(source, authenticated, Instant::now());
+        }
+    }
+
+    async fn announced(&mut self, services: Vec<Offered>, number: LineNumber) -> Result<(), LineEnd> {
+        let judged = self.judge(services).await?;
+        let accepted = judged.names();
+        tracing::info!(agent = %self.agent.peer.id, ?accepted, refused = ?judged.refused, "announced");
+        self.door
+            .board
+            .announce(self.agent.peer.id, number, accepted.clone());
+        self.offers = judged.accepted;
+        self.send(ControlMessage::Announced {
+            accepted,
+            refused: judged.refused,
+        })
+        .await
+    }
+
+    /// Everything that was once accepted, against the trust and the time of now.
+    async fn reconsider(&mut self, number: LineNumber) -> Result<(), LineEnd> {
+        let now = OffsetDateTime::now_utc();
+        let trust = Arc::clone(&self.trust.borrow_and_update());
+        let peer = &self.agent.peer;
+        if let Some(lock) = trust.lock_on(&peer.id, &peer.serial, now) {
+            return Err(LineEnd::Locked(lock.reason.clone()));
+        }
+        verify_client(
+            &self.agent.chain,
+            ClassSet::of(&[Class::Agent]),
+            &trust.bundle,
+            now,
+        )
+        .map_err(LineEnd::Untrusted)?;
+        let held = self.offers.clone();
+        let judged = self.judge(held).await?;
+        if judged.refused.is_empty() {
+            return Ok(());
+        }
+        let accepted = judged.names();
+        tracing::info!(agent = %self.agent.peer.id, refused = ?judged.refused, "no longer served");
+        self.door
+            .board
+            .announce(self.agent.peer.id, number, accepted.clone());
+        self.offers = judged.accepted;
+        self.send(ControlMessage::Announced {
+            accepted,
+            refused: judged.refused,
+        })
+        .await
+    }
+
+    /// On a blocking thread: a full announcement is a thousand signatures.
+    async fn judge(&self, offers: Vec<Offered>) -> Result<Judged, LineEnd> {
+        if offers.is_empty() {
+            return Ok(Judged {
+                accepted: Vec::new(),
+                refused: Vec::new(),
+            });
+        }
+        let bundle = Arc::clone(&self.trust.borrow().bundle);
+        let (agent, services_max) = (self.agent.peer.id, self.door.limits.services_per_agent_max);
+        let now = OffsetDateTime::now_utc();
+        let judging = tokio::task::spawn_blocking(move || judge(offers, &agent, &bundle, services_max, now));
+        judging
+            .await
+            .map_err(|error| LineEnd::Io(io::Error::other(error)))
+    }
+
+    async fn read(&mut self) -> Result<(), LineEnd> {
+        read_some(&mut self.reader, &mut self.received).await
+    }
+
+    fn decode(&mut self) {
+        self.decoder.push(&self.received);
+        self.received.clear();
+    }
+
+    /// The next message that this build knows; others are skipped.
+    fn next_message(&mut self) -> Result<Option<ControlMessage>, LineEnd> {
+        loop {
+            let frame = self
+                .decoder
+                .next_frame()
+                .map_err(|error| LineEnd::Malformed(error.to_string()))?;
+            let Some(frame) = frame else { return Ok(None) };
+            match decode_control(&frame).map_err(|error| LineEnd::Malformed(error.to_string()))? {
+                Some(message) => return Ok(Some(message)),
+                None => {
+                    tracing::debug!(agent = %self.agent.peer.id, "a message of an unknown kind is skipped")
+                }
+            }
+        }
+    }
+
+    async fn send(&mut self, message: ControlMessage) -> Result<(), LineEnd> {
+        let frame = encode_control(message).map_err(|error| LineEnd::Malformed(error.to_string()))?;
+        let write = async {
+            self.writer.write_all(&frame).await?;
+            self.writer.flush().await
+        };
+        match tokio::time::timeout(self.door.limits.control_silence_seconds_max, write).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(LineEnd::Silent),
+        }
+    }
+}
+
+/// Loses nothing when it is dropped half-way: bytes are in `received` or still in the socket.
+async fn read_some(reader: &mut ReadHalf<Stream>, received: &mut Vec<u8>) -> Result<(), LineEnd> {
+    received.reserve(READ_BYTES);
+    match reader.read_buf(received).await? {
+        0 => Err(LineEnd::Closed),
+        _ => Ok(()),
+    }
+}
+
+/// A moment longer than the certificate lives, so that it has expired when the sleep is over.
+fn until(not_after: OffsetDateTime) -> std::time::Duration {
+    let left = not_after - OffsetDateTime::now_utc() + time::Duration::seconds(1);
+    std::time::Duration::try_from(left).unwrap_or_default()
+}

@@ -1,0 +1,210 @@
+//! Accepting connections and sending each where it belongs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use iap_identity::ServerName;
+use iap_runtime::net;
+use iap_runtime::pump::Cancellation;
+use iap_runtime::shutdown::Shutdown;
+use iap_runtime::tls::AlertDescription;
+use time::OffsetDateTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::fetch::{FetchError, Fetcher};
+use super::forward::AuthDialer;
+use super::greet::{Client, Greeting, Refused, Rules};
+use super::session;
+use crate::admission::{Admission, RoutedPlace, Source, WaitingPlace};
+use crate::control::ControlDoor;
+use crate::metrics::{Counted, Destination, Metrics, Refusal};
+use crate::trust::Trust;
+
+/// A full table of file descriptors or the like; the system needs a moment.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Everything behind the public port.
+pub(crate) struct Door {
+    pub(crate) rules: Rules,
+    pub(crate) admission: Admission,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) auth: AuthDialer,
+    pub(crate) control: ControlDoor,
+    pub(crate) trust: watch::Receiver<Arc<Trust>>,
+    pub(crate) metrics: Metrics,
+    /// Cuts every session when the drain's time is over.
+    pub(crate) end: Cancellation,
+}
+
+impl Door {
+    /// Accepts until the shutdown. Connections are tracked by `shutdown` and outlive this.
+    pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener, shutdown: Shutdown) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.enter(stream, peer, &shutdown),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn enter(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, shutdown: &Shutdown) {
+        let source = (!self.rules.is_balancer(peer)).then(|| Source::of(peer.ip()));
+        match self.admission.admit(source, Instant::now()) {
+            Ok(place) => {
+                let door = Arc::clone(self);
+                let shutdown_seen = shutdown.clone();
+                shutdown.spawn(async move { door.serve(stream, peer, place, shutdown_seen).await });
+            }
+            Err(reason) => self.metrics.refused(reason),
+        }
+    }
+
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr, place: WaitingPlace, shutdown: Shutdown) {
+        let waiting = Counted::on(&self.metrics.waiting);
+        let mut place = place;
+        if let Err(error) = net::tune(&stream) {
+            tracing::debug!(%peer, %error, "cannot tune the socket");
+        }
+        let known = |client: SocketAddr| place.attribute(Source::of(client.ip()), Instant::now());
+        let greeting = tokio::select! {
+            greeting = self.rules.greet(stream, peer, known) => greeting,
+            _ = self.end.cancelled() => return,
+        };
+        drop(waiting);
+        match greeting {
+            Ok(Greeting::Client(client)) => self.client(client, place, shutdown).await,
+            Ok(Greeting::DialBack(stream, preface)) => {
+                if let Err(error) = self
+                    .fetcher
+                    .board
+                    .redeem(OffsetDateTime::now_utc(), &preface, stream)
+                {
+                    tracing::warn!(%peer, %error, "a dial-back is refused");
+                    self.metrics.refused(Refusal::DialBack);
+                }
+            }
+            Err(refused) => self.turn_away(refused, peer).await,
+        }
+    }
+
+    async fn client(&self, client: Client, place: WaitingPlace, shutdown: Shutdown) {
+        if client.name == ServerName::Proxy {
+            // An agent's line is counted by limits.agents_max; it waits until its handshake is done.
+            self.control.serve(client, place, shutdown).await;
+            return;
+        }
+        let routed = match place.route(Source::of(client.address.ip())) {
+            Ok(routed) => routed,
+            Err(reason) => return self.refuse(client, reason, "limits.connections_max").await,
+        };
+        let _counted = Counted::on(&self.metrics.sessions);
+        match &client.name {
+            ServerName::Cluster | ServerName::Auth | ServerName::Proxy => self.to_auth(client).await,
+            ServerName::Service(_) | ServerName::Agent(_) => self.to_agent(client, &routed).await,
+        }
+    }
+
+    async fn to_auth(&self, client: Client) {
+        let other = match self.auth.dial(client.address).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                return self
+                    .refuse(client, Refusal::AuthUnreachable, &error.to_string())
+                    .await;
+            }
+        };
+        self.metrics.routed(Destination::Auth);
+        let closed = session::relay(client.stream, other, &client.hello, &self.end).await;
+        self.closed(&client.name, client.address, closed);
+    }
+
+    async fn to_agent(&self, client: Client, routed: &RoutedPlace) {
+        let fetched = tokio::select! {
+            fetched = self.fetcher.fetch(&client.name, client.address, routed.source()) => fetched,
+            _ = self.end.cancelled() => return,
+        };
+        let fetched = match fetched {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                let reason = self.refusal(&client.name, error);
+                return self.refuse(client, reason, &error.to_string()).await;
+            }
+        };
+        self.metrics.routed(Destination::Agent);
+        let cut = &fetched.slot.cut;
+        let relay = session::relay(client.stream, fetched.stream, &client.hello, cut);
+        let ended = async { cut.cancel(&self.end.cancelled().await) };
+        tokio::pin!(relay);
+        let closed = tokio::select! {
+            closed = &mut relay => closed,
+            () = ended => relay.await,
+        };
+        self.closed(&client.name, client.address, closed);
+    }
+
+    /// A name that no agent serves is unknown unless the snapshot has such a service.
+    fn refusal(&self, name: &ServerName, error: FetchError) -> Refusal {
+        let ServerName::Service(service) = name else {
+            return error.refusal();
+        };
+        let trust = self.trust.borrow();
+        let known = trust.snapshot.as_ref().map(|snapshot| {
+            snapshot
+                .services
+                .iter()
+                .any(|record| record.facts.name == *service)
+        });
+        match (error, known) {
+            (FetchError::NoAgent, Some(false)) => Refusal::UnknownName,
+            (error, Some(true | false) | None) => error.refusal(),
+        }
+    }
+
+    async fn refuse(&self, client: Client, reason: Refusal, detail: &str) {
+        let alert = match reason {
+            Refusal::UnknownName => AlertDescription::UnrecognisedName,
+            _ => AlertDescription::InternalError,
+        };
+        tracing::info!(client = %client.address, name = ?client.name, reason = reason.as_str(), detail, "turned away");
+        self.metrics.refused(reason);
+        session::turn_away(client.stream, Some(alert)).await;
+    }
+
+    async fn turn_away(&self, refused: Refused, peer: SocketAddr) {
+        let Refused {
+            reason,
+            detail,
+            alert,
+            stream,
+        } = refused;
+        tracing::debug!(%peer, reason = reason.as_str(), detail, "turned away");
+        self.metrics.refused(reason);
+        if let Some(stream) = stream {
+            session::turn_away(stream, alert).await;
+        }
+    }
+
+    fn closed(
+        &self,
+        name: &ServerName,
+        client: SocketAddr,
+        closed: std::io::Result<iap_runtime::pump::Closed>,
+    ) {
+        match closed {
+            Ok(closed) => {
+                self.metrics.moved(closed.bytes_in, closed.bytes_out);
+                tracing::debug!(%client, ?name, closed.bytes_in, closed.bytes_out, reason = ?closed.reason, "closed");
+            }
+            Err(error) => tracing::info!(%client, ?name, %error, "the other side left before the first byte"),
+        }
+    }
+}

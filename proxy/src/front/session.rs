@@ -1,0 +1,38 @@
+//! Moving the bytes of one connection, and turning one away so that the reason arrives.
+
+use std::time::Duration;
+
+use iap_runtime::pump::{self, Cancellation, Closed, Counters, PumpLimits};
+use iap_runtime::tls::{self, AlertDescription};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
+
+/// Replays the ClientHello to the other side, then moves bytes both ways until the connection ends.
+pub(crate) async fn relay(
+    mut client: TcpStream,
+    mut other: TcpStream,
+    hello: &[u8],
+    cut: &Cancellation,
+) -> std::io::Result<Closed> {
+    other.write_all(hello).await?;
+    let counters = Counters::new();
+    let limits = PumpLimits::default();
+    Ok(pump::splice(&mut client, &mut other, &limits, &counters, cut).await)
+}
+
+/// Sends the alert and closes. Reads what the client still sends, within bounds: closing a socket with
+/// unread bytes resets the connection, and the alert would be lost.
+pub(crate) async fn turn_away(mut stream: TcpStream, alert: Option<AlertDescription>) {
+    let farewell = async {
+        match alert {
+            Some(alert) => tls::send_alert(&mut stream, alert).await?,
+            None => stream.shutdown().await?,
+        }
+        tokio::io::copy(&mut stream.take(FAREWELL_BYTES_MAX), &mut tokio::io::sink()).await
+    };
+    // Whoever does not listen does not learn why.
+    let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
+}

@@ -1,0 +1,329 @@
+//! The proxy's shared table: which agents are on the line, what they serve, who waits for a dial-back, which
+//! sessions run. Every method is one short step under one lock; nothing waits in here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use iap_identity::{AgentId, ConnectionId, Locks, ServerName, ServiceName};
+use iap_runtime::pump::Cancellation;
+use iap_tunnel::{ControlMessage, IssueError, PendingOpens, Preface, RedeemError, Routes, Token};
+use thiserror::Error;
+use time::OffsetDateTime;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::admission::Source;
+
+/// The table. Clones share it.
+#[derive(Clone)]
+pub struct Switchboard {
+    table: Arc<Mutex<Table>>,
+    agents_max: usize,
+}
+
+struct Table {
+    routes: Routes,
+    pending: PendingOpens<oneshot::Sender<Answer>>,
+    lines: BTreeMap<AgentId, Line>,
+    sessions: BTreeMap<ConnectionId, Session>,
+    lines_opened: u64,
+}
+
+/// An agent's control connection.
+struct Line {
+    number: LineNumber,
+    serial: String,
+    messages: mpsc::Sender<ControlMessage>,
+    cut: Cancellation,
+}
+
+/// A connection given to an agent, from the `Open` until both sides are closed.
+struct Session {
+    agent: AgentId,
+    serial: String,
+    source: Source,
+    judged: bool,
+    cut: Cancellation,
+}
+
+/// Tells an agent's successive control connections apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LineNumber(u64);
+
+/// What the agent did with an `Open`. A sender dropped without an answer means the agent is lost.
+#[derive(Debug)]
+pub enum Answer {
+    /// It dialled back; this is the socket, its preface read.
+    Arrived(TcpStream),
+    /// It will not, for this reason.
+    Refused(String),
+}
+
+/// A request for a connection.
+pub struct Request {
+    /// The id the agent brings back.
+    pub connection_id: ConnectionId,
+    /// The token the agent brings back.
+    pub token: Token,
+    /// The service asked for; `None` when the agent itself was.
+    pub service: Option<ServiceName>,
+    /// As the proxy saw it.
+    pub client_address: SocketAddr,
+    /// For the verdict.
+    pub source: Source,
+    /// When the token dies.
+    pub deadline: OffsetDateTime,
+}
+
+/// A connection under way. Dropping it ends its count and withdraws its token.
+pub struct Slot {
+    board: Switchboard,
+    agent: AgentId,
+    connection_id: ConnectionId,
+    /// Cancelled when the agent gets locked.
+    pub cut: Cancellation,
+}
+
+impl Switchboard {
+    /// An empty table.
+    pub fn new(agents_max: usize, pending_opens_max: usize) -> Self {
+        let table = Table {
+            routes: Routes::new(),
+            pending: PendingOpens::new(pending_opens_max),
+            lines: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            lines_opened: 0,
+        };
+        Self {
+            table: Arc::new(Mutex::new(table)),
+            agents_max,
+        }
+    }
+
+    /// An agent is on the line. A line it had before is cut: the agent came back before its loss was noticed.
+    pub fn connect(
+        &self,
+        agent: AgentId,
+        serial: &str,
+        messages: mpsc::Sender<ControlMessage>,
+        cut: Cancellation,
+    ) -> Result<LineNumber, TooManyAgents> {
+        let mut table = self.table();
+        if !table.lines.contains_key(&agent) && table.lines.len() >= self.agents_max {
+            return Err(TooManyAgents {
+                agents_max: self.agents_max,
+            });
+        }
+        table.lines_opened += 1;
+        let number = LineNumber(table.lines_opened);
+        let line = Line {
+            number,
+            serial: serial.to_owned(),
+            messages,
+            cut,
+        };
+        if let Some(before) = table.lines.insert(agent, line) {
+            before.cut.cancel("the agent opened a newer control connection");
+            table.pending.abandon(&agent);
+        }
+        table.routes.announce(agent, Vec::new());
+        Ok(number)
+    }
+
+    /// The line ended. A later line of the same agent is left alone.
+    pub fn disconnect(&self, agent: &AgentId, number: LineNumber) {
+        let mut table = self.table();
+        if table.holds(agent, number) {
+            table.lines.remove(agent);
+            table.routes.remove(agent);
+            table.pending.abandon(agent);
+        }
+    }
+
+    /// The agent serves these names and no others.
+    pub fn announce(&self, agent: AgentId, number: LineNumber, services: Vec<ServiceName>) {
+        let mut table = self.table();
+        if table.holds(&agent, number) {
+            table.routes.announce(agent, services);
+        }
+    }
+
+    /// Whom to ask for a name, the best first.
+    pub fn candidates(&self, name: &ServerName) -> Vec<AgentId> {
+        let table = self.table();
+        match name {
+            ServerName::Service(service) => table.routes.candidates(service),
+            ServerName::Agent(agent) if table.routes.is_connected(agent) => vec![*agent],
+            ServerName::Agent(_) | ServerName::Cluster | ServerName::Auth | ServerName::Proxy => Vec::new(),
+        }
+    }
+
+    /// Asks an agent to dial back.
+    pub fn open(
+        &self,
+        now: OffsetDateTime,
+        agent: AgentId,
+        request: Request,
+    ) -> Result<(Slot, oneshot::Receiver<Answer>), OpenError> {
+        let mut table = self.table();
+        let table = &mut *table;
+        let line = table.lines.get(&agent).ok_or(OpenError::AgentLost)?;
+        let place = line.messages.try_reserve().map_err(|_| OpenError::AgentLost)?;
+        let (waiter, answer) = oneshot::channel();
+        let id = request.connection_id;
+        table
+            .pending
+            .issue(now, agent, id, request.token.clone(), waiter, request.deadline)?;
+        place.send(ControlMessage::Open {
+            connection_id: id,
+            token: request.token,
+            service: request.service,
+            client_address: request.client_address,
+        });
+        let cut = Cancellation::new();
+        let session = Session {
+            agent,
+            serial: line.serial.clone(),
+            source: request.source,
+            judged: false,
+            cut: cut.clone(),
+        };
+        table.sessions.insert(id, session);
+        table.routes.session_started(&agent);
+        Ok((
+            Slot {
+                board: self.clone(),
+                agent,
+                connection_id: id,
+                cut,
+            },
+            answer,
+        ))
+    }
+
+    /// Gives a dialled-back socket to whoever waits for it.
+    pub fn redeem(
+        &self,
+        now: OffsetDateTime,
+        preface: &Preface,
+        stream: TcpStream,
+    ) -> Result<(), RedeemError> {
+        let waiter = self.table().pending.redeem(now, preface)?;
+        waiter
+            .send(Answer::Arrived(stream))
+            .map_err(|_| RedeemError::Unknown)
+    }
+
+    /// The agent will not dial back. Says whether anybody waited for it to.
+    pub fn refuse(&self, agent: &AgentId, connection_id: &ConnectionId, reason: String) -> bool {
+        let waiter = self.table().pending.refuse(connection_id, agent);
+        waiter.is_some_and(|waiter| waiter.send(Answer::Refused(reason)).is_ok())
+    }
+
+    /// The source of a session of this agent that had no verdict yet.
+    pub fn judge(&self, agent: &AgentId, connection_id: &ConnectionId) -> Option<Source> {
+        let mut table = self.table();
+        let session = table.sessions.get_mut(connection_id)?;
+        if session.agent != *agent || std::mem::replace(&mut session.judged, true) {
+            return None;
+        }
+        Some(session.source)
+    }
+
+    /// Cuts the lines and sessions of every agent that a lock names. Returns how many of each.
+    pub fn cut_locked(&self, locks: &Locks, now: OffsetDateTime) -> (usize, usize) {
+        let table = self.table();
+        let locked = |agent: &AgentId, serial: &str| locks.matching_agent(agent, serial, now).is_some();
+        let lines: Vec<_> = table
+            .lines
+            .iter()
+            .filter(|(agent, line)| locked(agent, &line.serial))
+            .collect();
+        lines
+            .iter()
+            .for_each(|(_, line)| line.cut.cancel("the agent is locked"));
+        let sessions = table.sessions.values();
+        let sessions: Vec<_> = sessions
+            .filter(|session| locked(&session.agent, &session.serial))
+            .collect();
+        sessions
+            .iter()
+            .for_each(|session| session.cut.cancel("the agent is locked"));
+        (lines.len(), sessions.len())
+    }
+
+    /// Tells every agent that no more sessions will come this way.
+    pub fn drain(&self, deadline_seconds: u32) {
+        for line in self.table().lines.values() {
+            // An agent that takes no messages will notice when its line closes.
+            let _ = line.messages.try_send(ControlMessage::Drain { deadline_seconds });
+        }
+    }
+
+    /// How many sessions run.
+    pub fn sessions(&self) -> usize {
+        self.table().sessions.len()
+    }
+
+    /// How many agents are on the line.
+    pub fn agents(&self) -> usize {
+        self.table().lines.len()
+    }
+
+    fn end(&self, agent: &AgentId, connection_id: &ConnectionId) {
+        let mut table = self.table();
+        table.pending.withdraw(connection_id);
+        if table.sessions.remove(connection_id).is_some() {
+            table.routes.session_ended(agent);
+        }
+    }
+
+    /// No step leaves the table half changed, so a panic elsewhere does not spoil it.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn holds(&self, agent: &AgentId, number: LineNumber) -> bool {
+        self.lines.get(agent).is_some_and(|line| line.number == number)
+    }
+}
+
+impl Slot {
+    /// The agent that serves it.
+    pub fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+
+    /// Its id.
+    pub fn connection_id(&self) -> &ConnectionId {
+        &self.connection_id
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.board.end(&self.agent, &self.connection_id);
+    }
+}
+
+/// No further agent fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{agents_max} agents are connected already (limits.agents_max)")]
+pub struct TooManyAgents {
+    /// The limit.
+    pub agents_max: usize,
+}
+
+/// Why an agent was not asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum OpenError {
+    /// Its line ended, or it takes no more messages; another agent may.
+    #[error("the agent is not on the line")]
+    AgentLost,
+    /// The proxy is at a limit; no other agent would change that.
+    #[error(transparent)]
+    Pending(#[from] IssueError),
+}
