@@ -9,6 +9,7 @@ use crate::limits::{ADMIN_RULES_MAX, DOCUMENT_BYTES_MAX, RULE_NAME_BYTES_MAX, RU
 
 /// `[[rule]]`.
 pub(crate) struct RuleEntry {
+    pub(crate) line: usize,
     pub(crate) name: Located<String>,
     pub(crate) effect: Option<Located<String>>,
     pub(crate) users: Option<UsersEntry>,
@@ -192,6 +193,7 @@ fn read_rule(section: &Section<'_, '_>, number: usize, errors: &mut Errors) -> O
         check_rule_name(&section, name, errors);
     }
     Some(RuleEntry {
+        line: section.line,
         effect: section.string("effect", errors),
         users: read_users(&section, errors),
         services: read_services(&section, errors),

@@ -223,7 +223,15 @@ impl Deciding<'_, '_> {
             Truth::Failed(problem) => format!("error: {problem}"),
         };
         let variables = self.variables(login, database);
-        let shown = condition.variables.iter().map(|variable| {
+        // `service.labels` goes without saying where `service.labels.env` is shown.
+        let names = condition.variables.iter();
+        let narrower = |name: &str| {
+            condition
+                .variables
+                .iter()
+                .any(|other| other.starts_with(&format!("{name}.")))
+        };
+        let shown = names.filter(|name| !narrower(name)).map(|variable| {
             let value = Condition::value_of(variable, &variables, &self.policy.interpreter);
             (variable.clone(), value)
         });

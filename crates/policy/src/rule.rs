@@ -110,7 +110,7 @@ impl<'a> RuleReader<'a> {
             .map(|services| ServiceSelector::read(&what, services, errors));
         Some(Rule {
             name,
-            line: entry.name.line,
+            line: entry.line,
             effect: effect?,
             users: users?,
             services: services?,

@@ -132,9 +132,13 @@ impl Checker {
     }
 
     fn identifier(&mut self, name: &str) -> Result<Shape, CheckError> {
-        // The accumulator of a comprehension.
+        // The accumulator of a comprehension, to which the interpreter appends in place.
         if name.starts_with('@') {
-            return Ok(Shape::scalar(Kind::Any, 1));
+            return Ok(Shape {
+                kind: Kind::Any,
+                steps: 1,
+                values: 0,
+            });
         }
         if let Some(bound) = self.bound.as_ref().filter(|bound| bound.name == name) {
             return Ok(Shape::scalar(bound.kind, 1));
