@@ -1,0 +1,110 @@
+//! `iapctl audit search EXPR`.
+
+use clap::{Args, Subcommand};
+use iap_proto::v1;
+use serde_json::Value;
+
+use super::records;
+use crate::api;
+use crate::arguments::Output;
+use crate::context::Context;
+use crate::duration;
+use crate::exit::ExitStatus;
+use crate::table::printable;
+
+/// `audit`.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Find records: words match any text; otherwise CEL over the record's fields
+    #[command(after_help = "Examples:\n  iapctl audit search db-prod\n  \
+        iapctl audit search 'event == \"session.denied\" && user.name == \"bob@example.com\"'")]
+    Search(SearchArguments),
+}
+
+/// `audit search`.
+#[derive(Debug, Args)]
+pub struct SearchArguments {
+    /// What to find; without it, everything
+    #[arg(value_name = "EXPR", num_args = 0..)]
+    expression: Vec<String>,
+    /// Only the last, such as 24h
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_seconds)]
+    since: Option<u64>,
+    /// Only up to so long ago
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_seconds)]
+    until: Option<u64>,
+    /// At most so many
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn run(command: AuditCommand, context: &Context) -> anyhow::Result<ExitStatus> {
+    let AuditCommand::Search(arguments) = command;
+    let request = v1::AuditSearchRequest {
+        expression: arguments.expression.join(" "),
+        limit: arguments.limit,
+        since_unix_ms: arguments.since.map(api::unix_ms_before_now).unwrap_or(0),
+        until_unix_ms: arguments.until.map(api::unix_ms_before_now).unwrap_or(0),
+    };
+    let mut stream = api::ask(context, async |auth| {
+        auth.admin().audit_search(request.clone()).await
+    })
+    .await?;
+    let mut found = Vec::new();
+    while let Some(reply) = stream.message().await.map_err(api::failure)? {
+        let record = records::parse(&reply.json)?;
+        if arguments.output.is_json() {
+            found.push(record);
+        } else {
+            context.printer.result(&line(&record))?;
+        }
+    }
+    if arguments.output.is_json() {
+        context.printer.json(&found)?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// One record on one line.
+fn line(record: &Value) -> String {
+    let shown = ["service", "session_id", "decision.rule", "close_reason", "reason"];
+    let mut parts = vec![
+        records::time(record, "time"),
+        format!("{:<6}", records::text(record, "code")),
+        records::text(record, "event"),
+        records::user(record),
+    ];
+    for path in shown {
+        let value = match records::text(record, path) {
+            object if object.starts_with('{') => records::text(record, &format!("{path}.name")),
+            text => text,
+        };
+        let short = path.rsplit('.').next().unwrap_or(path);
+        if !value.is_empty() {
+            parts.push(format!("{short}={value}"));
+        }
+    }
+    parts.retain(|part| !part.is_empty());
+    printable(&parts.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_record_is_one_line_with_its_key_facts() {
+        let record = json!({
+            "time": "2026-11-22T14:03:07.123Z", "code": "S1002W", "event": "session.denied",
+            "user": {"name": "bob@example.com", "id": "u-1"}, "service": {"name": "db-prod"},
+            "decision": {"effect": "deny", "rule": null}, "reason": "no rule\nallows it",
+        });
+        assert_eq!(
+            line(&record),
+            "2026-11-22 14:03:07 S1002W session.denied bob@example.com service=db-prod reason=no rule\\nallows it"
+        );
+    }
+}

@@ -1,0 +1,223 @@
+//! `iapctl connect NAME`.
+
+mod child;
+mod client;
+mod stdio;
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use clap::Args;
+use iap_identity::LoginName;
+use serde_json::json;
+
+use crate::api;
+use crate::arguments::Output;
+use crate::context::Context;
+use crate::exit::ExitStatus;
+use crate::failure::{self, Failure};
+use crate::identity::{self, Identity};
+use crate::services::POSTGRES;
+use crate::session::{LocalListener, Serving, Session, Sessions, Wanted, listen_address, stable_port};
+use client::LocalEnvironment;
+
+/// `connect`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  iapctl connect db-prod\n  iapctl connect db-prod -- pg_dump -Fc -f dump\n  \
+    iapctl connect echo --listen 9000"
+)]
+pub struct ConnectArguments {
+    /// The service's name
+    #[arg(value_name = "NAME")]
+    service: String,
+    /// As which login
+    #[arg(short, long)]
+    login: Option<String>,
+    /// Which database [default: the one named like the login]
+    #[arg(short, long)]
+    database: Option<String>,
+    /// Listen here instead of starting a client: PORT or IP:PORT
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["stdio", "command"])]
+    listen: Option<String>,
+    /// Allow --listen on an address that others can reach
+    #[arg(long, requires = "listen")]
+    insecure_listen: bool,
+    /// Carry one session over stdin and stdout
+    #[arg(long, conflicts_with = "command")]
+    stdio: bool,
+    #[command(flatten)]
+    output: Output,
+    /// A command to run with the local address in its environment
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+pub(super) async fn run(arguments: ConnectArguments, context: &Context) -> anyhow::Result<ExitStatus> {
+    let around_a_command = !arguments.command.is_empty();
+    let result = Box::pin(connect(arguments, context)).await;
+    match result {
+        Err(error) if around_a_command => Ok(failure::report(&context.printer, &error).around_a_command()),
+        other => other,
+    }
+}
+
+async fn connect(arguments: ConnectArguments, context: &Context) -> anyhow::Result<ExitStatus> {
+    let wanted = wanted(&arguments)?;
+    let listen = arguments
+        .listen
+        .as_deref()
+        .map(|text| listen_address(text, arguments.insecure_listen))
+        .transpose()?;
+    let program = arguments
+        .command
+        .first()
+        .map(|program| child::find(program))
+        .transpose();
+    let program = match program {
+        Ok(program) => program,
+        Err(missing) => return Ok(missing.report(&context.printer)),
+    };
+    let identity = identity::require(context).await?;
+    let sessions = Arc::new(Sessions::new(context, identity.clone(), wanted));
+    sessions.renew_beside();
+    // Before anything else happens: a denial ends here.
+    let first = Box::pin(sessions.open()).await?;
+    context
+        .printer
+        .verbose(&format!("session {}", first.session_id.as_uuid()));
+    if arguments.stdio {
+        return stdio::run(first).await;
+    }
+    let names = client::Names::of(&identity, sessions.wanted(), &first);
+    if let Some(program) = program {
+        let rest = arguments.command.get(1..).unwrap_or_default();
+        return run_command(context, sessions, first, names, &program, rest).await;
+    }
+    if first.protocol == POSTGRES && listen.is_none() {
+        return start_psql(context, sessions, first, names).await;
+    }
+    listen_until_interrupted(context, &identity, sessions, first, listen, arguments.output).await
+}
+
+fn wanted(arguments: &ConnectArguments) -> Result<Wanted, Failure> {
+    let parse = |text: &String| {
+        LoginName::parse(text)
+            .map_err(|error| Failure::usage(format!("'{text}' is not a login")).because(error.to_string()))
+    };
+    Ok(Wanted {
+        service: api::service_name(&arguments.service)?,
+        login: arguments.login.as_ref().map(parse).transpose()?,
+        database: arguments.database.clone(),
+    })
+}
+
+async fn start_psql(
+    context: &Context,
+    sessions: Arc<Sessions>,
+    first: Session,
+    names: client::Names,
+) -> anyhow::Result<ExitStatus> {
+    let Ok(psql) = child::find("psql".as_ref()) else {
+        let service = sessions.wanted().service.as_str();
+        return Err(Failure::failed(format!("'{service}' speaks PostgreSQL, and its client psql is not installed"))
+            .next(format!(
+                "install it (Debian: apt install postgresql-client), or iapctl connect {service} --listen 127.0.0.1:0, \
+                 or iapctl env {service}"
+            ))
+            .into());
+    };
+    run_command(context, sessions, first, names, &psql, &[]).await
+}
+
+/// Listens on a port of its own, runs the command, and ends every session with it.
+async fn run_command(
+    context: &Context,
+    sessions: Arc<Sessions>,
+    first: Session,
+    names: client::Names,
+    program: &std::path::Path,
+    arguments: &[OsString],
+) -> anyhow::Result<ExitStatus> {
+    let listener = LocalListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
+    let environment = LocalEnvironment {
+        address: listener.address,
+        names,
+    };
+    let child = child::Child::start(program, arguments, &environment)?;
+    let protocol = first.protocol.clone();
+    let serving = Arc::new(Serving::new(
+        sessions,
+        context.printer.clone(),
+        &protocol,
+        Some(first),
+    ));
+    serving.run(listener, child.wait()).await
+}
+
+async fn listen_until_interrupted(
+    context: &Context,
+    identity: &Identity,
+    sessions: Arc<Sessions>,
+    first: Session,
+    listen: Option<SocketAddr>,
+    output: Output,
+) -> anyhow::Result<ExitStatus> {
+    let service = sessions.wanted().service.clone();
+    let address = match listen {
+        Some(address) => address,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, stable_port(&identity.home, &service).await?)),
+    };
+    let listener = LocalListener::bind(address).await?;
+    announce(context, service.as_str(), listener.address, output)?;
+    let protocol = first.protocol.clone();
+    let serving = Arc::new(Serving::new(
+        sessions,
+        context.printer.clone(),
+        &protocol,
+        Some(first),
+    ));
+    serving.run(listener, interrupted()).await?;
+    Ok(ExitStatus::Done)
+}
+
+/// The address on stdout, the talk on stderr.
+pub(super) fn announce(
+    context: &Context,
+    service: &str,
+    address: SocketAddr,
+    output: Output,
+) -> anyhow::Result<()> {
+    context
+        .printer
+        .talk(&format!("'{service}' is at {address} until you press Ctrl-C."));
+    if output.is_json() {
+        context.printer.json(&json!({
+            "service": service,
+            "host": address.ip().to_string(),
+            "port": address.port(),
+            "address": address.to_string(),
+        }))?;
+    } else {
+        context.printer.result(&address.to_string())?;
+    }
+    Ok(())
+}
+
+/// Ctrl-C, or the polite request to end.
+pub(super) async fn interrupted() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        tokio::select! {
+            pressed = tokio::signal::ctrl_c() => pressed,
+            _ = terminate.recv() => Ok(()),
+            _ = hang_up.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}

@@ -1,0 +1,112 @@
+//! `iapctl login`.
+
+use clap::Args;
+use time::OffsetDateTime;
+
+use super::status;
+use crate::address::ClusterAddress;
+use crate::arguments::Output;
+use crate::context::{Context, is_browser_refused};
+use crate::exit::ExitStatus;
+use crate::failure::Failure;
+use crate::login::{self, Method};
+use crate::trust;
+
+/// `login`.
+#[derive(Debug, Args)]
+pub struct LoginArguments {
+    /// The cluster, with its port if that is not 443 [default: the current cluster]
+    #[arg(value_name = "CLUSTER[:PORT]")]
+    address: Option<String>,
+    /// The cluster's root certificate or its pin (sha256:…)
+    #[arg(long, value_name = "FILE|PIN")]
+    ca: Option<String>,
+    /// Log in with a code on any other device
+    #[arg(long, conflicts_with = "no_browser")]
+    headless: bool,
+    /// Print the address instead of opening a browser
+    #[arg(long)]
+    no_browser: bool,
+    /// Leave no renewer running
+    #[arg(long)]
+    no_renew: bool,
+    /// Which identity provider, where there are several
+    #[arg(long, value_name = "NAME")]
+    connector: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn run(arguments: LoginArguments, context: &Context) -> anyhow::Result<ExitStatus> {
+    let address = address(&arguments, context)?;
+    let trust = trust::establish(
+        &context.home.cluster(&address.cluster),
+        &address,
+        arguments.ca.as_deref(),
+    )
+    .await?;
+    let request = login::LoginRequest {
+        method: method(&arguments),
+        connector: arguments.connector.clone().unwrap_or_default(),
+        url_on_stdout: !arguments.output.is_json(),
+    };
+    let identity = Box::pin(login::run(context, &address, trust, request)).await?;
+    context.home.make_current(&address.cluster)?;
+    if arguments.output.is_json() {
+        context.printer.json(&status::record(&identity))?;
+        return Ok(ExitStatus::Done);
+    }
+    context
+        .printer
+        .talk(&status::sentences(&identity, OffsetDateTime::now_utc()));
+    context.printer.talk("Next: iapctl ls, then iapctl connect NAME");
+    Ok(ExitStatus::Done)
+}
+
+fn method(arguments: &LoginArguments) -> Method {
+    match (arguments.headless, arguments.no_browser || is_browser_refused()) {
+        (true, _) => Method::Headless,
+        (false, true) => Method::NoBrowser,
+        (false, false) => Method::Browser,
+    }
+}
+
+/// The cluster named, with the port remembered for it if it names none; else the current one.
+fn address(arguments: &LoginArguments, context: &Context) -> anyhow::Result<ClusterAddress> {
+    let Some(text) = &arguments.address else {
+        let home = context
+            .cluster_home()
+            .map_err(|error| match crate::failure::status_of(&error) {
+                ExitStatus::LoginNeeded => Failure::usage("no cluster is named and none is known")
+                    .next("iapctl login CLUSTER")
+                    .into(),
+                ExitStatus::Done
+                | ExitStatus::Failed
+                | ExitStatus::Usage
+                | ExitStatus::Denied
+                | ExitStatus::Command(_) => error,
+            })?;
+        return remembered(&home)?.ok_or_else(|| {
+            Failure::usage(format!("nothing is known of {}", home.cluster().as_str()))
+                .next("iapctl login CLUSTER")
+                .into()
+        });
+    };
+    let named = ClusterAddress::parse(text)?;
+    if text
+        .trim_end_matches('/')
+        .trim_start_matches("https://")
+        .contains(':')
+    {
+        return Ok(named);
+    }
+    Ok(remembered(&context.home.cluster(&named.cluster))?.unwrap_or(named))
+}
+
+fn remembered(home: &crate::home::ClusterHome) -> anyhow::Result<Option<ClusterAddress>> {
+    let record = home.record()?;
+    let address = record.and_then(|record| record.addresses.into_iter().next());
+    Ok(address
+        .map(|address| ClusterAddress::parse(&address))
+        .transpose()?)
+}

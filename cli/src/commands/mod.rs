@@ -1,0 +1,52 @@
+//! One file per command.
+
+pub mod agents;
+pub mod audit;
+pub mod can;
+pub mod completion;
+pub mod connect;
+pub mod env;
+pub mod lock;
+pub mod login;
+pub mod logout;
+pub mod ls;
+pub mod policy;
+pub mod proxy;
+pub mod services;
+pub mod sessions;
+pub mod status;
+pub mod tokens;
+
+mod records;
+
+use crate::arguments::Command;
+use crate::context::Context;
+use crate::exit::ExitStatus;
+
+/// Runs one command.
+///
+/// # Errors
+/// Why it failed; [`crate::failure::status_of`] says how to end.
+pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitStatus> {
+    match command {
+        Command::Login(arguments) => login::run(arguments, context).await,
+        Command::Status(arguments) => status::run(arguments, context),
+        Command::Logout(arguments) => logout::run(arguments, context).await,
+        Command::Ls(arguments) => ls::run(arguments, context).await,
+        Command::Connect(arguments) => Box::pin(connect::run(arguments, context)).await,
+        Command::Proxy(arguments) => Box::pin(proxy::run(arguments, context)).await,
+        Command::Env(arguments) => env::run(arguments, context).await,
+        Command::Sessions(command) => sessions::run(command, context).await,
+        Command::Audit(command) => audit::run(command, context).await,
+        Command::Policy(command) => Box::pin(policy::run(command, context)).await,
+        Command::Services(command) => services::run(command, context).await,
+        Command::Lock(command) => lock::run(command, context).await,
+        Command::Tokens(command) => tokens::run(command, context).await,
+        Command::Agents(command) => agents::run(command, context).await,
+        Command::Can(arguments) => can::run(arguments, context).await,
+        Command::Dev(arguments) => Box::pin(crate::dev::run(arguments, context.home.path().to_owned()))
+            .await
+            .map(|()| ExitStatus::Done),
+        Command::Completion(arguments) => completion::run(&arguments, context),
+    }
+}

@@ -1,0 +1,257 @@
+//! `iapctl sessions ls|show|kill`.
+
+use clap::{Args, Subcommand};
+use iap_identity::SessionId;
+use iap_proto::v1;
+use serde_json::Value;
+
+use super::{lock, records};
+use crate::api;
+use crate::arguments::Output;
+use crate::context::Context;
+use crate::duration;
+use crate::exit::ExitStatus;
+use crate::failure::Failure;
+use crate::table::{Listing, printable};
+
+/// `sessions`.
+#[derive(Debug, Subcommand)]
+pub enum SessionsCommand {
+    /// List sessions, the newest first: your own, or everybody's with audit.read
+    #[command(visible_alias = "list")]
+    Ls(LsArguments),
+    /// Show one session's record
+    Show {
+        /// Its id
+        #[arg(value_name = "SESSION")]
+        id: String,
+        /// How results are printed
+        #[command(flatten)]
+        output: Output,
+    },
+    /// End a live session
+    Kill {
+        /// Its id
+        #[arg(value_name = "SESSION")]
+        id: String,
+        /// Why; the record and the person see it
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// How results are printed
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// `sessions ls`.
+#[derive(Debug, Args)]
+pub struct LsArguments {
+    /// Only of this service
+    #[arg(long, default_value = "", value_name = "NAME")]
+    service: String,
+    /// Only of this user
+    #[arg(long, default_value = "", value_name = "NAME")]
+    user: String,
+    /// Only those that go on now
+    #[arg(long)]
+    live: bool,
+    /// Only those of the last, such as 24h
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse_seconds)]
+    since: Option<u64>,
+    /// At most so many
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) async fn run(command: SessionsCommand, context: &Context) -> anyhow::Result<ExitStatus> {
+    match command {
+        SessionsCommand::Ls(arguments) => list(arguments, context).await,
+        SessionsCommand::Show { id, output } => show(&id, output, context).await,
+        SessionsCommand::Kill { id, reason, output } => kill(&id, reason, output, context).await,
+    }
+}
+
+async fn list(arguments: LsArguments, context: &Context) -> anyhow::Result<ExitStatus> {
+    let request = v1::SessionsRequest {
+        service: arguments.service,
+        user: arguments.user,
+        live_only: arguments.live,
+        limit: arguments.limit,
+        since_unix_ms: arguments.since.map(api::unix_ms_before_now).unwrap_or(0),
+    };
+    let reply = api::ask(context, async |auth| auth.user().sessions(request.clone()).await).await?;
+    let sessions = records::parse(&reply.json)?;
+    if arguments.output.is_json() {
+        context.printer.json(&sessions)?;
+        return Ok(ExitStatus::Done);
+    }
+    let mut listing = Listing::new(&["START", "USER", "SERVICE", "END", "IN", "OUT", "SESSION"]);
+    for session in sessions.as_array().map(Vec::as_slice).unwrap_or_default() {
+        listing.row([
+            records::time(session, "start"),
+            records::user(session),
+            records::text(session, "service"),
+            ending(session),
+            records::size(session, "bytes_in"),
+            records::size(session, "bytes_out"),
+            records::text(session, "session_id"),
+        ]);
+    }
+    records::show_table(context, &listing, "No session is recorded.")
+}
+
+async fn show(id: &str, output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
+    let request = v1::SessionRequest {
+        session_id: session_id(id)?.as_bytes().to_vec(),
+    };
+    let reply = api::ask(context, async |auth| auth.user().session(request.clone()).await).await?;
+    let session = records::parse(&reply.json)?;
+    if output.is_json() {
+        context.printer.json(&session)?;
+    } else {
+        context.printer.result(&readable(&session))?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+async fn kill(id: &str, reason: String, output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
+    let request = v1::SessionKillRequest {
+        session_id: session_id(id)?.as_bytes().to_vec(),
+        reason,
+    };
+    let added = api::ask(context, async |auth| {
+        auth.admin().session_kill(request.clone()).await
+    })
+    .await?;
+    lock::print_added(context, output, added)
+}
+
+fn session_id(text: &str) -> Result<SessionId, Failure> {
+    SessionId::parse(text).map_err(|error| {
+        Failure::usage(format!("'{text}' is not a session id"))
+            .because(error.to_string())
+            .next("iapctl sessions ls")
+    })
+}
+
+fn ending(session: &Value) -> String {
+    match (session.get("end"), records::text(session, "close_reason")) {
+        (None | Some(Value::Null), _) => "live".to_owned(),
+        (Some(_), reason) if reason.is_empty() => "ended".to_owned(),
+        (Some(_), reason) => reason,
+    }
+}
+
+/// The facts an auditor asks for first, then everything else the records hold.
+fn readable(session: &Value) -> String {
+    let decision = [
+        records::text(session, "decision.effect"),
+        quoted("by rule", &records::text(session, "decision.rule")),
+        quoted(
+            "of policy version",
+            &records::text(session, "decision.policy_version"),
+        ),
+    ];
+    let moved = format!(
+        "{} to the service, {} back",
+        records::size(session, "bytes_in"),
+        records::size(session, "bytes_out")
+    );
+    let lines = [
+        ("Session", records::text(session, "session_id")),
+        ("User", records::user(session)),
+        ("Service", records::text(session, "service")),
+        ("Login", records::text(session, "login")),
+        ("Database", records::text(session, "database")),
+        ("From", records::text(session, "client_address")),
+        ("Agent", records::text(session, "agent")),
+        ("Start", records::time(session, "start")),
+        (
+            "End",
+            Some(records::time(session, "end"))
+                .filter(|end| !end.is_empty())
+                .unwrap_or("live".to_owned()),
+        ),
+        ("Closed", records::text(session, "close_reason")),
+        ("Moved", moved),
+        (
+            "Decision",
+            decision
+                .iter()
+                .filter(|part| !part.is_empty())
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(" "),
+        ),
+        ("Observed", records::text(session, "observed")),
+    ];
+    let mut text = String::new();
+    for (label, value) in lines.iter().filter(|(_, value)| !value.is_empty()) {
+        text.push_str(&format!("{label:<10} {}\n", printable(value)));
+    }
+    for record in session
+        .get("records")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        text.push_str(&format!("\n{}\n", record_text(record)));
+    }
+    text
+}
+
+fn quoted(label: &str, value: &str) -> String {
+    if value.is_empty() {
+        String::new()
+    } else {
+        format!("{label} '{value}'")
+    }
+}
+
+fn record_text(record: &Value) -> String {
+    let title = format!(
+        "{} {} {}",
+        records::time(record, "time"),
+        records::text(record, "code"),
+        records::text(record, "event")
+    );
+    let fields = records::flatten(record);
+    let rest = fields
+        .iter()
+        .filter(|(key, _)| !["time", "code", "event"].contains(&key.as_str()));
+    rest.fold(title, |text, (key, value)| {
+        format!("{text}\n  {key} = {}", printable(value))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_session_is_readable_and_a_live_one_says_so() {
+        let text = readable(&json!({
+            "session_id": "0198", "user": "alice@example.com", "service": "db-prod", "start": "2026-11-22T14:03:07.123Z",
+            "end": null, "bytes_in": 1200, "bytes_out": 34_000_000,
+            "decision": {"effect": "allow", "rule": "engineers", "policy_version": 3},
+        }));
+        assert!(text.contains("User       alice@example.com\n"), "{text}");
+        assert!(text.contains("End        live\n"), "{text}");
+        assert!(
+            text.contains("Moved      1.2 kB to the service, 34 MB back\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("Decision   allow by rule 'engineers' of policy version '3'\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_a_stranger_sent_cannot_drive_the_terminal() {
+        assert!(!readable(&json!({"service": "\u{1b}[2J"})).contains('\u{1b}'));
+    }
+}

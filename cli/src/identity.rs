@@ -1,0 +1,250 @@
+//! The login stored on this machine: who it says one is, whether it is still good, and its renewal on use.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use iap_identity::{CertificateDer, Class, ClassSet, PeerError, TrustBundle, UserPeer, VerifiedPeer};
+use iap_proto::v1;
+use iap_runtime::net::HostPort;
+use prost::Message as _;
+use rcgen::KeyPair;
+use rustls_pki_types::pem::PemObject as _;
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::api::Auth;
+use crate::context::Context;
+use crate::duration::rough;
+use crate::failure::Failure;
+use crate::home::{ClusterHome, ClusterRecord, Generation};
+use crate::login;
+
+/// A certificate with less than this share of its life left is renewed when the auth server is talked to.
+const RENEW_BELOW_LIFE_DIVIDED_BY: i32 = 3;
+/// A renewal never holds a command up for longer.
+const RENEW_SECONDS_MAX: u64 = 3;
+
+/// A login that is good now.
+#[derive(Clone)]
+pub struct Identity {
+    /// Where it is kept.
+    pub home: ClusterHome,
+    /// How the cluster is reached.
+    pub record: ClusterRecord,
+    /// Who one is.
+    pub peer: UserPeer,
+    /// The authorities of the cluster.
+    pub bundle: Arc<TrustBundle>,
+    /// The certificate, then the user CA.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The private key, PKCS#8 as PEM.
+    key_pem: Zeroizing<String>,
+}
+
+/// What is stored.
+pub enum Standing {
+    /// A login that is good now.
+    Valid(Box<Identity>),
+    /// None, or one that is over: why, and what to do.
+    NoLogin(Failure),
+}
+
+impl Identity {
+    /// The private key.
+    ///
+    /// # Errors
+    /// When the stored key is damaged.
+    pub fn key(&self) -> anyhow::Result<KeyPair> {
+        KeyPair::from_pem(&self.key_pem).context("the stored private key cannot be read")
+    }
+
+    /// The proxy to dial first.
+    ///
+    /// # Errors
+    /// When `cluster.json` names none.
+    pub fn proxy(&self) -> anyhow::Result<HostPort> {
+        let first = self
+            .record
+            .addresses
+            .first()
+            .context("cluster.json names no proxy: log in again")?;
+        Ok(HostPort::parse(first)?)
+    }
+
+    /// Every proxy, the first choice first.
+    ///
+    /// # Errors
+    /// When `cluster.json` names none.
+    pub fn proxies(&self) -> anyhow::Result<Vec<HostPort>> {
+        self.proxy()?;
+        Ok(self
+            .record
+            .addresses
+            .iter()
+            .map(|address| HostPort::parse(address))
+            .collect::<Result<_, _>>()?)
+    }
+}
+
+/// Reads what is stored for a cluster.
+///
+/// # Errors
+/// When files are there and cannot be read.
+pub fn load(home: &ClusterHome, now: OffsetDateTime) -> anyhow::Result<Standing> {
+    let cluster = home.cluster();
+    let no_login = |what: String| {
+        Standing::NoLogin(Failure::login_needed(what).next(format!("iapctl login {}", address_text(home))))
+    };
+    let (Some(record), Some(generation), Some(bundle)) = (home.record()?, home.generation()?, home.bundle()?)
+    else {
+        return Ok(no_login(format!("you are not logged in to {}", cluster.as_str())));
+    };
+    let bundle = read_bundle(&bundle, &record, now)?;
+    let chain = read_chain(&generation)?;
+    match verify(&chain, &bundle, now) {
+        Ok(peer) => Ok(Standing::Valid(Box::new(Identity {
+            home: home.clone(),
+            record,
+            peer,
+            bundle: Arc::new(bundle),
+            chain,
+            key_pem: key_text(&generation)?,
+        }))),
+        Err(PeerError::Expired { not_after }) => {
+            let who = verify(&chain, &bundle, not_after)
+                .map(|peer| peer.name)
+                .unwrap_or_default();
+            let ago = rough(now - not_after);
+            Ok(no_login(format!(
+                "your login to {} as {who} expired {ago} ago",
+                cluster.as_str()
+            )))
+        }
+        Err(error) => Ok(no_login(format!(
+            "the stored login to {} is not usable: {error}",
+            cluster.as_str()
+        ))),
+    }
+}
+
+/// The login to work with; on a terminal a missing or expired one is made good first.
+///
+/// # Errors
+/// Login needed when nobody can be asked.
+pub async fn require(context: &Context) -> anyhow::Result<Identity> {
+    let home = context.cluster_home()?;
+    match load(&home, OffsetDateTime::now_utc())? {
+        Standing::Valid(identity) => Ok(*identity),
+        Standing::NoLogin(failure) if context.interactive && home.record()?.is_some() => {
+            context.printer.talk(&format!("{failure}; logging in again."));
+            Box::pin(login::again(context, &home)).await
+        }
+        Standing::NoLogin(failure) => Err(failure.into()),
+    }
+}
+
+/// Renews a certificate near its end. What goes wrong is only worth a word: the certificate is still good.
+pub async fn renew_if_due(identity: &Identity, context: &Context) {
+    if !is_due(&identity.peer, OffsetDateTime::now_utc()) {
+        return;
+    }
+    match renew_within_limit(identity).await {
+        Ok(_) => context.printer.verbose("renewed the certificate"),
+        Err(error) => context
+            .printer
+            .verbose(&format!("the certificate could not be renewed yet: {error:#}")),
+    }
+}
+
+/// Renews now, with the same key, and stores the result.
+///
+/// # Errors
+/// When the auth server refuses, cannot be reached, or takes too long.
+pub async fn renew_within_limit(identity: &Identity) -> anyhow::Result<Identity> {
+    let renewing = tokio::time::timeout(Duration::from_secs(RENEW_SECONDS_MAX), renew(identity));
+    Box::pin(renewing)
+        .await
+        .context("the auth server took too long")?
+}
+
+async fn renew(identity: &Identity) -> anyhow::Result<Identity> {
+    let home = &identity.home;
+    let _lock = home.lock().await?;
+    // Somebody else may have renewed while this waited; a second renewal would only cost a generation.
+    if let Standing::Valid(current) = load(home, OffsetDateTime::now_utc())?
+        && current.peer.generation > identity.peer.generation
+    {
+        return Ok(*current);
+    }
+    let key = identity.key()?;
+    let csr = iap_identity::certificate_request(&key)?;
+    let auth = Auth::connect(identity)?;
+    let finished = crate::api::answer(auth.user().renew(v1::RenewRequest { csr }).await)?;
+    let record = home.record()?.unwrap_or_else(|| identity.record.clone());
+    login::store(home, &record, &key, finished)
+}
+
+fn is_due(peer: &UserPeer, now: OffsetDateTime) -> bool {
+    let life = peer.not_after - peer.not_before;
+    peer.not_after - now < life / RENEW_BELOW_LIFE_DIVIDED_BY && peer.not_after < peer.login_deadline
+}
+
+/// The bundle as it was stored: its root against the pin, everything else against the root, and the
+/// signature against its own keys.
+///
+/// # Errors
+/// When any of that fails.
+pub fn read_bundle(
+    signed: &[u8],
+    record: &ClusterRecord,
+    now: OffsetDateTime,
+) -> anyhow::Result<TrustBundle> {
+    let signed = v1::Signed::decode(signed).context("the stored trust bundle is malformed")?;
+    Ok(iap_proto::open_bundle(
+        &signed,
+        &record.pin()?,
+        &record.cluster,
+        now,
+    )?)
+}
+
+/// Verifies a user's chain.
+///
+/// # Errors
+/// Why it is not good.
+pub fn verify(
+    chain: &[CertificateDer<'static>],
+    bundle: &TrustBundle,
+    now: OffsetDateTime,
+) -> Result<UserPeer, PeerError> {
+    match iap_identity::verify_client(chain, ClassSet::of(&[Class::User]), bundle, now)? {
+        VerifiedPeer::User(peer) => Ok(peer),
+        other @ (VerifiedPeer::Bot(_)
+        | VerifiedPeer::Agent(_)
+        | VerifiedPeer::Proxy(_)
+        | VerifiedPeer::Auth(_)) => Err(PeerError::WrongClass { found: other.class() }),
+    }
+}
+
+fn read_chain(generation: &Generation) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(&generation.certificates_pem)
+        .collect::<Result<_, _>>()
+        .context("the stored certificate cannot be read: log in again")
+}
+
+fn key_text(generation: &Generation) -> anyhow::Result<Zeroizing<String>> {
+    let text =
+        String::from_utf8(generation.key_pem.to_vec()).context("the stored private key cannot be read")?;
+    Ok(Zeroizing::new(text))
+}
+
+fn address_text(home: &ClusterHome) -> String {
+    let record = home.record().ok().flatten();
+    let first = record.and_then(|record| record.addresses.into_iter().next());
+    let address = first.and_then(|address| crate::address::ClusterAddress::parse(&address).ok());
+    address.map_or_else(
+        || home.cluster().as_str().to_owned(),
+        |address| address.to_string(),
+    )
+}

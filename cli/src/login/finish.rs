@@ -1,0 +1,81 @@
+//! `Login.Finish`: the code and the proof of possession become a certificate, which is checked and stored.
+
+use anyhow::Context as _;
+use iap_identity::CertificateDer;
+use iap_proto::v1;
+use iap_runtime::tls::certificates_to_pem;
+use prost::Message as _;
+use rcgen::KeyPair;
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::Started;
+use crate::address::ClusterAddress;
+use crate::api;
+use crate::failure::Failure;
+use crate::home::{ClusterHome, ClusterRecord, Credentials, Home};
+use crate::identity::{self, Identity, Standing};
+use crate::services::KnownService;
+use crate::trust::{self, Trust};
+
+pub(super) async fn finish(
+    home: &Home,
+    address: &ClusterAddress,
+    trust: &Trust,
+    mut started: Started,
+    code: String,
+) -> anyhow::Result<Identity> {
+    let csr = iap_identity::certificate_request(&started.key)?;
+    let login_id = started.login_id.as_bytes().to_vec();
+    let finished = api::answer(
+        started
+            .client
+            .finish(v1::LoginFinish { login_id, code, csr })
+            .await,
+    )?;
+    let cluster = home.cluster(&address.cluster);
+    let record = trust::record(&cluster, address, trust)?;
+    let visible = finished.services.clone();
+    let identity = store(&cluster, &record, &started.key, finished)?;
+    // The list with logins needs the new certificate; without it, the names are remembered.
+    if api::refresh_services(&identity).await.is_err() {
+        let services: Vec<_> = visible.into_iter().map(KnownService::from_record).collect();
+        cluster.write_services(&services)?;
+    }
+    Ok(identity)
+}
+
+/// Checks what a login or a renewal brought, and stores it as one generation.
+///
+/// # Errors
+/// When it is not a certificate for this key from this cluster's authority.
+pub fn store(
+    home: &ClusterHome,
+    record: &ClusterRecord,
+    key: &KeyPair,
+    finished: v1::LoginFinished,
+) -> anyhow::Result<Identity> {
+    let now = OffsetDateTime::now_utc();
+    let signed = finished.bundle.context("the auth server sent no trust bundle")?;
+    let bundle = iap_proto::open_bundle(&signed, &record.pin()?, &record.cluster, now)?;
+    let issued = finished.issued.context("the auth server sent no certificate")?;
+    let chain: Vec<CertificateDer<'static>> = issued.chain.into_iter().map(CertificateDer::from).collect();
+    let peer = identity::verify(&chain, &bundle, now)?;
+    if peer.key_thumbprint != api::sha256(&rcgen::PublicKeyData::subject_public_key_info(key)) {
+        return Err(Failure::failed("the auth server certified another key than ours").into());
+    }
+    home.write_record(record)?;
+    home.write_trust(
+        &certificates_to_pem([bundle.root_der().as_ref()]),
+        &signed.encode_to_vec(),
+    )?;
+    home.write_generation(&Credentials {
+        certificates_pem: certificates_to_pem(chain.iter().map(AsRef::as_ref)),
+        key_pem: Zeroizing::new(key.serialize_pem()),
+        key_der: Zeroizing::new(key.serialize_der()),
+    })?;
+    match identity::load(home, now)? {
+        Standing::Valid(identity) => Ok(*identity),
+        Standing::NoLogin(failure) => Err(failure.into()),
+    }
+}

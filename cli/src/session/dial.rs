@@ -1,0 +1,268 @@
+//! One session: TLS to the service's own name, through the proxy, then the `iap/1` frames (DESIGN §7).
+
+use std::time::Duration;
+
+use iap_identity::{ConnectId, ServerName, SessionId};
+use iap_runtime::net::{self, HostPort};
+use iap_runtime::tls::{self, AlertDescription, ClientStream, HandshakeError, Replay};
+use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::source::Wanted;
+use crate::failure::Failure;
+use crate::identity::Identity;
+
+const CONNECT_SECONDS_MAX: u64 = 10;
+/// Dial-back, decision, record and the backend's own answer, on the slowest link.
+const ANSWER_SECONDS_MAX: u64 = 30;
+const ALPN: &str = "iap/1";
+const READ_BYTES: usize = 4 * 1024;
+/// The denial that asks which of several logins is meant.
+const LOGIN_CHOICE: &str = "login_choice";
+
+/// The bytes of a session.
+pub type SessionStream = Replay<ClientStream<TcpStream>>;
+
+/// A session that was granted.
+pub struct Session {
+    /// The bytes of the backend.
+    pub stream: SessionStream,
+    /// Its id in the record.
+    pub session_id: SessionId,
+    /// The login the agent chose, where it sees logins.
+    pub login: Option<String>,
+    /// The service's protocol.
+    pub protocol: String,
+}
+
+/// What the agent says, short of a failure.
+pub(super) enum Answer {
+    Granted(Box<Session>),
+    Renew,
+}
+
+pub(super) async fn dial(
+    identity: &Identity,
+    wanted: &Wanted,
+    connect_id: ConnectId,
+) -> Result<Answer, Failure> {
+    let tcp = connect(identity).await?;
+    let talk = tokio::time::timeout(
+        Duration::from_secs(ANSWER_SECONDS_MAX),
+        ask(identity, wanted, connect_id, tcp),
+    );
+    talk.await.map_err(|_| {
+        Failure::failed(format!(
+            "'{}' did not answer within {ANSWER_SECONDS_MAX} s",
+            wanted.service.as_str()
+        ))
+    })?
+}
+
+/// Any proxy will do; the first that answers.
+async fn connect(identity: &Identity) -> Result<TcpStream, Failure> {
+    let proxies = identity
+        .proxies()
+        .map_err(|error| Failure::failed(format!("{error:#}")))?;
+    let mut failure = Failure::failed("no proxy is known");
+    for proxy in proxies {
+        match net::connect(&proxy, Duration::from_secs(CONNECT_SECONDS_MAX)).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = unreachable_proxy(&proxy, &error),
+        }
+    }
+    Err(failure)
+}
+
+fn unreachable_proxy(proxy: &HostPort, error: &std::io::Error) -> Failure {
+    Failure::failed(format!("cannot reach the proxy at {proxy}")).because(error.to_string())
+}
+
+async fn ask(
+    identity: &Identity,
+    wanted: &Wanted,
+    connect_id: ConnectId,
+    tcp: TcpStream,
+) -> Result<Answer, Failure> {
+    let explain = |error: std::io::Error| explain(&error, identity, wanted);
+    let mut stream = handshake(identity, wanted, tcp).await?;
+    let hello = Hello {
+        version: iap_tunnel::status::HELLO_VERSION,
+        connect_id,
+        login: wanted.login.clone(),
+        database: wanted.database.clone(),
+    };
+    let frame = hello
+        .encode()
+        .map_err(|error| Failure::failed(error.to_string()))?;
+    stream.write_all(&frame).await.map_err(explain)?;
+    stream.flush().await.map_err(explain)?;
+    let (payload, rest) = read_frame(&mut stream).await.map_err(explain)?;
+    let status = Status::decode(&payload)
+        .map_err(|error| Failure::failed("the agent's answer cannot be read").because(error.to_string()))?;
+    match status {
+        Status::Granted {
+            session_id,
+            login,
+            protocol,
+            resume_name: _,
+        } => Ok(Answer::Granted(Box::new(Session {
+            stream: Replay::new(rest, stream),
+            session_id,
+            login: login.map(|login| login.as_str().to_owned()),
+            protocol,
+        }))),
+        Status::Renew => Ok(Answer::Renew),
+        Status::Denied { code, text, contact } => Err(denied(wanted, &code, text, contact)),
+        Status::Unavailable { text, retry } => Err(unavailable(wanted, text, retry)),
+    }
+}
+
+async fn handshake(
+    identity: &Identity,
+    wanted: &Wanted,
+    tcp: TcpStream,
+) -> Result<ClientStream<TcpStream>, Failure> {
+    let config = crate::api::service_config(identity, &[ALPN])
+        .map_err(|error| Failure::failed(format!("{error:#}")))?;
+    let host = ServerName::Service(wanted.service.clone()).host(identity.home.cluster());
+    let connecting = tls::connect(tcp, &host, config, Duration::from_secs(ANSWER_SECONDS_MAX));
+    connecting.await.map_err(|error| match error {
+        HandshakeError::Failed(error) => explain(&error, identity, wanted),
+        HandshakeError::TimedOut { .. } | HandshakeError::Name { .. } => Failure::failed(error.to_string()),
+    })
+}
+
+/// The first frame, and whatever came right behind it.
+async fn read_frame(stream: &mut ClientStream<TcpStream>) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+    let mut frames = LengthPrefixed::new(FRAME_BYTES_MAX);
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        let count = stream.read(&mut buffer).await?;
+        if count == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        frames.push(buffer.get(..count).unwrap_or_default());
+        if let Some(frame) = frames.next_frame().map_err(std::io::Error::other)? {
+            return Ok((frame, frames.into_rest()));
+        }
+    }
+}
+
+/// A denial in one sentence, with whom to ask.
+fn denied(wanted: &Wanted, code: &str, text: String, contact: Option<String>) -> Failure {
+    let service = wanted.service.as_str();
+    if code == LOGIN_CHOICE {
+        return Failure::usage(text).next(format!("iapctl connect {service} --login LOGIN"));
+    }
+    let next = match contact.filter(|contact| !contact.is_empty()) {
+        Some(contact) => format!("ask {contact}, or see why: iapctl policy explain {service}"),
+        None => format!("iapctl ls, or see why: iapctl policy explain {service}"),
+    };
+    Failure::denied(text).next(next)
+}
+
+fn unavailable(wanted: &Wanted, text: String, retry: bool) -> Failure {
+    let failure = Failure::failed(format!("'{}' is not available", wanted.service.as_str())).because(text);
+    if retry {
+        failure.next("try again in a moment")
+    } else {
+        failure
+    }
+}
+
+/// What TLS says, in words.
+fn explain(error: &std::io::Error, identity: &Identity, wanted: &Wanted) -> Failure {
+    let service = wanted.service.as_str();
+    match crate::api::causes(error).find_map(crate::api::tls_error) {
+        Some(rustls::Error::AlertReceived(alert)) => explain_alert(*alert, identity, wanted),
+        Some(rustls::Error::InvalidCertificate(why)) => Failure::failed(format!(
+            "whatever answered for '{service}' could not prove to be it"
+        ))
+        .because(format!("{why}"))
+        .next("tell your operator; nothing was sent"),
+        Some(other) => {
+            Failure::failed(format!("the TLS connection to '{service}' failed")).because(other.to_string())
+        }
+        None if error.kind() == std::io::ErrorKind::UnexpectedEof => absent(identity, wanted),
+        None => Failure::failed(format!("the connection to '{service}' failed")).because(error.to_string()),
+    }
+}
+
+fn explain_alert(alert: AlertDescription, identity: &Identity, wanted: &Wanted) -> Failure {
+    let service = wanted.service.as_str();
+    let user = &identity.peer.name;
+    match alert {
+        AlertDescription::AccessDenied => Failure::denied(format!("{user} may not reach '{service}'"))
+            .next(format!("iapctl policy explain {service}")),
+        AlertDescription::CertificateRevoked => {
+            Failure::denied(format!("{user} is locked out")).next("ask your operator")
+        }
+        AlertDescription::CertificateExpired => {
+            Failure::login_needed("your login has expired").next("iapctl login")
+        }
+        AlertDescription::UnknownCA | AlertDescription::BadCertificate => {
+            Failure::login_needed(format!("'{service}' does not accept this login")).next("iapctl login")
+        }
+        AlertDescription::UnrecognisedName => absent(identity, wanted),
+        other => Failure::failed(format!("'{service}' refused the connection"))
+            .because(format!("TLS alert {other:?}")),
+    }
+}
+
+/// Nobody serves the name: for a service on the user's list that is an outage, else a mistyped name.
+fn absent(identity: &Identity, wanted: &Wanted) -> Failure {
+    let service = wanted.service.as_str();
+    let known = identity
+        .home
+        .services()
+        .is_ok_and(|services| services.iter().any(|known| known.name == service));
+    if known {
+        Failure::failed(format!("'{service}' is not available"))
+            .because("no agent serves it now")
+            .next("try again in a moment")
+    } else {
+        Failure::usage(format!("there is no service '{service}'"))
+            .because("no agent serves that name")
+            .next("iapctl ls")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use iap_identity::ServiceName;
+
+    fn wanted() -> Wanted {
+        Wanted {
+            service: ServiceName::parse("db-prod").unwrap(),
+            login: None,
+            database: None,
+        }
+    }
+
+    #[test]
+    fn a_denial_names_whom_to_ask() {
+        let failure = denied(
+            &wanted(),
+            "no_rule_matches",
+            "bob may not.".to_owned(),
+            Some("dba@example.com".to_owned()),
+        );
+        assert_eq!(failure.status().code(), 3);
+        assert!(format!("{failure:?}").contains("ask dba@example.com"));
+    }
+
+    #[test]
+    fn a_choice_of_logins_is_bad_input_and_not_a_denial() {
+        let failure = denied(&wanted(), LOGIN_CHOICE, "several logins: a, b".to_owned(), None);
+        assert_eq!(failure.status().code(), 2);
+    }
+
+    #[test]
+    fn an_unavailable_service_is_our_failure() {
+        assert_eq!(unavailable(&wanted(), "down".to_owned(), true).status().code(), 1);
+    }
+}

@@ -1,0 +1,267 @@
+//! Local listeners: each accepted connection becomes a session.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_runtime::pump::Cancellation;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Session, Sessions, peer, refusal};
+use crate::failure::Failure;
+use crate::printer::Printer;
+use crate::services::POSTGRES;
+
+/// A session opened in advance is given up after this long, so that no idle one is held at the backend.
+const FIRST_SESSION_SECONDS_MAX: u64 = 20;
+/// After the end was ordered, how long sessions may take to end properly.
+const FAREWELL_MILLISECONDS: u64 = 500;
+/// A client told why it is refused has this long to read it.
+const REFUSAL_SECONDS_MAX: u64 = 5;
+/// How long to rest when the system is out of sockets.
+const ACCEPT_RETRY_MILLISECONDS: u64 = 100;
+
+/// A bound port.
+pub struct LocalListener {
+    listener: TcpListener,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// Turns a listener's connections into sessions.
+pub struct Serving {
+    sessions: Arc<Sessions>,
+    printer: Printer,
+    first: Mutex<Option<(Session, Instant)>>,
+    cancellation: Cancellation,
+    protocol: String,
+}
+
+impl LocalListener {
+    /// Binds a port.
+    ///
+    /// # Errors
+    /// When it is taken.
+    pub async fn bind(address: SocketAddr) -> Result<Self, Failure> {
+        let refuse = |error: std::io::Error| {
+            let failure = Failure::failed(format!("cannot listen on {address}")).because(error.to_string());
+            if error.kind() == std::io::ErrorKind::AddrInUse {
+                failure.next("end the program that has it, or choose another with --listen PORT")
+            } else {
+                failure
+            }
+        };
+        let listener = TcpListener::bind(address).await.map_err(refuse)?;
+        let address = listener.local_addr().map_err(refuse)?;
+        Ok(Self { listener, address })
+    }
+}
+
+impl Serving {
+    /// `first` is used by the first connection, if that comes soon.
+    pub fn new(sessions: Arc<Sessions>, printer: Printer, protocol: &str, first: Option<Session>) -> Self {
+        let first = first.map(|session| (session, Instant::now()));
+        Self {
+            sessions,
+            printer,
+            first: Mutex::new(first),
+            cancellation: Cancellation::new(),
+            protocol: protocol.to_owned(),
+        }
+    }
+
+    /// Serves until `end` completes; then every session ends too. Returns what `end` returned.
+    pub async fn run<T>(self: Arc<Self>, listener: LocalListener, end: impl Future<Output = T>) -> T {
+        let mut connections = JoinSet::new();
+        tokio::pin!(end);
+        let mut tidy = tokio::time::interval(Duration::from_secs(FIRST_SESSION_SECONDS_MAX));
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut end => break outcome,
+                accepted = listener.listener.accept() => match accepted {
+                    Ok((stream, from)) => {
+                        connections.spawn(Arc::clone(&self).serve(stream, listener.address, from));
+                    }
+                    Err(error) => {
+                        self.printer.warn(&format!("cannot accept a local connection: {error}"));
+                        tokio::time::sleep(Duration::from_millis(ACCEPT_RETRY_MILLISECONDS)).await;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+                _ = tidy.tick() => self.drop_stale_first().await,
+            }
+        };
+        drop(listener);
+        self.finish(connections).await;
+        outcome
+    }
+
+    /// Sessions whose client has just gone end by themselves; the rest are cut.
+    async fn finish(&self, mut connections: JoinSet<()>) {
+        let farewell = Duration::from_millis(FAREWELL_MILLISECONDS);
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(farewell, all).await.is_err() {
+            self.cancellation.cancel("iapctl ended");
+            let _ = tokio::time::timeout(farewell, async {
+                while connections.join_next().await.is_some() {}
+            })
+            .await;
+        }
+        if let Some((session, _)) = self.first.lock().await.take() {
+            let _ = tokio::time::timeout(farewell, close(session)).await;
+        }
+    }
+
+    async fn serve(self: Arc<Self>, mut stream: TcpStream, local: SocketAddr, from: SocketAddr) {
+        let local = stream.local_addr().unwrap_or(local);
+        if let Err(why) = admit(local, from) {
+            self.printer
+                .warn(&format!("refused a local connection from {from}: {why}"));
+            return;
+        }
+        let _ = iap_runtime::net::tune(&stream);
+        match self.session().await {
+            Ok(session) => {
+                self.printer
+                    .verbose(&format!("session {} for {from}", session.session_id.as_uuid()));
+                let closed = super::carry(stream, session, &self.cancellation).await;
+                if let Some(why) = super::fault(&closed) {
+                    self.printer
+                        .warn(&format!("a session of {} was cut: {why}", self.name()));
+                }
+            }
+            Err(failure) => {
+                self.printer.warn(&format!("{}: {failure}", self.name()));
+                if self.protocol == POSTGRES {
+                    let told = refusal::tell_postgres(&mut stream, &failure);
+                    let _ = tokio::time::timeout(Duration::from_secs(REFUSAL_SECONDS_MAX), told).await;
+                }
+            }
+        }
+    }
+
+    async fn session(&self) -> Result<Session, Failure> {
+        self.drop_stale_first().await;
+        let first = self.first.lock().await.take();
+        match first {
+            Some((session, _)) => Ok(session),
+            None => {
+                self.sessions.renew_beside();
+                Box::pin(self.sessions.open()).await
+            }
+        }
+    }
+
+    async fn drop_stale_first(&self) {
+        let mut first = self.first.lock().await;
+        let limit = Duration::from_secs(FIRST_SESSION_SECONDS_MAX);
+        if let Some((session, _)) = first.take_if(|(_, opened)| opened.elapsed() >= limit) {
+            tokio::spawn(close(session));
+        }
+    }
+
+    fn name(&self) -> &str {
+        self.sessions.wanted().service.as_str()
+    }
+}
+
+async fn close(mut session: Session) {
+    let _ = tokio::io::AsyncWriteExt::shutdown(&mut session.stream).await;
+}
+
+/// On loopback only our own user's processes are let in; beyond it `--insecure-listen` has said everybody.
+fn admit(local: SocketAddr, from: SocketAddr) -> Result<(), String> {
+    if !from.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    match peer::is_ours(local, from) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err("it is another user's".to_owned()),
+        Err(error) => Err(format!("whose it is cannot be told: {error}")),
+    }
+}
+
+/// `--listen ADDR`: `PORT`, `HOST:PORT` or `:PORT`; loopback only unless `insecure`.
+///
+/// # Errors
+/// Bad input.
+pub fn listen_address(text: &str, insecure: bool) -> Result<SocketAddr, Failure> {
+    let refuse = |why: &str| {
+        Failure::usage(format!("'{text}' is no address to listen on"))
+            .because(why)
+            .next("--listen 127.0.0.1:PORT")
+    };
+    let port_alone = text.strip_prefix(':').unwrap_or(text).parse::<u16>().ok();
+    let address = match port_alone {
+        Some(port) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        None => match text.strip_prefix("localhost:").map(str::parse) {
+            Some(port) => SocketAddr::from((
+                Ipv4Addr::LOCALHOST,
+                port.map_err(|_| refuse("the port is not a number"))?,
+            )),
+            None => text.parse().map_err(|_| refuse("write PORT or IP:PORT"))?,
+        },
+    };
+    let loopback = match address.ip() {
+        IpAddr::V4(ip) => ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_loopback(),
+    };
+    if !loopback && !insecure {
+        let why = "others on the network could use it in your name";
+        return Err(Failure::usage(format!("{address} is not on loopback"))
+            .because(why)
+            .next("--listen 127.0.0.1:PORT, or --insecure-listen if that is meant"));
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn listening_stays_on_loopback_unless_told_otherwise() {
+        assert_eq!(
+            listen_address("5432", false).unwrap().to_string(),
+            "127.0.0.1:5432"
+        );
+        assert_eq!(
+            listen_address(":5432", false).unwrap().to_string(),
+            "127.0.0.1:5432"
+        );
+        assert_eq!(
+            listen_address("localhost:0", false).unwrap().to_string(),
+            "127.0.0.1:0"
+        );
+        assert_eq!(listen_address("[::1]:80", false).unwrap().to_string(), "[::1]:80");
+        for bad in [
+            "0.0.0.0:80",
+            "192.0.2.1:80",
+            "nonsense",
+            "localhost:x",
+            "127.0.0.1",
+            "[::]:80",
+        ] {
+            assert_eq!(
+                listen_address(bad, false).unwrap_err().status().code(),
+                2,
+                "{bad}"
+            );
+        }
+        assert!(listen_address("0.0.0.0:80", true).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let held = LocalListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            .await
+            .unwrap();
+        let failure = LocalListener::bind(held.address).await.map(|_| ()).unwrap_err();
+        assert_eq!(failure.status().code(), 1);
+        assert!(failure.to_string().contains(&held.address.to_string()));
+    }
+}

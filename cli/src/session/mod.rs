@@ -1,0 +1,48 @@
+//! Sessions: dialling a service and carrying local connections to it.
+
+mod dial;
+mod listen;
+mod peer;
+mod port;
+mod refusal;
+mod source;
+
+pub use dial::{Session, SessionStream};
+pub use listen::{LocalListener, Serving, listen_address};
+pub use port::stable as stable_port;
+pub use source::{Sessions, Wanted};
+
+use iap_runtime::pump::{self, Cancellation, CloseReason, Closed, Counters, PumpLimits};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Moves bytes between a local stream and a session until either ends or the order comes.
+pub async fn carry<L>(local: L, session: Session, cancellation: &Cancellation) -> Closed
+where
+    L: AsyncRead + AsyncWrite + Unpin,
+{
+    // Limits are the agent's: it says when a session has idled or lasted too long.
+    let limits = PumpLimits {
+        idle: None,
+        half_closed_idle: None,
+    };
+    Box::pin(pump::copy(
+        local,
+        session.stream,
+        &limits,
+        &Counters::new(),
+        cancellation,
+    ))
+    .await
+}
+
+/// What went wrong between us and the agent, if anything did.
+pub fn fault(closed: &Closed) -> Option<String> {
+    match &closed.reason {
+        CloseReason::BackendFailed(error) => Some(error.to_string()),
+        CloseReason::ClientClosed
+        | CloseReason::BackendClosed
+        | CloseReason::ClientFailed(_)
+        | CloseReason::Idle
+        | CloseReason::Cancelled(_) => None,
+    }
+}

@@ -1,0 +1,121 @@
+//! Where sessions come from: opens them with the login as it is now, renewing it when the agent asks.
+
+use std::sync::Arc;
+
+use iap_identity::{ConnectId, LoginName, ServiceName};
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::dial::{self, Answer, Session};
+use crate::context::Context;
+use crate::exit::ExitStatus;
+use crate::failure::Failure;
+use crate::identity::{self, Identity, Standing};
+
+/// What a session is asked for.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// The service.
+    pub service: ServiceName,
+    /// As which login.
+    pub login: Option<LoginName>,
+    /// Which database.
+    pub database: Option<String>,
+}
+
+/// Opens the sessions of one `connect`, which share its id in the record.
+pub struct Sessions {
+    context: Context,
+    wanted: Wanted,
+    connect_id: ConnectId,
+    identity: Mutex<Arc<Identity>>,
+}
+
+impl Sessions {
+    /// For one `connect`.
+    pub fn new(context: &Context, identity: Identity, wanted: Wanted) -> Self {
+        Self {
+            context: context.clone(),
+            wanted,
+            connect_id: ConnectId::from_uuid(Uuid::now_v7()),
+            identity: Mutex::new(Arc::new(identity)),
+        }
+    }
+
+    /// What is asked for.
+    pub fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Opens a session. Talks to the auth server only if the login has expired or the agent wants it renewed.
+    ///
+    /// # Errors
+    /// A failure with its exit status.
+    pub async fn open(&self) -> Result<Session, Failure> {
+        let identity = self.current().await?;
+        match dial::dial(&identity, &self.wanted, self.connect_id).await? {
+            Answer::Granted(session) => Ok(*session),
+            Answer::Renew => self.open_renewed(&identity).await,
+        }
+    }
+
+    /// The policy names groups that the certificate does not know of: renew it and ask once more.
+    async fn open_renewed(&self, identity: &Identity) -> Result<Session, Failure> {
+        self.context
+            .printer
+            .verbose("the agent asks for a renewed certificate");
+        let renewed = identity::renew_within_limit(identity).await.map_err(|error| {
+            Failure::failed("the policy has changed, and your certificate could not be renewed to match")
+                .because(format!("{error:#}"))
+                .next("try again, or iapctl login")
+        })?;
+        let renewed = Arc::new(renewed);
+        *self.identity.lock().await = Arc::clone(&renewed);
+        match dial::dial(&renewed, &self.wanted, self.connect_id).await? {
+            Answer::Granted(session) => Ok(*session),
+            Answer::Renew => {
+                Err(Failure::login_needed("the policy has changed since you logged in").next("iapctl login"))
+            }
+        }
+    }
+
+    /// The login as it is on disk once the one in hand has expired: others may have renewed it.
+    async fn current(&self) -> Result<Arc<Identity>, Failure> {
+        let mut identity = self.identity.lock().await;
+        let now = OffsetDateTime::now_utc();
+        if now < identity.peer.not_after {
+            return Ok(Arc::clone(&identity));
+        }
+        let stored =
+            identity::load(&identity.home, now).map_err(|error| Failure::failed(format!("{error:#}")))?;
+        let fresh = match stored {
+            Standing::Valid(fresh) => *fresh,
+            Standing::NoLogin(_) => Box::pin(identity::require(&self.context))
+                .await
+                .map_err(classified)?,
+        };
+        *identity = Arc::new(fresh);
+        Ok(Arc::clone(&identity))
+    }
+
+    /// Renews a certificate near its end, beside whatever goes on: nothing waits for it.
+    pub fn renew_beside(self: &Arc<Self>) {
+        let sessions = Arc::clone(self);
+        tokio::spawn(async move {
+            let identity = Arc::clone(&*sessions.identity.lock().await);
+            identity::renew_if_due(&identity, &sessions.context).await;
+            if let Ok(Standing::Valid(fresh)) = identity::load(&identity.home, OffsetDateTime::now_utc()) {
+                *sessions.identity.lock().await = Arc::new(*fresh);
+            }
+        });
+    }
+}
+
+/// Any error as a failure with its status.
+fn classified(error: anyhow::Error) -> Failure {
+    match error.downcast::<Failure>() {
+        Ok(failure) => failure,
+        Err(error) => Failure::failed(format!("{error:#}")).with_status(ExitStatus::Failed),
+    }
+}
