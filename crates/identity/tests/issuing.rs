@@ -13,13 +13,12 @@ use iap_identity::{
     RequestError, ServiceName, VerifiedPeer, certificate_request, verify_client,
 };
 use iap_testkit::certificates::random_serial;
-use iap_testkit::{Credential, TestCluster};
+use iap_testkit::{Credential, TestCluster, new_uuid};
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
     PublicKeyData, SigningKey,
 };
 use time::{Duration, OffsetDateTime};
-use uuid::Uuid;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::parse_x509_certificate;
@@ -29,7 +28,7 @@ fn cluster() -> TestCluster {
 }
 
 fn agent_id() -> AgentId {
-    AgentId::from_uuid(Uuid::now_v7())
+    AgentId::from_uuid(new_uuid())
 }
 
 fn parsed(credential: &Credential) -> X509Certificate<'_> {
@@ -125,8 +124,8 @@ fn each_class_gets_its_names_and_usages() {
     let cluster = cluster();
     let (agent, proxy, auth) = (
         agent_id(),
-        ProxyId::from_uuid(Uuid::now_v7()),
-        AuthId::from_uuid(Uuid::now_v7()),
+        ProxyId::from_uuid(new_uuid()),
+        AuthId::from_uuid(new_uuid()),
     );
     let rows = [
         (
@@ -194,7 +193,7 @@ fn a_certificate_never_outlives_the_login_or_its_authority() {
     let authority_end = cluster.issuer(CaClass::System).not_after();
     let late = authority_end - Duration::minutes(5);
     let profile = Profile::Proxy(iap_identity::ProxyProfile {
-        id: ProxyId::from_uuid(Uuid::now_v7()),
+        id: ProxyId::from_uuid(new_uuid()),
         cluster: cluster.name.clone(),
     });
     let credential = cluster.issue_at(profile, late).unwrap();

@@ -10,13 +10,12 @@ use iap_identity::{
     AgentId, Class, ClassSet, JoinToken, JoinTokenError, Lock, LockKind, Locks, Pin, SessionId, UserPeer,
     VerifiedPeer, verify_client,
 };
-use iap_testkit::TestCluster;
+use iap_testkit::{TestCluster, new_uuid};
 use time::{Duration, OffsetDateTime};
-use uuid::Uuid;
 
 fn lock(kind: LockKind, target: impl Into<String>, expires_at: Option<OffsetDateTime>) -> Lock {
     Lock {
-        id: Uuid::now_v7(),
+        id: new_uuid(),
         kind,
         target: target.into(),
         reason: "stolen laptop".to_owned(),
@@ -55,7 +54,7 @@ fn a_user_is_hit_by_id_name_login_and_serial() {
     assert!(hit(LockKind::Login, user.login_id.to_string()));
     assert!(hit(LockKind::Serial, user.serial.clone()));
     assert!(!hit(LockKind::User, "bob@example.com".to_owned()));
-    assert!(!hit(LockKind::Login, Uuid::now_v7().to_string()));
+    assert!(!hit(LockKind::Login, new_uuid().to_string()));
     assert!(
         !hit(LockKind::Device, "laptop-7".to_owned()),
         "the certificate names no device"
@@ -99,8 +98,8 @@ fn an_expired_lock_does_not_hide_the_one_behind_it() {
 #[test]
 fn sessions_and_agents_are_hit_by_id_and_agents_by_serial() {
     let now = OffsetDateTime::UNIX_EPOCH;
-    let session = SessionId::from_uuid(Uuid::now_v7());
-    let agent = AgentId::from_uuid(Uuid::now_v7());
+    let session = SessionId::from_uuid(new_uuid());
+    let agent = AgentId::from_uuid(new_uuid());
     let locks = Locks::new(vec![
         lock(LockKind::Session, session.to_string(), None),
         lock(LockKind::Agent, agent.to_string(), None),
@@ -109,14 +108,14 @@ fn sessions_and_agents_are_hit_by_id_and_agents_by_serial() {
     assert!(locks.matching_session(&session, now).is_some());
     assert!(
         locks
-            .matching_session(&SessionId::from_uuid(Uuid::now_v7()), now)
+            .matching_session(&SessionId::from_uuid(new_uuid()), now)
             .is_none()
     );
     assert_eq!(
         locks.matching_agent(&agent, "00", now).unwrap().kind,
         LockKind::Agent
     );
-    let other = AgentId::from_uuid(Uuid::now_v7());
+    let other = AgentId::from_uuid(new_uuid());
     assert_eq!(
         locks.matching_agent(&other, "4a5b", now).unwrap().kind,
         LockKind::Serial

@@ -14,14 +14,13 @@ use iap_identity::{
     certify_ca, certify_signing_key, key_id, self_signed_root, signed_message, verify_client,
     verify_first_contact, verify_signed,
 };
-use iap_testkit::TestCluster;
 use iap_testkit::certificates::random_serial;
+use iap_testkit::{TestCluster, new_uuid};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, SigningKey,
 };
 use time::Duration;
-use uuid::Uuid;
 
 fn cluster() -> TestCluster {
     TestCluster::new("iap.example.com").unwrap()
@@ -102,7 +101,7 @@ fn an_authority_counts_only_for_its_own_class() {
 fn the_root_and_a_leaf_are_no_authorities() {
     let cluster = cluster();
     let leaf = cluster
-        .agent(iap_identity::AgentId::from_uuid(Uuid::now_v7()))
+        .agent(iap_identity::AgentId::from_uuid(new_uuid()))
         .unwrap();
     for der in [cluster.root().der().to_vec(), leaf.leaf().to_vec()] {
         let mut raw = cluster.bundle().to_raw();
@@ -137,7 +136,7 @@ fn an_expired_authority_anchors_nothing() {
     let anchored = verify_client(&user.chain, accepted, &late, later);
     assert!(anchored.is_err());
     let agent = cluster
-        .agent(iap_identity::AgentId::from_uuid(Uuid::now_v7()))
+        .agent(iap_identity::AgentId::from_uuid(new_uuid()))
         .unwrap();
     let forever = Duration::days(100_000);
     let result = iap_identity::verify_expired_agent(&agent.chain, &late, later, forever);
@@ -200,7 +199,7 @@ fn the_pin_is_the_hash_of_the_roots_public_key() {
 
 /// What the auth server sends: leaf, system authority, root.
 fn first_contact_chain(cluster: &TestCluster) -> Vec<CertificateDer<'static>> {
-    let mut chain = cluster.auth(AuthId::from_uuid(Uuid::now_v7())).unwrap().chain;
+    let mut chain = cluster.auth(AuthId::from_uuid(new_uuid())).unwrap().chain;
     chain.push(cluster.root().der().clone());
     chain
 }
@@ -252,18 +251,14 @@ fn a_relay_with_its_own_root_is_not_the_auth_server() {
 
     // Its own leaf under the real authority and root.
     let mut stolen = first_contact_chain(&cluster);
-    stolen[0] = relay
-        .auth(AuthId::from_uuid(Uuid::now_v7()))
-        .unwrap()
-        .leaf()
-        .clone();
+    stolen[0] = relay.auth(AuthId::from_uuid(new_uuid())).unwrap().leaf().clone();
     assert_eq!(
         verify(&stolen),
         Err(FirstContactError::Peer(PeerError::UnknownIssuer))
     );
 
     // A real proxy of the cluster in the auth server's place.
-    let mut proxy = cluster.proxy(ProxyId::from_uuid(Uuid::now_v7())).unwrap().chain;
+    let mut proxy = cluster.proxy(ProxyId::from_uuid(new_uuid())).unwrap().chain;
     proxy.push(cluster.root().der().clone());
     assert_eq!(
         verify(&proxy),

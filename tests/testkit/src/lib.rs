@@ -11,6 +11,12 @@ pub use certificates::{Credential, TestCluster};
 pub use forgery::Forgery;
 pub use waiting::{free_port, temp, wait_until, wait_until_async};
 
+/// A new id, for crates that may not make one themselves.
+#[must_use]
+pub fn new_uuid() -> uuid::Uuid {
+    uuid::Uuid::now_v7()
+}
+
 /// The users' authority, for the unit tests of `iap-identity` itself: there the crate exists twice, and
 /// only this one's types fit the kit.
 pub const USER_CA: iap_identity::CaClass = iap_identity::CaClass::User;
