@@ -19,7 +19,10 @@ pub fn files(folder: &str, extension: &str) -> anyhow::Result<Vec<(String, Strin
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder)? {
             let path = entry?.path();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let name = path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default();
             if path.is_dir() {
                 if !matches!(name.as_str(), "target" | "node_modules" | ".git") {
                     folders.push(path);

@@ -1,5 +1,10 @@
 //! Who may depend on whom (ARCHITECTURE.md, "Layers"), held over `cargo metadata`.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,14 +16,24 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("iap-policy", &["iap-identity"]),
     ("iap-tunnel", &["iap-identity"]),
     ("iap-audit", &["iap-identity"]),
-    ("iap-proto", &["iap-identity", "iap-policy", "iap-audit", "iap-tunnel"]),
+    (
+        "iap-proto",
+        &["iap-identity", "iap-policy", "iap-audit", "iap-tunnel"],
+    ),
     ("iap-runtime", &["iap-identity", "iap-audit", "iap-tunnel"]),
     ("iap-auth", ALL),
     ("iap-proxy", ALL),
     ("iap-agent", ALL),
     ("iapctl", ALL),
 ];
-const ALL: &[&str] = &["iap-identity", "iap-policy", "iap-tunnel", "iap-audit", "iap-proto", "iap-runtime"];
+const ALL: &[&str] = &[
+    "iap-identity",
+    "iap-policy",
+    "iap-tunnel",
+    "iap-audit",
+    "iap-proto",
+    "iap-runtime",
+];
 const TESTS: &[&str] = &["iap-testkit", "iap-e2e", "iap-interop", "iap-tidy", "iap-bench"];
 
 /// What a pure crate may use from outside: no runtime, no sockets, no files, no clock of its own.
@@ -26,28 +41,72 @@ const PURE: &[(&str, &[&str])] = &[
     (
         "iap-identity",
         &[
-            "rcgen", "x509-parser", "rustls-webpki", "rustls-pki-types", "aws-lc-rs", "base64", "thiserror", "time",
-            "uuid", "serde", "zeroize",
+            "rcgen",
+            "x509-parser",
+            "rustls-webpki",
+            "rustls-pki-types",
+            "aws-lc-rs",
+            "base64",
+            "thiserror",
+            "time",
+            "uuid",
+            "serde",
+            "zeroize",
         ],
     ),
-    ("iap-policy", &["cel", "serde", "serde_json", "toml", "thiserror", "time"]),
-    ("iap-tunnel", &["serde", "serde_json", "thiserror", "time", "uuid"]),
-    ("iap-audit", &["serde", "serde_json", "thiserror", "time", "uuid", "aws-lc-rs"]),
+    (
+        "iap-policy",
+        &[
+            "cel",
+            "chrono",
+            "serde",
+            "serde_json",
+            "toml",
+            "thiserror",
+            "time",
+        ],
+    ),
+    (
+        "iap-tunnel",
+        &["serde", "serde_json", "thiserror", "time", "uuid"],
+    ),
+    (
+        "iap-audit",
+        &["serde", "serde_json", "thiserror", "time", "uuid", "aws-lc-rs"],
+    ),
 ];
 
 /// The crates the owner asked for by name.
-const NAMED_BY_THE_OWNER: &[&str] =
-    &["rcgen", "rustls", "tokio-rustls", "x509-parser", "quinn", "tokio", "sqlx", "openidconnect", "clap"];
+const NAMED_BY_THE_OWNER: &[&str] = &[
+    "rcgen",
+    "rustls",
+    "tokio-rustls",
+    "x509-parser",
+    "quinn",
+    "tokio",
+    "sqlx",
+    "openidconnect",
+    "clap",
+];
 
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
-    let metadata =
-        MetadataCommand::new().manifest_path(iap_tidy::root().join("Cargo.toml")).no_deps().exec().unwrap();
+    let metadata = MetadataCommand::new()
+        .manifest_path(iap_tidy::root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .unwrap();
     metadata
         .packages
         .iter()
         .map(|package| {
-            let used = package.dependencies.iter().filter(|used| used.kind == DependencyKind::Normal);
-            (package.name.to_string(), used.map(|used| used.name.clone()).collect())
+            let used = package
+                .dependencies
+                .iter()
+                .filter(|used| used.kind == DependencyKind::Normal);
+            (
+                package.name.to_string(),
+                used.map(|used| used.name.clone()).collect(),
+            )
         })
         .collect()
 }
@@ -71,7 +130,10 @@ fn every_crate_depends_only_on_the_layers_below_it() {
         }
     }
     for (name, _) in LAYERS {
-        assert!(dependencies.contains_key(*name), "{name} is in the table and not in the workspace");
+        assert!(
+            dependencies.contains_key(*name),
+            "{name} is in the table and not in the workspace"
+        );
     }
 }
 
@@ -84,7 +146,10 @@ fn programs_never_depend_on_each_other_and_nothing_depends_on_tests() {
         }
         if !TESTS.contains(&name.as_str()) {
             for test in TESTS {
-                assert!(!used.contains(*test), "{name} depends on {test} outside its tests");
+                assert!(
+                    !used.contains(*test),
+                    "{name} depends on {test} outside its tests"
+                );
             }
         }
     }
@@ -95,12 +160,26 @@ fn pure_crates_use_only_what_cannot_do_io() {
     let dependencies = dependencies();
     for (name, allowed) in PURE {
         for used in dependencies[*name].iter().filter(|used| !is_ours(used)) {
-            assert!(allowed.contains(&used.as_str()), "the pure crate {name} must not depend on {used}");
+            assert!(
+                allowed.contains(&used.as_str()),
+                "the pure crate {name} must not depend on {used}"
+            );
         }
-        let fence = iap_tidy::root().join("crates").join(name.trim_start_matches("iap-")).join("clippy.toml");
+        let fence = iap_tidy::root()
+            .join("crates")
+            .join(name.trim_start_matches("iap-"))
+            .join("clippy.toml");
         let fence = std::fs::read_to_string(fence).unwrap();
-        for door in ["std::time::SystemTime::now", "std::env::var", "std::sync::Mutex", "std::fs::File"] {
-            assert!(fence.contains(door), "{name}'s clippy.toml no longer forbids {door}");
+        for door in [
+            "std::time::SystemTime::now",
+            "std::env::var",
+            "std::sync::Mutex",
+            "std::fs::File",
+        ] {
+            assert!(
+                fence.contains(door),
+                "{name}'s clippy.toml no longer forbids {door}"
+            );
         }
     }
 }
@@ -111,7 +190,10 @@ fn the_root_names_each_crate_the_owner_asked_for() {
     let root: toml::Table = text.parse().unwrap();
     let named = root["workspace"]["dependencies"].as_table().unwrap();
     for name in NAMED_BY_THE_OWNER {
-        assert!(named.contains_key(*name), "[workspace.dependencies] has no line for {name}");
+        assert!(
+            named.contains_key(*name),
+            "[workspace.dependencies] has no line for {name}"
+        );
     }
 }
 
@@ -122,7 +204,14 @@ fn every_member_takes_its_lints_from_the_workspace() {
             continue;
         }
         let manifest: toml::Table = text.parse().unwrap();
-        let inherits = manifest.get("lints").and_then(|lints| lints.get("workspace")).and_then(toml::Value::as_bool);
-        assert_eq!(inherits, Some(true), "{path} does not say `lints.workspace = true`");
+        let inherits = manifest
+            .get("lints")
+            .and_then(|lints| lints.get("workspace"))
+            .and_then(toml::Value::as_bool);
+        assert_eq!(
+            inherits,
+            Some(true),
+            "{path} does not say `lints.workspace = true`"
+        );
     }
 }

@@ -1,0 +1,130 @@
+//! Our path: a development plane with one more service, and `iapctl connect --listen` in front of it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, ensure};
+
+use crate::process::{Running, wait_for_file, wait_for_port};
+use crate::system::{Hop, System};
+
+const START_SECONDS_MAX: u64 = 90;
+
+/// A running development plane that serves `bulk`.
+#[derive(Debug)]
+pub(crate) struct Plane {
+    /// Where the programs are.
+    bin: PathBuf,
+    pub(crate) dir: PathBuf,
+    descriptor: serde_json::Value,
+    /// Ends the plane when dropped.
+    _running: Running,
+}
+
+impl Plane {
+    pub(crate) fn start(bin: &Path, dir: &Path, backend: u16) -> anyhow::Result<Self> {
+        let mut running = Running::start(
+            "iapctl dev",
+            Command::new(bin.join("iapctl"))
+                .args(["dev", "--dir"])
+                .arg(dir)
+                .args(["--service", &format!("bulk=127.0.0.1:{backend}")])
+                .stderr(std::fs::File::create(dir.with_extension("log"))?),
+        )?;
+        let file = dir.join("dev.json");
+        wait_for_file(&file, &mut running, START_SECONDS_MAX)?;
+        let descriptor = serde_json::from_slice(&std::fs::read(file)?)?;
+        Ok(Self {
+            bin: bin.to_owned(),
+            dir: dir.to_owned(),
+            descriptor,
+            _running: running,
+        })
+    }
+
+    /// Logs `user` in and returns the home that holds the login.
+    pub(crate) fn log_in(&self, user: &str) -> anyhow::Result<PathBuf> {
+        let home = self.dir.join(format!("bench-{user}"));
+        self.iapctl(
+            &home,
+            &["dev", "login", user, "--dir", &self.dir.display().to_string()],
+        )?;
+        Ok(home)
+    }
+
+    /// Runs a command and returns what it printed.
+    pub(crate) fn iapctl(&self, home: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(self.bin.join("iapctl"))
+            .args(arguments)
+            .env("IAPCTL_HOME", home)
+            .env("IAPCTL_NONINTERACTIVE", "1")
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run iapctl")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "iapctl {}: {}",
+            arguments.join(" "),
+            said.trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The path from a local port through proxy and agent to the backend.
+    pub(crate) fn path(&self, home: &Path) -> anyhow::Result<System> {
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
+            .local_addr()?
+            .port();
+        let mut connector = Running::start(
+            "iapctl connect",
+            Command::new(self.bin.join("iapctl"))
+                .args(["connect", "bulk", "--listen", &format!("127.0.0.1:{port}")])
+                .env("IAPCTL_HOME", home)
+                .env("IAPCTL_NONINTERACTIVE", "1")
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        )?;
+        wait_for_port(port, &mut connector, 20)?;
+        let hops = vec![
+            Hop {
+                role: "agent",
+                pid: self.pid("agent")?,
+                running: None,
+            },
+            Hop {
+                role: "proxy",
+                pid: self.pid("proxy")?,
+                running: None,
+            },
+            Hop {
+                role: "connector",
+                pid: connector.id(),
+                running: Some(connector),
+            },
+        ];
+        Ok(System {
+            name: "iap",
+            port,
+            hops,
+        })
+    }
+
+    pub(crate) fn text(&self, key: &str) -> anyhow::Result<&str> {
+        self.descriptor
+            .get(key)
+            .and_then(|value| value.as_str())
+            .with_context(|| format!("dev.json has no {key}"))
+    }
+
+    fn pid(&self, name: &str) -> anyhow::Result<u32> {
+        let pid = self
+            .descriptor
+            .get("pids")
+            .and_then(|pids| pids.get(name))
+            .and_then(|pid| pid.as_u64());
+        Ok(u32::try_from(pid.with_context(|| {
+            format!("dev.json names no process for {name}")
+        })?)?)
+    }
+}

@@ -1,0 +1,155 @@
+//! How long a policy change takes to reach a hundred agents.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use iap_identity::{ClusterName, JoinToken, certificate_request};
+use iap_proto::v1::agent_client::AgentClient;
+use iap_proto::v1::feed_event::Event;
+use iap_proto::v1::join_client::JoinClient;
+use iap_proto::v1::{FeedEvent, JoinRequest, WatchRequest};
+use iap_proto::{open_bundle, open_snapshot};
+use iap_runtime::keys::{KeyKind, generate, private_key_der};
+use iap_runtime::net::HostPort;
+use iap_runtime::rpc;
+use iap_runtime::tls::{CertificateDer, Material, PinVerifier, ServerVerifier, client_config};
+use time::OffsetDateTime;
+use tonic::Streaming;
+
+use crate::ours::Plane;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Joins `count` agents, lets each watch on a connection of its own, applies a changed policy, and returns the seconds
+/// from the start of `iapctl policy apply` until the last of them holds the verified new snapshot.
+///
+/// # Errors
+/// When an agent cannot join or does not hear of the change.
+pub(crate) fn seconds_to_agents(plane: &Plane, count: usize) -> anyhow::Result<f64> {
+    let admin = plane.log_in("admin")?;
+    let created = plane.iapctl(
+        &admin,
+        &[
+            "tokens",
+            "create",
+            "agent",
+            "--uses",
+            &count.to_string(),
+            "-f",
+            "json",
+        ],
+    )?;
+    let created: serde_json::Value = serde_json::from_str(&created)?;
+    let token = created
+        .get("token")
+        .and_then(|token| token.as_str())
+        .context("no token in the answer")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut watchers = Vec::new();
+    for _ in 0..count {
+        watchers.push(runtime.block_on(Watcher::join(plane, token))?);
+    }
+    let known = watchers
+        .iter()
+        .map(|watcher| watcher.version)
+        .max()
+        .context("no agents")?;
+    let waiting: Vec<_> = watchers
+        .into_iter()
+        .map(|watcher| runtime.spawn(watcher.newer_than(known)))
+        .collect();
+    let file = changed_policy(plane)?;
+    let begun = Instant::now();
+    plane.iapctl(&admin, &["policy", "apply", &file])?;
+    let mut last = begun;
+    for watcher in waiting {
+        last = last.max(runtime.block_on(watcher)??);
+    }
+    Ok((last - begun).as_secs_f64())
+}
+
+fn changed_policy(plane: &Plane) -> anyhow::Result<String> {
+    let policy = std::fs::read_to_string(plane.dir.join("config/policy.toml"))?;
+    let path = plane.dir.join("config/changed.toml");
+    let rule = "\n[[rule]]\nname = \"bench\"\neffect = \"allow\"\nusers = { groups = [\"nobody\"] }\nservices = { names = [\"bulk\"] }\n";
+    std::fs::write(&path, policy + rule)?;
+    Ok(path.display().to_string())
+}
+
+/// One agent's stream.
+struct Watcher {
+    stream: Streaming<FeedEvent>,
+    material: Arc<Material>,
+    version: u64,
+}
+
+impl Watcher {
+    async fn join(plane: &Plane, token: &str) -> anyhow::Result<Self> {
+        let cluster = ClusterName::parse(plane.text("cluster")?)?;
+        let address = HostPort::parse(plane.text("proxy_addr")?)?;
+        let token = JoinToken::parse(token)?;
+        let now = OffsetDateTime::now_utc();
+        let key = generate(KeyKind::P256)?;
+        let first = client_config(
+            Arc::new(PinVerifier::new(*token.pin(), cluster.clone())),
+            None,
+            &[rpc::ALPN_H2],
+        )?;
+        let channel = rpc::channel(address.clone(), &cluster.auth_host(), first)?;
+        let request = JoinRequest {
+            secret: token.secret().to_vec(),
+            csr: certificate_request(&key)?,
+            host_name: "bench".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let joined = JoinClient::new(channel).join_agent(request).await?.into_inner();
+        let bundle = open_bundle(&joined.bundle.context("no bundle")?, token.pin(), &cluster, now)?;
+        let material = Material::new(bundle);
+        let chain = joined
+            .issued
+            .context("no certificate")?
+            .chain
+            .into_iter()
+            .map(CertificateDer::from)
+            .collect();
+        material.publish_identity(chain, private_key_der(&key), now)?;
+        let verifier = Arc::new(ServerVerifier::new(material.clone()));
+        let config = client_config(verifier, Some(material.clone()), &[rpc::ALPN_H2])?;
+        let channel = rpc::channel(address, &cluster.auth_host(), config)?;
+        let watching = WatchRequest {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            services: Vec::new(),
+        };
+        let stream = AgentClient::new(channel).watch(watching).await?.into_inner();
+        let mut watcher = Self {
+            stream,
+            material,
+            version: 0,
+        };
+        watcher.next_snapshot().await?;
+        Ok(watcher)
+    }
+
+    /// The moment a verified snapshot newer than `version` was held.
+    async fn newer_than(mut self, version: u64) -> anyhow::Result<Instant> {
+        while self.version <= version {
+            tokio::time::timeout(PATIENCE, self.next_snapshot())
+                .await
+                .context("no new snapshot came")??;
+        }
+        Ok(Instant::now())
+    }
+
+    async fn next_snapshot(&mut self) -> anyhow::Result<()> {
+        loop {
+            let message = self.stream.message().await?.context("the stream ended")?;
+            if let Some(Event::Snapshot(signed)) = message.event {
+                let snapshot = open_snapshot(&signed, &self.material.bundle())?;
+                ensure!(snapshot.version >= self.version, "an older snapshot came");
+                self.version = snapshot.version;
+                return Ok(());
+            }
+        }
+    }
+}
