@@ -333,15 +333,16 @@ fn damaged_requests_are_refused() {
         Request::parse(&vec![0x30; REQUEST_BYTES_MAX + 1]).unwrap_err(),
         RequestError::TooLarge
     );
-    // The algorithm's name (ecdsa-with-SHA256) is not signed, and its reader is lenient about tags.
-    let name = [
-        0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02,
+    // What is signed, and the signature. The algorithm's name (ecdsa-with-SHA256) and the head of the
+    // bit string between them are not, and their reader is lenient.
+    let between = [
+        0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02, 0x03,
     ];
     let start = request
-        .windows(name.len())
-        .position(|window| window == name)
+        .windows(between.len())
+        .position(|window| window == between)
         .unwrap();
-    for at in (0..start).chain(start + name.len()..request.len()) {
+    for at in (0..start).chain(start + between.len() + 2..request.len()) {
         let mut flipped = request.clone();
         flipped[at] ^= 1;
         assert!(Request::parse(&flipped).is_err(), "byte {at} may be changed");
