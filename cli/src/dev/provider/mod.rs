@@ -107,46 +107,4 @@ fn is_loopback(issuer: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing
-    )]
-    use super::*;
-
-    fn settings(issuer: &str) -> Settings {
-        Settings {
-            issuer: issuer.to_owned(),
-            client_id: "iap".to_owned(),
-            client_secret: "secret".to_owned(),
-            redirect_uris: vec!["https://iap.localhost/login/callback".to_owned()],
-            users: vec![ProviderUser::new(
-                "alice@example.com",
-                vec!["engineering".to_owned()],
-            )],
-        }
-    }
-
-    #[tokio::test]
-    async fn it_refuses_an_issuer_that_is_not_loopback() {
-        for issuer in [
-            "http://192.0.2.1:8080",
-            "https://sso.example.com",
-            "http://localhost.example.com",
-            "nonsense",
-        ] {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let refused = serve(listener, settings(issuer), std::future::pending()).await;
-            assert!(matches!(refused, Err(ProviderError::NotLoopback(_))), "{issuer}");
-        }
-    }
-
-    #[tokio::test]
-    async fn it_refuses_to_listen_beyond_loopback() {
-        let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-        let refused = serve(listener, settings("http://127.0.0.1:1"), std::future::pending()).await;
-        assert!(matches!(refused, Err(ProviderError::NotLoopback(_))));
-    }
-}
+mod tests;
