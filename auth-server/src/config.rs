@@ -110,8 +110,8 @@ pub struct SnapshotConfig {
 /// Named limits, each with its unit last.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections that have not finished their TLS handshake.
-    pub handshakes_max: usize,
+    /// Connections whose clients have proven nothing yet, or show no certificate.
+    pub unauthenticated_connections_max: usize,
     /// From accept to a finished handshake, the PROXY header included.
     pub handshake_timeout: Duration,
     /// All connections.

@@ -1,17 +1,22 @@
 //! What every request handler needs: configuration, time, randomness, and the parts of the server.
 
+use std::fs::{File, TryLockError};
 use std::sync::Arc;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use iap_runtime::files::{DataDir, FileError};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::audit::AuditLog;
-use crate::authority::Authority;
+use crate::authority::{Authority, AuthorityKeys, DATABASE_FILE, KeysError};
 use crate::config::Config;
-use crate::feed::Feed;
-use crate::policies::Policies;
-use crate::store::SharedStore;
+use crate::feed::{Feed, FeedError};
+use crate::policies::{Policies, PoliciesError};
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Belonging, Counter, RuleStore as _, SharedStore, StoreError};
+
+const LOCK_FILE: &str = "in-use";
 
 /// The server's parts, shared by all handlers. Each is a handle: immutable snapshots with one writer inside.
 #[derive(Debug)]
@@ -32,6 +37,137 @@ pub struct AppContext {
     pub policies: Policies,
     /// What agents and proxies live from.
     pub feed: Feed,
+    /// Held as long as the context lives: nobody else works in `data_dir`.
+    data_dir_lock: File,
+}
+
+/// Why the server cannot work with its `data_dir`.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file or directory is open to others, or cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another process is at work there.
+    #[error("{path} is in use by another iap-auth")]
+    InUse {
+        /// The directory.
+        path: String,
+    },
+    /// The lock file cannot be locked.
+    #[error("cannot lock {path}: {source}")]
+    Lock {
+        /// The directory.
+        path: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The database belongs to other keys.
+    #[error("{path}/{DATABASE_FILE} belongs to another cluster or to other keys: it was made for {found}")]
+    OtherDatabase {
+        /// The directory.
+        path: String,
+        /// What the database is bound to.
+        found: String,
+    },
+    /// The stored policy cannot be used.
+    #[error(transparent)]
+    Policies(#[from] PoliciesError),
+    /// The first snapshot could not be signed.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+}
+
+/// A context, and whether its `data_dir` was empty.
+#[derive(Debug)]
+pub struct OpenedContext {
+    /// The parts.
+    pub context: AppContext,
+    /// Whether keys and database were made just now.
+    pub is_first_start: bool,
+}
+
+impl AppContext {
+    /// Opens `data_dir`: makes keys and database at the first start, checks them at every later one.
+    pub async fn open(config: Config, clock: Clock, random: Random) -> Result<OpenedContext, OpenError> {
+        let config = Arc::new(config);
+        let dir = DataDir::open_or_create(&config.data_dir)?;
+        let data_dir_lock = lock(&dir)?;
+        let now = clock.now();
+        let is_first_start = AuthorityKeys::is_first_start(&dir)?;
+        if is_first_start {
+            AuthorityKeys::create(&dir, &config.cluster, now, &random)?;
+        }
+        let keys = AuthorityKeys::load(&dir, &config.cluster, now)?;
+        let store = SqliteStore::open(&dir.join(DATABASE_FILE)).await?;
+        check_belonging(&store, &config, &keys).await?;
+        let bundle = keys.bundle(
+            &config.cluster,
+            store.counter(Counter::Epoch).await?,
+            store.counter(Counter::BundleVersion).await?,
+            now,
+        )?;
+        let store: SharedStore = Arc::new(store);
+        let audit = AuditLog::new(keys.auth_id, Arc::clone(&store), clock.clone(), random.clone());
+        let policies = Policies::load(&config, &store).await?;
+        let authority = Arc::new(Authority {
+            cluster: config.cluster.clone(),
+            keys,
+            bundle: Arc::new(bundle),
+            user_life: config.login.ttl.try_into().unwrap_or(time::Duration::HOUR),
+            audit: audit.clone(),
+            policies: policies.clone(),
+            store: Arc::clone(&store),
+            clock: clock.clone(),
+            random: random.clone(),
+        });
+        let feed =
+            Feed::start(Arc::clone(&config), Arc::clone(&authority), Arc::clone(&store), policies.clone())
+                .await?;
+        let context =
+            AppContext { config, clock, random, store, authority, audit, policies, feed, data_dir_lock };
+        Ok(OpenedContext { context, is_first_start })
+    }
+}
+
+impl Drop for AppContext {
+    fn drop(&mut self) {
+        // The system would do it too, but not before every copy of the descriptor is gone.
+        let _ = self.data_dir_lock.unlock();
+    }
+}
+
+fn lock(dir: &DataDir) -> Result<File, OpenError> {
+    let path = dir.path().display().to_string();
+    dir.write(LOCK_FILE, b"")?;
+    let failed = |source| OpenError::Lock { path: path.clone(), source };
+    let file = File::open(dir.join(LOCK_FILE)).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+async fn check_belonging(
+    store: &SqliteStore,
+    config: &Config,
+    keys: &AuthorityKeys,
+) -> Result<(), OpenError> {
+    let ours = Belonging { cluster: config.cluster.clone(), auth_id: keys.auth_id, pin: keys.pin() };
+    let found = store.belong(&ours).await?;
+    match found == ours {
+        true => Ok(()),
+        false => Err(OpenError::OtherDatabase {
+            path: config.data_dir.display().to_string(),
+            found: format!("cluster {}, auth server {}, root {}", found.cluster, found.auth_id, found.pin),
+        }),
+    }
 }
 
 /// Where the time comes from: the system, or a test.

@@ -5,12 +5,21 @@
 //! certificates, each recorded by `audit` before it is released; `feed` signs and pushes what agents
 //! and proxies live from; `store` keeps it all.
 
+pub mod app;
 pub mod audit;
 pub mod authority;
 pub mod config;
 pub mod context;
 pub mod feed;
+pub mod join;
+pub mod listener;
+pub mod locks;
 pub mod login;
+pub mod metrics;
 pub mod policies;
+pub mod printer;
+pub mod rpc;
+pub mod services;
 pub mod store;
+pub mod tokens;
 pub mod web;

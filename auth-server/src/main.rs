@@ -1,2 +1,64 @@
-//! Entry point.
-fn main() {}
+//! `iap-auth --config FILE`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use iap_auth::app::App;
+use iap_auth::config::Config;
+use iap_auth::context::{Clock, Random};
+use iap_auth::printer;
+use iap_runtime::shutdown::Shutdown;
+use iap_runtime::{telemetry, tls};
+
+/// Bad arguments or a bad configuration, as clap says it too.
+const EXIT_USAGE: u8 = 2;
+
+/// The auth server: certificates, login, join, policy, audit.
+#[derive(Parser)]
+#[command(name = "iap-auth", version)]
+struct Arguments {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    check_config: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Config::load(&arguments.config) {
+        Ok(config) => config,
+        Err(errors) => {
+            printer::failure(&errors);
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if arguments.check_config {
+        printer::configuration_is_good(&config);
+        return ExitCode::SUCCESS;
+    }
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer::failure(&format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    telemetry::init(config.log_format, &config.log_level)?;
+    tls::install_provider();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals()?;
+    let app = App::build(config.clone(), Clock::system(), Random::system()).await?;
+    if app.is_first_start() {
+        printer::first_start(&config, &app.pin());
+    }
+    Ok(app.run(shutdown).await?)
+}

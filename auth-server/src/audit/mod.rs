@@ -1,20 +1,107 @@
 //! The audit log: our own records, and those that agents send.
+//!
+//! Both end in the same table, byte for byte, each source a chain of its own. Ours carries the auth
+//! server's id where an agent's carries the agent's.
 
-use iap_audit::Event;
+pub mod ingest;
+mod incoming;
+pub mod search;
+pub mod sessions;
 
-/// Writes our own records. A record that `record` returned for is durable.
-#[derive(Clone, Debug)]
-pub struct AuditLog {}
+use std::sync::Arc;
 
-impl AuditLog {
-    /// Appends a record to our own chain and waits until it is durable.
-    pub async fn record(&self, event: Event) -> Result<(), RecordError> {
-        let _ = event;
-        Ok(())
-    }
+use iap_audit::{Chain, Event, EventKind, SealError};
+use iap_identity::AuthId;
+use tokio::sync::Mutex;
+
+use crate::context::{Clock, NoRandomness, Random};
+use crate::store::{Appended, SharedStore, StoreError};
+
+pub use incoming::{IncomingError, read_record};
+
+/// Writes our own records. What [`AuditLog::record`] has returned for is durable.
+#[derive(Clone)]
+pub struct AuditLog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    source: AuthId,
+    store: SharedStore,
+    clock: Clock,
+    random: Random,
+    /// Where our chain stands; unknown at start and after a write of which we cannot tell whether it
+    /// was committed, when the store is asked.
+    chain: Mutex<Option<Chain>>,
 }
 
 /// The record is not in the log; what it was to announce must not happen.
 #[derive(Debug, thiserror::Error)]
-#[error("the audit log could not be written: {0}")]
-pub struct RecordError(#[from] crate::store::StoreError);
+pub enum RecordError {
+    /// The store failed.
+    #[error("the audit log could not be written: {0}")]
+    Store(#[from] StoreError),
+    /// The event cannot be a record.
+    #[error("the audit record could not be made: {0}")]
+    Seal(#[from] SealError),
+    /// What was sealed could not be read back.
+    #[error("the audit record could not be read back: {0}")]
+    Unreadable(#[from] IncomingError),
+    /// No id could be made for the event.
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
+    /// Somebody else writes under our id.
+    #[error("the audit chain of this server is written by somebody else too")]
+    NotAlone,
+}
+
+impl AuditLog {
+    /// The log of the auth server with that id.
+    pub fn new(source: AuthId, store: SharedStore, clock: Clock, random: Random) -> Self {
+        Self { shared: Arc::new(Shared { source, store, clock, random, chain: Mutex::new(None) }) }
+    }
+
+    /// An event that happens now, with an id of its own; fill in the rest and [`AuditLog::record`] it.
+    pub fn event(&self, kind: EventKind) -> Result<Event, NoRandomness> {
+        let now = self.shared.clock.now();
+        Ok(Event::new(kind, now, self.shared.random.uuid_v7(now)?))
+    }
+
+    /// Appends a record to our own chain and waits until it is durable.
+    pub async fn record(&self, event: Event) -> Result<(), RecordError> {
+        let mut place = self.shared.chain.lock().await;
+        // Taken out: if this future is dropped half-way, the next one asks the store where we stand.
+        let mut chain = match place.take() {
+            Some(chain) => chain,
+            None => self.resume().await?,
+        };
+        let sealed = chain.seal(event)?;
+        let record = read_record(&sealed.bytes)?;
+        let source = *self.shared.source.as_uuid();
+        let now = self.shared.clock.now();
+        match self.shared.store.append_records(source, &[record.record], now).await? {
+            Appended::Stored { stored: 1, .. } => {
+                *place = Some(chain);
+                Ok(())
+            }
+            Appended::Stored { .. }
+            | Appended::OtherContent { .. }
+            | Appended::BrokenLink { .. }
+            | Appended::Missing { .. } => Err(RecordError::NotAlone),
+        }
+    }
+
+    async fn resume(&self) -> Result<Chain, StoreError> {
+        let newest = self.shared.store.newest_record(*self.shared.source.as_uuid()).await?;
+        Ok(match newest {
+            Some((seq, hash)) => Chain::resume(self.shared.source, seq, &incoming::hex(&hash)),
+            None => Chain::new(self.shared.source),
+        })
+    }
+}
+
+impl std::fmt::Debug for AuditLog {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("AuditLog").field("source", &self.shared.source).finish_non_exhaustive()
+    }
+}

@@ -19,6 +19,7 @@ const HTTPS_PORT: u16 = 443;
 const ADMIN_PORT_DEFAULT: u16 = 7480;
 const TTL_DEFAULT: ConfigDuration = ConfigDuration::from_secs(3600);
 const TTL_MIN: Duration = Duration::from_secs(60);
+const TTL_MAX: Duration = Duration::from_secs(12 * 3600);
 const DEADLINE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(12 * 3600);
 const DEADLINE_MAX: Duration = Duration::from_secs(7 * 86_400);
 const SNAPSHOT_MAX_AGE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(24 * 3600);
@@ -26,7 +27,6 @@ const BEAT_DEFAULT: ConfigDuration = ConfigDuration::from_secs(10);
 const BEAT_MIN: Duration = Duration::from_millis(100);
 const BEAT_MAX: Duration = Duration::from_secs(60);
 const CLIENT_SECRET_BYTES_MAX: u64 = 4096;
-const RESERVED_LOGINS_DEFAULT: [&str; 4] = ["root", "postgres", "admin", "administrator"];
 
 /// The configuration file, key by key.
 #[derive(Clone, Debug, Deserialize)]
@@ -86,6 +86,8 @@ struct RawConnector {
     groups_claim: Option<String>,
     #[serde(default)]
     domains: Vec<String>,
+    #[serde(default)]
+    allow_private: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -101,7 +103,7 @@ struct RawSnapshot {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 struct RawLimits {
-    handshakes_max: Option<usize>,
+    unauthenticated_connections_max: Option<usize>,
     handshake_timeout: Option<ConfigDuration>,
     connections_max: Option<usize>,
     streams_per_connection_max: Option<u32>,
@@ -139,7 +141,7 @@ pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> 
         reserved_logins: raw
             .policy
             .reserved_logins
-            .unwrap_or_else(|| RESERVED_LOGINS_DEFAULT.map(str::to_owned).to_vec()),
+            .unwrap_or_else(|| iap_policy::RESERVED_LOGINS.map(str::to_owned).to_vec()),
         log_format: raw.log.format,
         log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
     };
@@ -167,8 +169,8 @@ fn admin_listen(address: Option<SocketAddr>, errors: &mut ConfigErrors) -> Socke
 fn login(raw: &RawLogin, errors: &mut ConfigErrors) -> LoginConfig {
     let ttl = raw.ttl.unwrap_or(TTL_DEFAULT).get();
     let deadline = raw.deadline.unwrap_or(DEADLINE_DEFAULT).get();
-    if ttl < TTL_MIN || ttl > deadline {
-        errors.push("login.ttl", "must be at least 1m and not longer than login.deadline");
+    if ttl < TTL_MIN || ttl > TTL_MAX.min(deadline) {
+        errors.push("login.ttl", "must be at least 1m, at most 12h, and not longer than login.deadline");
     }
     if deadline > DEADLINE_MAX {
         errors.push("login.deadline", "must be at most 7d");
@@ -237,6 +239,7 @@ fn check_connector(
             None => Some("groups".to_owned()),
         },
         domains: raw.domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(),
+        allow_private: raw.allow_private,
     }
 }
 
@@ -282,7 +285,7 @@ fn snapshot(raw: &RawSnapshot, errors: &mut ConfigErrors) -> SnapshotConfig {
 fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
     let default = Limits::default();
     let limits = Limits {
-        handshakes_max: raw.handshakes_max.unwrap_or(default.handshakes_max),
+        unauthenticated_connections_max: raw.unauthenticated_connections_max.unwrap_or(default.unauthenticated_connections_max),
         handshake_timeout: raw.handshake_timeout.map_or(default.handshake_timeout, ConfigDuration::get),
         connections_max: raw.connections_max.unwrap_or(default.connections_max),
         streams_per_connection_max: raw
@@ -294,7 +297,7 @@ fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
         drain_timeout: raw.drain_timeout.map_or(default.drain_timeout, ConfigDuration::get),
     };
     let at_least_one = [
-        ("limits.handshakes_max", limits.handshakes_max),
+        ("limits.unauthenticated_connections_max", limits.unauthenticated_connections_max),
         ("limits.connections_max", limits.connections_max),
         ("limits.streams_per_connection_max", limits.streams_per_connection_max as usize),
     ];
@@ -312,7 +315,7 @@ fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            handshakes_max: 512,
+            unauthenticated_connections_max: 1024,
             handshake_timeout: Duration::from_secs(5),
             connections_max: 8192,
             streams_per_connection_max: 64,

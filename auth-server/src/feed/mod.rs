@@ -1,14 +1,277 @@
 //! What agents and proxies live from: signed snapshots, locks, beats and the trust bundle.
+//!
+//! One writer publishes; any number of streams follow through `watch` channels, so that a slow stream
+//! sees the newest state and never holds up the others.
 
-use iap_proto::v1;
+pub mod stream;
+mod watchers;
 
-/// The feed's newest state.
+use std::sync::Arc;
+
+use iap_identity::{Lock, Locks, LoginName, SignedKind};
+use iap_proto::convert::bundle::encode_bundle;
+use iap_proto::{Beat, LockList, ProxyAddress, ServiceRecord, Snapshot, v1};
+use iap_runtime::admin::Condition;
+use iap_runtime::shutdown::Shutdown;
+use tokio::sync::{Mutex, watch};
+
+use crate::authority::{Authority, SignError};
+use crate::config::Config;
+use crate::policies::Policies;
+use crate::services;
+use crate::store::{Counter, SharedStore, StoreError};
+
+pub use watchers::{Watching, Watchers};
+
+/// The feed's newest state, and the way to change it.
 #[derive(Clone, Debug)]
-pub struct Feed {}
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<Config>,
+    authority: Arc<Authority>,
+    store: SharedStore,
+    policies: Policies,
+    bundle: v1::Signed,
+    /// Held while something new is numbered, signed and published: versions go out in order.
+    publishing: Mutex<()>,
+    snapshot: watch::Sender<Arc<PublishedSnapshot>>,
+    locks: watch::Sender<Arc<PublishedLocks>>,
+    beat: watch::Sender<Arc<v1::Signed>>,
+    watchers: Watchers,
+}
+
+/// A snapshot as it went out.
+#[derive(Debug)]
+pub struct PublishedSnapshot {
+    /// What is in it.
+    pub content: Snapshot,
+    /// The same, signed.
+    pub signed: v1::Signed,
+}
+
+/// A lock list as it went out.
+#[derive(Debug)]
+pub struct PublishedLocks {
+    /// What is in it.
+    pub content: LockList,
+    /// The same, signed.
+    pub signed: v1::Signed,
+}
+
+/// Nothing new was published; the state before stays.
+#[derive(Debug, thiserror::Error)]
+pub enum FeedError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The signing key failed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// A stored service is not one.
+    #[error("a stored service cannot be used: {0}")]
+    Service(String),
+}
+
+impl From<FeedError> for crate::rpc::RpcError {
+    fn from(error: FeedError) -> Self {
+        crate::rpc::RpcError::internal(error)
+    }
+}
 
 impl Feed {
+    /// Signs the first state from what is stored.
+    pub async fn start(
+        config: Arc<Config>,
+        authority: Arc<Authority>,
+        store: SharedStore,
+        policies: Policies,
+    ) -> Result<Self, FeedError> {
+        let builder = Builder { config: &config, authority: &authority, store: &store, policies: &policies };
+        let bundle = authority
+            .keys
+            .signer
+            .sign(SignedKind::Bundle, encode_bundle(&authority.bundle.to_raw()))?;
+        let locks = builder.locks().await?;
+        let snapshot = builder.snapshot().await?;
+        let beat = builder.beat(&snapshot, &locks)?;
+        let shared = Shared {
+            bundle,
+            publishing: Mutex::new(()),
+            snapshot: watch::Sender::new(Arc::new(snapshot)),
+            locks: watch::Sender::new(Arc::new(locks)),
+            beat: watch::Sender::new(Arc::new(beat)),
+            watchers: Watchers::default(),
+            config,
+            authority,
+            store,
+            policies,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
     /// The trust bundle, signed, as `Login.Finish` and `Join` return it.
     pub fn bundle(&self) -> v1::Signed {
-        v1::Signed::default()
+        self.shared.bundle.clone()
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<PublishedSnapshot> {
+        self.shared.snapshot.borrow().clone()
+    }
+
+    /// The newest lock list.
+    pub fn published_locks(&self) -> Arc<PublishedLocks> {
+        self.shared.locks.borrow().clone()
+    }
+
+    /// The locks in force.
+    pub fn locks(&self) -> Locks {
+        self.shared.locks.borrow().content.locks.clone()
+    }
+
+    /// Who follows the feed at the moment.
+    pub fn watchers(&self) -> &Watchers {
+        &self.shared.watchers
+    }
+
+    /// Signs and pushes a new snapshot: after any change of policy, services, grants or proxies.
+    pub async fn publish_snapshot(&self) -> Result<(), FeedError> {
+        let _one_at_a_time = self.shared.publishing.lock().await;
+        let snapshot = self.builder().snapshot().await?;
+        tracing::debug!(version = snapshot.content.version, "snapshot published");
+        self.shared.snapshot.send_replace(Arc::new(snapshot));
+        Ok(())
+    }
+
+    /// Signs and pushes a new lock list: after a lock was added, removed, or has expired.
+    pub async fn publish_locks(&self) -> Result<(), FeedError> {
+        let _one_at_a_time = self.shared.publishing.lock().await;
+        let locks = self.builder().locks().await?;
+        tracing::debug!(version = locks.content.version, "locks published");
+        self.shared.locks.send_replace(Arc::new(locks));
+        Ok(())
+    }
+
+    /// Beats until shutdown; renews the snapshot before it is half as old as it may get, and the lock
+    /// list when a lock in it has expired.
+    pub async fn run(self, condition: Condition, shutdown: Shutdown) {
+        let mut ticks = tokio::time::interval(self.shared.config.snapshot.beat);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            match self.tick().await {
+                Ok(()) => condition.met(),
+                Err(error) => {
+                    tracing::error!(%error, "the feed could not be kept up");
+                    condition.unmet(&error.to_string());
+                }
+            }
+        }
+    }
+
+    async fn tick(&self) -> Result<(), FeedError> {
+        let now = self.shared.authority.clock.now();
+        let expired = |lock: &Lock| !lock.is_in_force(now);
+        if self.shared.locks.borrow().content.locks.iter().any(expired) {
+            self.publish_locks().await?;
+        }
+        let age = now - self.snapshot().content.issued;
+        if age >= self.shared.config.snapshot.max_age / 2 - self.shared.config.snapshot.beat {
+            self.publish_snapshot().await?;
+        }
+        let beat = self.builder().beat(&self.snapshot(), &self.published_locks())?;
+        self.shared.beat.send_replace(Arc::new(beat));
+        Ok(())
+    }
+
+    fn builder(&self) -> Builder<'_> {
+        let Shared { config, authority, store, policies, .. } = &*self.shared;
+        Builder { config, authority, store, policies }
+    }
+}
+
+/// Makes signed state from what is stored.
+struct Builder<'a> {
+    config: &'a Config,
+    authority: &'a Authority,
+    store: &'a SharedStore,
+    policies: &'a Policies,
+}
+
+impl Builder<'_> {
+    async fn snapshot(&self) -> Result<PublishedSnapshot, FeedError> {
+        let policy = self.policies.current();
+        let services = self.services().await?;
+        let proxies = self.store.proxies().await?;
+        let version = self.store.next(Counter::SnapshotVersion).await?;
+        let issued = self.authority.clock.now();
+        let content = Snapshot {
+            epoch: self.authority.bundle.epoch(),
+            version,
+            cluster: self.config.cluster.clone(),
+            issued,
+            expires: issued + self.config.snapshot.max_age,
+            policy_version: policy.version,
+            policy_toml: policy.toml.clone(),
+            vocabulary: policy.vocabulary.clone(),
+            services,
+            proxies: proxies
+                .into_iter()
+                .filter_map(|proxy| {
+                    Some(ProxyAddress { proxy_id: proxy.proxy_id, address: proxy.public_address? })
+                })
+                .collect(),
+            reserved_logins: self.reserved_logins(),
+        };
+        let signed = self.sign(SignedKind::Snapshot, content.encode())?;
+        Ok(PublishedSnapshot { content, signed })
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceRecord>, FeedError> {
+        let stored = self.store.services().await?;
+        stored
+            .iter()
+            .map(|service| services::record_of(service).map_err(|error| FeedError::Service(error.to_string())))
+            .collect()
+    }
+
+    /// Names that are no login names cannot be produced by a template either.
+    fn reserved_logins(&self) -> Vec<LoginName> {
+        self.config.reserved_logins.iter().filter_map(|login| LoginName::parse(login).ok()).collect()
+    }
+
+    async fn locks(&self) -> Result<PublishedLocks, FeedError> {
+        let issued = self.authority.clock.now();
+        let locks = self.store.locks(issued).await?;
+        let content = LockList {
+            cluster: self.config.cluster.clone(),
+            epoch: self.authority.bundle.epoch(),
+            version: self.store.next(Counter::LockVersion).await?,
+            issued,
+            locks: Locks::new(locks),
+        };
+        let signed = self.sign(SignedKind::Locks, content.encode())?;
+        Ok(PublishedLocks { content, signed })
+    }
+
+    fn beat(&self, snapshot: &PublishedSnapshot, locks: &PublishedLocks) -> Result<v1::Signed, FeedError> {
+        let beat = Beat {
+            cluster: self.config.cluster.clone(),
+            epoch: self.authority.bundle.epoch(),
+            time: self.authority.clock.now(),
+            snapshot_version: snapshot.content.version,
+            lock_version: locks.content.version,
+        };
+        self.sign(SignedKind::Beat, beat.encode())
+    }
+
+    fn sign(&self, kind: SignedKind, payload: Vec<u8>) -> Result<v1::Signed, FeedError> {
+        Ok(self.authority.keys.signer.sign(kind, payload)?)
     }
 }

@@ -55,10 +55,6 @@ impl<'a> Columns<'a> {
         Ok(self.row.try_get(column)?)
     }
 
-    pub(super) fn bool(&self, column: &str) -> Result<bool, StoreError> {
-        Ok(self.row.try_get(column)?)
-    }
-
     pub(super) fn number<T: TryFrom<i64>>(&self, column: &str) -> Result<T, StoreError> {
         let value: i64 = self.row.try_get(column)?;
         T::try_from(value).map_err(|_| self.damaged(column, format!("{value} is out of range")))

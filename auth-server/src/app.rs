@@ -1,0 +1,172 @@
+//! Build, then run: no listener before the keys are checked and the first snapshot is signed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_audit::EventKind;
+use iap_identity::Pin;
+use iap_runtime::admin::{self, AdminError, Readiness};
+use iap_runtime::shutdown::{Drained, Hangups, Shutdown};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use crate::audit::RecordError;
+use crate::config::Config;
+use crate::context::{AppContext, Clock, OpenError, OpenedContext, Random};
+use crate::listener::{Front, IdentityError, OwnIdentity, WebCertificateError, WebTls};
+use crate::login::{Logins, OutboundError};
+use crate::metrics::Metrics;
+use crate::{rpc, web};
+
+const WATCHERS_COUNTED_EVERY: Duration = Duration::from_secs(5);
+
+/// A server that is ready to run.
+#[derive(Debug)]
+pub struct App {
+    context: Arc<AppContext>,
+    logins: Arc<Logins>,
+    identity: OwnIdentity,
+    web_tls: WebTls,
+    listener: TcpListener,
+    is_first_start: bool,
+}
+
+/// Why the server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// `data_dir` cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// Providers cannot be asked.
+    #[error(transparent)]
+    Logins(#[from] OutboundError),
+    /// There is no certificate to show.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The public certificate cannot be used.
+    #[error(transparent)]
+    Web(#[from] WebCertificateError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// What was configured.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The start could not be recorded.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// Why the server stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The admin address cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[from] std::io::Error),
+}
+
+impl App {
+    /// Opens `data_dir`, gets a certificate, binds the listener, and records the start.
+    pub async fn build(config: Config, clock: Clock, random: Random) -> Result<Self, BuildError> {
+        let OpenedContext { context, is_first_start } = AppContext::open(config, clock, random).await?;
+        let context = Arc::new(context);
+        let identity = OwnIdentity::issue(Arc::clone(&context)).await?;
+        let web_tls = WebTls::load(context.config.web.clone(), &identity.material())?;
+        let logins = Arc::new(Logins::new(Arc::clone(&context))?);
+        let address = context.config.listen;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| BuildError::Listen { address, source })?;
+        let event = context.audit.event(EventKind::AuthStart).map_err(RecordError::from)?;
+        let event = event.field("version", env!("CARGO_PKG_VERSION")).field("first_start", is_first_start);
+        context.audit.record(event).await?;
+        Ok(Self { context, logins, identity, web_tls, listener, is_first_start })
+    }
+
+    /// The parts, for those who look on.
+    pub fn context(&self) -> &Arc<AppContext> {
+        &self.context
+    }
+
+    /// Where the server listens.
+    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Whether keys and database were made just now.
+    pub fn is_first_start(&self) -> bool {
+        self.is_first_start
+    }
+
+    /// What clients trust.
+    pub fn pin(&self) -> Pin {
+        self.context.authority.pin()
+    }
+
+    /// Serves until shutdown, then drains.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), RunError> {
+        let readiness = Readiness::new();
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let config = Arc::clone(&self.context.config);
+        admin::serve(config.admin_listen, readiness.clone(), Arc::new(registry), shutdown.clone()).await?;
+        let feed = self.context.feed.clone();
+        shutdown.spawn(feed.run(readiness.condition("feed"), shutdown.clone()));
+        shutdown.spawn(count_watchers(Arc::clone(&self.context), metrics.clone(), shutdown.clone()));
+        shutdown.spawn(reload_on_hangup(self.web_tls.clone(), Hangups::listen()?, shutdown.clone()));
+        let material = self.identity.material();
+        shutdown.spawn(self.identity.run(shutdown.clone()));
+
+        let pages = web::router(Arc::clone(&self.logins));
+        let (front, incoming) = Front::new(
+            Arc::clone(&self.context),
+            material,
+            self.web_tls,
+            pages,
+            metrics.clone(),
+            shutdown.clone(),
+        );
+        let server = rpc::server(&self.context, self.logins, metrics, &shutdown);
+        let stop = shutdown.clone();
+        shutdown.spawn(async move {
+            let served = server.serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the API stopped");
+            }
+        });
+        tracing::info!(listen = %config.listen, cluster = %config.cluster, "serving");
+        front.run(self.listener).await;
+        match shutdown.drain(config.limits.drain_timeout).await {
+            Drained::Complete => tracing::info!("stopped"),
+            Drained::Abandoned { tasks } => tracing::warn!(tasks, "stopped with work under way"),
+        }
+        Ok(())
+    }
+}
+
+async fn count_watchers(context: Arc<AppContext>, metrics: Metrics, shutdown: Shutdown) {
+    let mut ticks = tokio::time::interval(WATCHERS_COUNTED_EVERY);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => metrics.watchers(context.feed.watchers().len()),
+        }
+    }
+}
+
+async fn reload_on_hangup(web_tls: WebTls, mut hangups: Hangups, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = hangups.received() => match web_tls.reload() {
+                Ok(()) => tracing::info!("the public certificate was read again"),
+                Err(error) => tracing::error!(%error, "the public certificate stays as it was"),
+            },
+        }
+    }
+}

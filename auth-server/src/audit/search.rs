@@ -1,0 +1,84 @@
+//! Finds records by an expression, the newest first, and hands them out the oldest first.
+
+use std::sync::Arc;
+
+use iap_audit::EventKind;
+use iap_policy::Filter;
+use iap_proto::v1;
+use iap_runtime::big_stack;
+use time::OffsetDateTime;
+
+use crate::context::AppContext;
+use crate::rpc::{RpcError, UserCaller};
+use crate::store::{RecordRange, StoredRecord};
+
+const MATCHES_DEFAULT: u32 = 1000;
+const MATCHES_MAX: u32 = 10_000;
+const MATCHED_BYTES_MAX: usize = 64 << 20;
+const PAGE_RECORDS: u32 = 500;
+
+/// The records that match, as text, the oldest first: of more than the limit the newest. Asking is
+/// itself recorded.
+pub async fn search(
+    context: &AppContext,
+    caller: &UserCaller,
+    request: v1::AuditSearchRequest,
+) -> Result<Vec<String>, RpcError> {
+    let limit = match request.limit {
+        0 => MATCHES_DEFAULT,
+        limit if limit <= MATCHES_MAX => limit,
+        _ => return Err(RpcError::invalid(format!("at most {MATCHES_MAX} records can be asked for"))),
+    };
+    let filter = parse(request.expression.clone()).await?;
+    let event = context.audit.event(EventKind::AuditSearched)?.user(&caller.record());
+    context.audit.record(event.field("expression", request.expression)).await?;
+    let range = RecordRange {
+        before_seq: i64::MAX as u64,
+        since: time_or(request.since_unix_ms, OffsetDateTime::UNIX_EPOCH)?,
+        until: time_or(request.until_unix_ms, context.clock.now() + time::Duration::days(1))?,
+    };
+    let mut found = find(context, filter, range, limit as usize).await?;
+    found.reverse();
+    Ok(found)
+}
+
+async fn find(
+    context: &AppContext,
+    filter: Arc<Filter>,
+    mut range: RecordRange,
+    limit: usize,
+) -> Result<Vec<String>, RpcError> {
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    loop {
+        let page = context.store.records(range, PAGE_RECORDS).await?;
+        let Some(last) = page.last() else { return Ok(found) };
+        range.before_seq = last.seq;
+        for record in matching(Arc::clone(&filter), page).await {
+            bytes += record.len();
+            found.push(record);
+            if found.len() >= limit || bytes >= MATCHED_BYTES_MAX {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+async fn parse(expression: String) -> Result<Arc<Filter>, RpcError> {
+    let parsed = big_stack::run_async(move || Filter::parse(&expression)).await;
+    parsed.map(Arc::new).map_err(RpcError::invalid)
+}
+
+async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>) -> Vec<String> {
+    let matches = move |record: StoredRecord| {
+        let value: serde_json::Value = serde_json::from_slice(&record.bytes).ok()?;
+        filter.matches(&value).then(|| String::from_utf8(record.bytes).ok()).flatten()
+    };
+    big_stack::run_async(move || page.into_iter().filter_map(matches).collect()).await
+}
+
+fn time_or(unix_ms: i64, default: OffsetDateTime) -> Result<OffsetDateTime, RpcError> {
+    match unix_ms {
+        0 => Ok(default),
+        _ => iap_proto::convert::time_from_wire("AuditSearchRequest", unix_ms).map_err(RpcError::invalid),
+    }
+}

@@ -1,0 +1,133 @@
+//! One follower's stream: the full state first, then every change, until its certificate ends, a lock
+//! hits it, it goes away, or the server stops.
+
+use std::sync::Arc;
+
+use iap_identity::{Locks, VerifiedPeer};
+use iap_proto::v1::{self, feed_event::Event};
+use iap_runtime::shutdown::Shutdown;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{Feed, PublishedLocks, PublishedSnapshot, Watching};
+use crate::context::Clock;
+use crate::rpc::{ErrorCode, RpcError};
+
+/// Events written ahead of a follower's reading. Beyond that it gets the newest state when it reads on.
+const EVENTS_AHEAD_MAX: usize = 4;
+
+/// What a follower reads.
+pub type FeedStream = ReceiverStream<Result<v1::FeedEvent, Status>>;
+
+/// A follower: who it is and what it was told already.
+struct Follower {
+    feed: Feed,
+    clock: Clock,
+    peer: Arc<VerifiedPeer>,
+    snapshot: watch::Receiver<Arc<PublishedSnapshot>>,
+    locks: watch::Receiver<Arc<PublishedLocks>>,
+    beat: watch::Receiver<Arc<v1::Signed>>,
+    events: mpsc::Sender<Result<v1::FeedEvent, Status>>,
+}
+
+/// The follower is gone, or must go.
+struct Over;
+
+/// Starts a stream for a verified agent or proxy; `watching` is dropped when it ends.
+pub fn follow(
+    feed: &Feed,
+    clock: Clock,
+    peer: Arc<VerifiedPeer>,
+    watching: Watching,
+    shutdown: Shutdown,
+) -> FeedStream {
+    let (events, receiver) = mpsc::channel(EVENTS_AHEAD_MAX);
+    let follower = Follower {
+        feed: feed.clone(),
+        clock,
+        peer,
+        snapshot: feed.shared.snapshot.subscribe(),
+        locks: feed.shared.locks.subscribe(),
+        beat: feed.shared.beat.subscribe(),
+        events,
+    };
+    tokio::spawn(async move {
+        let _ = follower.run(shutdown).await;
+        drop(watching);
+    });
+    ReceiverStream::new(receiver)
+}
+
+impl Follower {
+    async fn run(mut self, shutdown: Shutdown) -> Result<(), Over> {
+        self.send(Event::Bundle(self.feed.bundle())).await?;
+        self.send_locks().await?;
+        self.send_snapshot().await?;
+        self.send_beat().await?;
+        let expiry = tokio::time::sleep(self.time_left());
+        tokio::pin!(expiry);
+        loop {
+            // Locks before anything else: they cut.
+            tokio::select! {
+                biased;
+                () = self.events.closed() => return Err(Over),
+                () = shutdown.cancelled() => return self.end(RpcError::internal("shutting down")).await,
+                changed = self.locks.changed() => {
+                    changed.map_err(|_| Over)?;
+                    self.send_locks().await?;
+                }
+                changed = self.snapshot.changed() => {
+                    changed.map_err(|_| Over)?;
+                    self.send_snapshot().await?;
+                }
+                changed = self.beat.changed() => {
+                    changed.map_err(|_| Over)?;
+                    self.send_beat().await?;
+                }
+                () = &mut expiry => {
+                    let text = "the certificate of this connection has expired: renew it and connect again";
+                    return self.end(RpcError::new(ErrorCode::LoginRequired, text)).await;
+                }
+            }
+        }
+    }
+
+    async fn send_snapshot(&mut self) -> Result<(), Over> {
+        let signed = self.snapshot.borrow_and_update().signed.clone();
+        self.send(Event::Snapshot(signed)).await
+    }
+
+    /// A follower that is itself locked still gets the list that says so, and then the end.
+    async fn send_locks(&mut self) -> Result<(), Over> {
+        let published = self.locks.borrow_and_update().clone();
+        self.send(Event::Locks(published.signed.clone())).await?;
+        match self.lock_on_us(&published.content.locks) {
+            None => Ok(()),
+            Some(reason) => self.end(RpcError::denied(format!("locked: {reason}"))).await.and(Err(Over)),
+        }
+    }
+
+    async fn send_beat(&mut self) -> Result<(), Over> {
+        let signed = self.beat.borrow_and_update().as_ref().clone();
+        self.send(Event::Beat(signed)).await
+    }
+
+    fn lock_on_us(&self, locks: &Locks) -> Option<String> {
+        locks.matching_peer(&self.peer, self.clock.now()).map(|lock| lock.reason.clone())
+    }
+
+    fn time_left(&self) -> std::time::Duration {
+        let now: OffsetDateTime = self.clock.now();
+        (self.peer.not_after() - now).try_into().unwrap_or_default()
+    }
+
+    async fn send(&self, event: Event) -> Result<(), Over> {
+        self.events.send(Ok(v1::FeedEvent { event: Some(event) })).await.map_err(|_| Over)
+    }
+
+    async fn end(&self, error: RpcError) -> Result<(), Over> {
+        self.events.send(Err(error.into())).await.map_err(|_| Over)
+    }
+}

@@ -1,0 +1,191 @@
+//! The one address: reads who is asked for, and hands the connection to the web pages or to the API.
+//!
+//! Everything before the handshake's end is bounded in bytes, time and count. Anything but the two names
+//! this server has is answered by an alert.
+
+mod arrival;
+mod identity;
+mod stream;
+mod web;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use iap_identity::{Class, ClassSet};
+use iap_runtime::net;
+use iap_runtime::rpc::ALPN_H2;
+use iap_runtime::shutdown::Shutdown;
+use iap_runtime::tls::{self, Demand, Material, PeerVerifier};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::context::AppContext;
+use crate::metrics::Metrics;
+use crate::rpc::{Connection, Presented};
+use arrival::{Arrival, ArrivalError, Destination};
+
+pub use identity::{IdentityError, OwnIdentity};
+pub use stream::{ApiIncoming, ApiStream};
+pub use web::{WebCertificateError, WebTls};
+
+/// Accepted API connections that wait for the gRPC server.
+const API_QUEUE_MAX: usize = 64;
+/// After a failed accept (too many open files), before the next one.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Which classes may knock at `auth.<cluster>`; the table of RPCs says what each may call.
+const API_CLASSES: ClassSet = ClassSet::of(&[Class::User, Class::Bot, Class::Agent, Class::Proxy]);
+
+/// Takes connections until shutdown.
+#[derive(Debug)]
+pub struct Front {
+    context: Arc<AppContext>,
+    material: Arc<Material>,
+    web_tls: WebTls,
+    pages: Router,
+    api: mpsc::Sender<ApiStream>,
+    connections: Arc<Semaphore>,
+    unauthenticated: Arc<Semaphore>,
+    metrics: Metrics,
+    shutdown: Shutdown,
+}
+
+/// What a connection holds while it lasts.
+struct Slots {
+    connection: OwnedSemaphorePermit,
+    unauthenticated: OwnedSemaphorePermit,
+}
+
+impl Front {
+    /// A front for those pages, and the stream of connections for the gRPC server.
+    pub fn new(
+        context: Arc<AppContext>,
+        material: Arc<Material>,
+        web_tls: WebTls,
+        pages: Router,
+        metrics: Metrics,
+        shutdown: Shutdown,
+    ) -> (Self, ApiIncoming) {
+        let (api, incoming) = mpsc::channel(API_QUEUE_MAX);
+        let limits = &context.config.limits;
+        let front = Self {
+            connections: Arc::new(Semaphore::new(limits.connections_max)),
+            unauthenticated: Arc::new(Semaphore::new(limits.unauthenticated_connections_max)),
+            context,
+            material,
+            web_tls,
+            pages,
+            api,
+            metrics,
+            shutdown,
+        };
+        (front, ApiIncoming::new(incoming))
+    }
+
+    /// Accepts until shutdown.
+    pub async fn run(self, listener: TcpListener) {
+        let front = Arc::new(self);
+        loop {
+            let accepted = tokio::select! {
+                () = front.shutdown.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => front.take(stream, peer),
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Beyond the limits a connection is closed at once: making it wait would cost more.
+    fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let Some(slots) = self.slots() else {
+            self.metrics.connection("over_limit");
+            tracing::debug!(%peer, "connection refused: over the limit");
+            return;
+        };
+        let front = Arc::clone(self);
+        let serving = async move {
+            match front.serve(stream, peer, slots).await {
+                Ok(()) => {}
+                Err(error) => {
+                    front.metrics.connection(error.outcome());
+                    tracing::debug!(%peer, %error, "connection refused");
+                }
+            }
+        };
+        tokio::spawn(serving);
+    }
+
+    fn slots(&self) -> Option<Slots> {
+        Some(Slots {
+            connection: Arc::clone(&self.connections).try_acquire_owned().ok()?,
+            unauthenticated: Arc::clone(&self.unauthenticated).try_acquire_owned().ok()?,
+        })
+    }
+
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr, slots: Slots) -> Result<(), ArrivalError> {
+        net::tune(&stream)?;
+        let timeout = self.context.config.limits.handshake_timeout;
+        let deadline = tokio::time::Instant::now() + timeout;
+        let arriving = arrival::receive(&self.context.config, stream, peer);
+        let arrival = tokio::time::timeout_at(deadline, arriving)
+            .await
+            .map_err(|_| ArrivalError::TimedOut { milliseconds: timeout.as_millis() })??;
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        match arrival.destination {
+            Destination::Pages => self.serve_pages(arrival, left, slots).await,
+            Destination::Api => self.serve_api(arrival, left, slots).await,
+        }
+    }
+
+    async fn serve_pages(&self, arrival: Arrival, left: Duration, slots: Slots) -> Result<(), ArrivalError> {
+        let stream = tls::handshake(arrival.stream, self.web_tls.config(), left).await?;
+        self.metrics.connection("web");
+        web::serve(stream, self.pages.clone(), self.shutdown.clone()).await;
+        drop(slots);
+        Ok(())
+    }
+
+    async fn serve_api(&self, arrival: Arrival, left: Duration, slots: Slots) -> Result<(), ArrivalError> {
+        let demand = Demand::OptionalOrExpiredAgent;
+        let verifier = Arc::new(PeerVerifier::new(self.material.bundle(), API_CLASSES, demand));
+        let (identity, clients) = (Arc::clone(&self.material) as _, Arc::clone(&verifier) as _);
+        let config = tls::server_config(identity, clients, &[ALPN_H2])?;
+        let stream = match tls::handshake(arrival.stream, config, left).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                let refusal = verifier.refusal().map(ToString::to_string);
+                tracing::debug!(client = %arrival.client, refusal, "API handshake failed");
+                return Err(error.into());
+            }
+        };
+        let certificate = presented(&verifier, leaf_of(&stream));
+        let unauthenticated = match &certificate {
+            Presented::NoCertificate => Some(slots.unauthenticated),
+            Presented::Valid { .. } | Presented::ExpiredAgent(_) => None,
+        };
+        self.metrics.connection("api");
+        let connection = Connection { address: arrival.client, certificate };
+        let stream = ApiStream::new(stream, connection, slots.connection, unauthenticated);
+        self.api.send(stream).await.map_err(|_| ArrivalError::ShuttingDown)
+    }
+}
+
+fn presented(verifier: &PeerVerifier, leaf: Option<tls::CertificateDer<'static>>) -> Presented {
+    match (verifier.peer(), leaf, verifier.expired_agent()) {
+        (Some(peer), Some(leaf), _) => Presented::Valid { peer, leaf },
+        (_, _, Some(agent)) => Presented::ExpiredAgent(agent),
+        (Some(_), None, None) | (None, _, None) => Presented::NoCertificate,
+    }
+}
+
+fn leaf_of<S>(stream: &tls::ServerStream<S>) -> Option<tls::CertificateDer<'static>> {
+    let (_, connection) = stream.get_ref();
+    connection.peer_certificates()?.first().map(|leaf| leaf.clone().into_owned())
+}

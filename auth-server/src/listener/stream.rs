@@ -1,0 +1,88 @@
+//! A TLS connection on its way to the gRPC server, with what its client proved.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::Stream;
+use iap_runtime::tls::{Replay, ServerStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tonic::transport::server::Connected;
+
+use crate::rpc::Connection;
+
+/// An accepted API connection; its slots are free again when it is dropped.
+#[derive(Debug)]
+pub struct ApiStream {
+    stream: ServerStream<Replay<TcpStream>>,
+    connection: Connection,
+    _slot: OwnedSemaphorePermit,
+    _unauthenticated: Option<OwnedSemaphorePermit>,
+}
+
+impl ApiStream {
+    pub(super) fn new(
+        stream: ServerStream<Replay<TcpStream>>,
+        connection: Connection,
+        slot: OwnedSemaphorePermit,
+        unauthenticated: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        Self { stream, connection, _slot: slot, _unauthenticated: unauthenticated }
+    }
+}
+
+impl Connected for ApiStream {
+    type ConnectInfo = Connection;
+
+    fn connect_info(&self) -> Connection {
+        self.connection.clone()
+    }
+}
+
+impl AsyncRead for ApiStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for ApiStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Accepted API connections, for `serve_with_incoming_shutdown`.
+#[derive(Debug)]
+pub struct ApiIncoming(mpsc::Receiver<ApiStream>);
+
+impl ApiIncoming {
+    pub(super) fn new(receiver: mpsc::Receiver<ApiStream>) -> Self {
+        Self(receiver)
+    }
+}
+
+impl Stream for ApiIncoming {
+    type Item = io::Result<ApiStream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|next| next.map(Ok))
+    }
+}

@@ -1,0 +1,44 @@
+//! What `/metrics` counts.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The counters; clones count into the same.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    connections: Family<[(&'static str, &'static str); 1], Counter>,
+    calls: Family<[(&'static str, &'static str); 2], Counter>,
+    watchers: Gauge,
+}
+
+impl Metrics {
+    /// Counters that appear in `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "iap_auth_connections",
+            "Connections by what became of them",
+            metrics.connections.clone(),
+        );
+        registry.register("iap_auth_calls", "Calls of the API by outcome at the gate", metrics.calls.clone());
+        registry.register("iap_auth_watchers", "Agents and proxies on the feed", metrics.watchers.clone());
+        metrics
+    }
+
+    /// A connection came to this.
+    pub fn connection(&self, outcome: &'static str) {
+        self.connections.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    /// A call of the table's path came to this at the gate.
+    pub fn call(&self, path: &'static str, outcome: &'static str) {
+        self.calls.get_or_create(&[("call", path), ("outcome", outcome)]).inc();
+    }
+
+    /// So many follow the feed.
+    pub fn watchers(&self, count: usize) {
+        self.watchers.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+}

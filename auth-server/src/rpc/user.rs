@@ -1,0 +1,150 @@
+//! `iap.v1.User`: what everybody who is logged in may do for themselves.
+
+use std::sync::Arc;
+
+use iap_audit::EventKind;
+use iap_identity::{LockKind, Request as CertificateRequest, SessionId};
+use iap_policy::Verb;
+use iap_proto::v1;
+use serde_json::json;
+use tonic::{Request, Response, Status};
+
+use super::{Caller, ErrorCode, RpcError, UserCaller};
+use crate::audit::sessions;
+use crate::authority::{Renewed, format_time, issued_to_wire};
+use crate::context::AppContext;
+use crate::locks::{self, NewLock};
+use crate::store::GenerationRow;
+
+/// The RPCs of users.
+#[derive(Debug)]
+pub(super) struct UserRpc {
+    context: Arc<AppContext>,
+}
+
+impl UserRpc {
+    pub(super) fn new(context: Arc<AppContext>) -> Self {
+        Self { context }
+    }
+
+    async fn renew_certificate(&self, caller: &Caller, csr: &[u8]) -> Result<v1::LoginFinished, RpcError> {
+        let user = caller.user()?;
+        let csr = CertificateRequest::parse(csr).map_err(RpcError::invalid)?;
+        let issued = match self.context.authority.renew_user(&user.peer, csr).await? {
+            Renewed::Issued(issued) => issued,
+            Renewed::Ended => {
+                let text = "this login was ended: run `iapctl login`";
+                return Err(RpcError::new(ErrorCode::LoginRequired, text));
+            }
+            Renewed::Overtaken => {
+                return Err(RpcError::conflict("another renewal of this certificate came first; try again"));
+            }
+            Renewed::Reused => return Err(self.lock_both(user).await?),
+        };
+        let services = self.visible(caller).await?;
+        Ok(v1::LoginFinished {
+            issued: Some(issued_to_wire(&issued)),
+            login_deadline_unix_ms: iap_proto::convert::time_to_wire(user.peer.login_deadline),
+            bundle: Some(self.context.feed.bundle()),
+            services: services.into_iter().filter_map(|visible| visible.service).collect(),
+        })
+    }
+
+    /// An old certificate was used again: its key is in two hands, and we cannot tell whose are honest.
+    async fn lock_both(&self, user: &UserCaller) -> Result<RpcError, RpcError> {
+        let event = self.context.audit.event(EventKind::LoginReused)?;
+        let event = event.user(&user.record()).login_id(&user.peer.login_id).serial(&user.peer.serial);
+        self.context.audit.record(event.field("generation", user.peer.generation)).await?;
+        let left = user.peer.login_deadline - self.context.clock.now();
+        let lock = NewLock {
+            kind: LockKind::Login,
+            target: user.peer.login_id.to_string(),
+            reason: "a certificate of this login was used after it had been renewed; log in again".to_owned(),
+            life: Some(left.try_into().unwrap_or_default()),
+        };
+        let lock = locks::add(&self.context, &user.record(), lock).await?;
+        Ok(RpcError::denied(format!("locked: {}", lock.reason)))
+    }
+
+    async fn end_login(&self, user: &UserCaller) -> Result<(), RpcError> {
+        let row = self.context.store.generations(user.peer.login_id).await?;
+        if let Some(row) = row.filter(|row| row.ended_at.is_none()) {
+            let ended = GenerationRow { ended_at: Some(self.context.clock.now()), ..row.clone() };
+            if !self.context.store.replace_generations(&row, &ended).await? {
+                return Err(RpcError::conflict("the login was renewed at the same time; try again"));
+            }
+        }
+        let event = self.context.audit.event(EventKind::LoginLogout)?;
+        Ok(self.context.audit.record(event.user(&user.record()).login_id(&user.peer.login_id)).await?)
+    }
+
+    async fn visible(&self, caller: &Caller) -> Result<Vec<v1::VisibleService>, RpcError> {
+        let facts = caller.user()?.facts.clone();
+        let client_ip = caller.connection.address.ip();
+        Ok(self.context.policies.visible(&self.context, facts, client_ip).await)
+    }
+}
+
+#[tonic::async_trait]
+impl v1::user_server::User for UserRpc {
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::LoginFinished>, Status> {
+        let caller = Caller::of(&request)?;
+        Ok(Response::new(self.renew_certificate(&caller, &request.get_ref().csr).await?))
+    }
+
+    async fn logout(&self, request: Request<v1::Empty>) -> Result<Response<v1::Empty>, Status> {
+        self.end_login(Caller::of(&request)?.user()?).await?;
+        Ok(Response::new(v1::Empty {}))
+    }
+
+    async fn services(&self, request: Request<v1::Empty>) -> Result<Response<v1::VisibleServices>, Status> {
+        let services = self.visible(&Caller::of(&request)?).await?;
+        Ok(Response::new(v1::VisibleServices { services }))
+    }
+
+    async fn whoami(&self, request: Request<v1::Empty>) -> Result<Response<v1::WhoamiReply>, Status> {
+        let caller = Caller::of(&request)?;
+        Ok(Response::new(v1::WhoamiReply { json: whoami(caller.user()?) }))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainReply>, Status> {
+        let caller = Caller::of(&request)?;
+        let client_ip = caller.connection.address.ip();
+        let asked = request.into_inner();
+        let reply = self.context.policies.explain(&self.context, caller.user()?, client_ip, asked).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn sessions(&self, request: Request<v1::SessionsRequest>) -> Result<Response<v1::JsonReply>, Status> {
+        let caller = Caller::of(&request)?;
+        let json = sessions::list(&self.context, caller.user()?, request.into_inner()).await?;
+        Ok(Response::new(v1::JsonReply { json }))
+    }
+
+    async fn session(&self, request: Request<v1::SessionRequest>) -> Result<Response<v1::JsonReply>, Status> {
+        let caller = Caller::of(&request)?;
+        let id = SessionId::from_bytes(&request.get_ref().session_id).map_err(RpcError::invalid)?;
+        let json = sessions::show(&self.context, caller.user()?, id).await?;
+        Ok(Response::new(v1::JsonReply { json }))
+    }
+}
+
+fn whoami(user: &UserCaller) -> String {
+    let verbs: Vec<&str> = user.verbs.iter().copied().map(Verb::as_str).collect();
+    json!({
+        "id": user.peer.id,
+        "name": user.peer.name,
+        "connector": user.peer.idp.connector,
+        "issuer": user.peer.idp.issuer,
+        "login_id": user.peer.login_id.to_string(),
+        "login_method": user.peer.login_method,
+        "auth_time": format_time(user.peer.auth_time),
+        "login_deadline": format_time(user.peer.login_deadline),
+        "not_after": format_time(user.peer.not_after),
+        "generation": user.peer.generation,
+        "groups": user.facts.groups,
+        "certificate_groups": user.peer.groups,
+        "verbs": verbs,
+    })
+    .to_string()
+}
