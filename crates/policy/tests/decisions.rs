@@ -65,7 +65,7 @@ fn what_no_rule_allows_is_denied() {
 fn a_matching_allow_rule_grants_and_states_its_limits() {
     on_big_stack(|| {
         let policy = load(STAGING).with_version(41);
-        let grant = granted(&staging(&["engineering"]).as_login("readonly"), &policy);
+        let grant = granted(&staging(&["engineering"]).with_login("readonly"), &policy);
         assert_eq!(grant.rule(), "engineers reach staging databases");
         assert_eq!(grant.policy_version(), 41);
         assert_eq!(grant.login().unwrap().as_str(), "readonly");
@@ -79,7 +79,7 @@ fn a_matching_allow_rule_grants_and_states_its_limits() {
 fn a_deny_rule_wins_wherever_it_stands() {
     on_big_stack(|| {
         let denial = staging(&["engineering", "contractors"])
-            .as_login("readonly")
+            .with_login("readonly")
             .denial(&load(STAGING));
         assert_eq!(denial.code, DenialCode::DeniedByRule);
         assert_eq!(denial.rule.as_deref(), Some("contractors stay out"));
@@ -91,9 +91,9 @@ fn the_users_text_does_not_tell_a_deny_rule_from_a_missing_one() {
     on_big_stack(|| {
         let policy = load(STAGING);
         let denied = staging(&["engineering", "contractors"])
-            .as_login("readonly")
+            .with_login("readonly")
             .denial(&policy);
-        let missing = staging(&[]).as_login("readonly").denial(&policy);
+        let missing = staging(&[]).with_login("readonly").denial(&policy);
         assert_eq!(
             denied.text,
             "Policy does not allow alice@example.com to reach db-staging as readonly."
@@ -107,19 +107,19 @@ fn the_users_text_does_not_tell_a_deny_rule_from_a_missing_one() {
 fn conditions_look_at_the_time_and_the_address() {
     on_big_stack(|| {
         let policy = load(STAGING);
-        let question = || staging(&["engineering"]).as_login("readonly");
+        let question = || staging(&["engineering"]).with_login("readonly");
         assert!(question().is_allowed(&policy));
         assert!(
             !question()
                 .at(now() + time::Duration::hours(4))
                 .is_allowed(&policy)
         );
-        assert!(!question().from_address("203.0.113.9").is_allowed(&policy));
+        assert!(!question().coming_from("203.0.113.9").is_allowed(&policy));
         assert!(
-            !question().from_address("::ffff:203.0.113.9").is_allowed(&policy),
+            !question().coming_from("::ffff:203.0.113.9").is_allowed(&policy),
             "IPv4-mapped forms are folded"
         );
-        assert!(question().from_address("2001:db8::1").is_allowed(&policy));
+        assert!(question().coming_from("2001:db8::1").is_allowed(&policy));
     });
 }
 
@@ -132,7 +132,7 @@ fn every_variable_has_its_value() {
             alice,
             service("db-1", Protocol::Postgres, &[("env", "prod"), ("a.b", "c")]),
         )
-        .as_login("app")
+        .with_login("app")
         .on_database("orders");
         for condition in [
             "user.name == 'alice@example.com'",
@@ -175,7 +175,7 @@ fn every_variable_has_its_value() {
 #[test]
 fn a_second_factor_never_shown_fails_the_condition_that_asks_for_its_age() {
     on_big_stack(|| {
-        let question = staging(&[]).as_login("app");
+        let question = staging(&[]).with_login("app");
         let policy = load(&with_condition("allow", "user.mfa_age < duration('1h')"));
         assert_eq!(question.answer(&policy), Err(DenialCode::ConditionFailed));
         let policy = load(&with_condition("allow", "!has(user.mfa_age)"));
@@ -189,7 +189,7 @@ fn an_age_is_never_negative() {
         let policy = load(&with_condition("allow", "user.auth_age == duration('0s')"));
         assert!(
             staging(&[])
-                .as_login("app")
+                .with_login("app")
                 .at(now() - time::Duration::hours(1))
                 .is_allowed(&policy)
         );

@@ -52,7 +52,7 @@ fn question() -> Ask {
 
 #[test]
 fn a_denial_names_the_rule_and_why_its_condition_failed() {
-    let explanation = explain(&question().as_login("app"));
+    let explanation = explain(&question().with_login("app"));
     assert_eq!(explanation.effect, Effect::Deny);
     assert_eq!(explanation.code.as_deref(), Some("condition_failed"));
     assert_eq!(explanation.rule.as_deref(), Some("needs a second factor"));
@@ -106,7 +106,7 @@ fn a_grant_shows_the_values_its_condition_looked_at() {
 
 #[test]
 fn an_explanation_is_json_with_stable_keys() {
-    let value = serde_json::to_value(explain(&question().as_login("root"))).unwrap();
+    let value = serde_json::to_value(explain(&question().with_login("root"))).unwrap();
     let keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(
         keys,

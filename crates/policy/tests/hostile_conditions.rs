@@ -143,7 +143,7 @@ fn a_value_found_to_be_no_boolean_fails() {
         // What a map holds is not known before it is looked at.
         let condition = "{'a': 1}[login]";
         let allow = load(&with_condition("allow", condition));
-        let question = ask(user("alice", &[]), service("db", Protocol::Postgres, &[])).as_login("a");
+        let question = ask(user("alice", &[]), service("db", Protocol::Postgres, &[])).with_login("a");
         let denial = question.denial(&allow);
         assert_eq!(denial.code, iap_policy::DenialCode::ConditionFailed);
         assert!(denial.detail.contains("not a boolean"), "{}", denial.detail);

@@ -34,14 +34,14 @@ fn alice() -> Ask {
 fn a_template_gives_the_users_own_login_and_no_other() {
     on_big_stack(|| {
         let policy = load(&allow("logins = [\"{{user.local}}\", \"app_{{user.local}}\"]"));
-        assert!(alice().as_login("alice").is_allowed(&policy));
-        assert!(alice().as_login("app_alice").is_allowed(&policy));
+        assert!(alice().with_login("alice").is_allowed(&policy));
+        assert!(alice().with_login("app_alice").is_allowed(&policy));
         assert_eq!(
-            alice().as_login("bob").answer(&policy),
+            alice().with_login("bob").answer(&policy),
             Err(DenialCode::LoginNotAllowed)
         );
         assert_eq!(
-            alice().as_login("{{user.local}}").answer(&policy),
+            alice().with_login("{{user.local}}").answer(&policy),
             Err(DenialCode::LoginNotAllowed)
         );
     });
@@ -66,7 +66,10 @@ fn a_template_never_gives_a_reserved_or_odd_login() {
             let question = ask(user(&format!("{local}@example.com"), &[]), database());
             assert!(!question.is_allowed(&policy), "{local:?} as the default");
             if !local.is_empty() {
-                assert!(!question.as_login(local).is_allowed(&policy), "{local:?} by name");
+                assert!(
+                    !question.with_login(local).is_allowed(&policy),
+                    "{local:?} by name"
+                );
             }
         }
         assert!(ask(user(&"a".repeat(32), &[]), database()).is_allowed(&policy));
@@ -77,10 +80,10 @@ fn a_template_never_gives_a_reserved_or_odd_login() {
 fn a_reserved_login_written_literally_is_given() {
     on_big_stack(|| {
         let policy = load(&allow("logins = [\"root\", \"{{user.local}}\"]"));
-        assert!(alice().as_login("root").is_allowed(&policy));
+        assert!(alice().with_login("root").is_allowed(&policy));
         assert!(
             ask(user("root@example.com", &[]), database())
-                .as_login("root")
+                .with_login("root")
                 .is_allowed(&policy)
         );
     });
@@ -105,15 +108,15 @@ fn a_deny_rule_takes_a_login_alone_and_a_template_takes_whatever_it_comes_to() {
             rule("deny", "deny", "logins = [\"admin\", \"{{user.local}}\"]")
         ));
         assert_eq!(
-            alice().as_login("admin").answer(&policy),
+            alice().with_login("admin").answer(&policy),
             Err(DenialCode::DeniedByRule)
         );
         assert_eq!(
-            alice().as_login("alice").answer(&policy),
+            alice().with_login("alice").answer(&policy),
             Err(DenialCode::DeniedByRule)
         );
-        assert!(alice().as_login("bob").is_allowed(&policy));
-        let root = ask(user("root@example.com", &[]), database()).as_login("root");
+        assert!(alice().with_login("bob").is_allowed(&policy));
+        let root = ask(user("root@example.com", &[]), database()).with_login("root");
         assert_eq!(root.answer(&policy), Err(DenialCode::DeniedByRule));
     });
 }
@@ -126,7 +129,7 @@ fn the_default_login_is_the_services_then_the_users_own_then_the_only_literal_on
         with_default.service.default_login = Some(login("app"));
         assert_eq!(with_default.answer(&policy), grant("allow", Some("app")));
         assert_eq!(
-            alice().as_login("readonly").answer(&policy),
+            alice().with_login("readonly").answer(&policy),
             grant("allow", Some("readonly"))
         );
         assert_eq!(alice().answer(&policy), grant("allow", Some("alice")));
@@ -166,7 +169,7 @@ fn any_login_means_the_users_own_by_default_but_never_a_reserved_one() {
         let policy = load(&allow("logins = [\"*\"]"));
         assert_eq!(alice().answer(&policy), grant("allow", Some("alice")));
         assert_eq!(
-            alice().as_login("whoever").answer(&policy),
+            alice().with_login("whoever").answer(&policy),
             grant("allow", Some("whoever"))
         );
         let root = ask(user("root@example.com", &[]), database());
@@ -182,7 +185,7 @@ fn conditions_see_the_login_that_is_chosen() {
         ));
         assert_eq!(alice().answer(&policy), grant("allow", Some("readonly")));
         assert_eq!(
-            alice().as_login("app").answer(&policy),
+            alice().with_login("app").answer(&policy),
             Err(DenialCode::NoRuleMatches)
         );
     });
@@ -194,7 +197,7 @@ fn databases_are_held_to_their_list() {
         let policy = load(&allow(
             "logins = [\"app\"]\ndatabases = [\"orders\", \"dev_{{user.local}}\"]",
         ));
-        let question = || alice().as_login("app");
+        let question = || alice().with_login("app");
         assert!(question().on_database("orders").is_allowed(&policy));
         assert!(question().on_database("dev_alice").is_allowed(&policy));
         let denial = question().on_database("billing").denial(&policy);
@@ -215,7 +218,7 @@ fn where_logins_cannot_be_seen_an_allow_that_names_some_does_not_match_and_a_den
         for unseen in [service("db", Protocol::Tcp, &[]), uninspected] {
             let question = || {
                 ask(user("alice@example.com", &[]), unseen.clone())
-                    .as_login("app")
+                    .with_login("app")
                     .on_database("orders")
             };
             for (rules, expected) in [

@@ -118,7 +118,7 @@ pub(crate) fn ask(user: UserFacts, service: ServiceFacts) -> Ask {
 }
 
 impl Ask {
-    pub(crate) fn as_login(mut self, name: &str) -> Self {
+    pub(crate) fn with_login(mut self, name: &str) -> Self {
         self.login = Some(login(name));
         self
     }
@@ -128,7 +128,7 @@ impl Ask {
         self
     }
 
-    pub(crate) fn from_address(mut self, address: &str) -> Self {
+    pub(crate) fn coming_from(mut self, address: &str) -> Self {
         self.client_ip = address.parse().expect(address);
         self
     }
