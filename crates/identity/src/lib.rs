@@ -10,6 +10,7 @@ pub mod authority;
 pub mod bundle;
 mod ca;
 pub mod class;
+mod consistency;
 mod der;
 pub mod extension;
 pub mod ids;

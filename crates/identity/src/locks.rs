@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::ids::{AgentId, SessionId};
-use crate::peer::{UserPeer, VerifiedPeer};
+use crate::peer::{BotPeer, UserPeer, VerifiedPeer};
 
 /// What a lock aims at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,12 +152,20 @@ impl Locks {
         match peer {
             VerifiedPeer::User(user) => self.matching_user(user, now),
             VerifiedPeer::Agent(agent) => self.matching_agent(&agent.id, &agent.serial, now),
-            VerifiedPeer::Bot(bot) => self.first(now, |lock| {
-                lock.hits(LockKind::User, bot.name.as_str()) || lock.hits(LockKind::Serial, &bot.serial)
-            }),
+            VerifiedPeer::Bot(bot) => self.matching_bot(bot, now),
             VerifiedPeer::Proxy(proxy) => self.matching_serial(&proxy.serial, now),
             VerifiedPeer::Auth(auth) => self.matching_serial(&auth.serial, now),
         }
+    }
+
+    fn matching_bot(&self, bot: &BotPeer, now: OffsetDateTime) -> Option<&Lock> {
+        let login_id = bot.login_id.map(|id| id.to_string());
+        self.first(now, |lock| match lock.kind {
+            LockKind::User => lock.target == bot.name.as_str(),
+            LockKind::Login => login_id.as_ref() == Some(&lock.target),
+            LockKind::Serial => lock.target == bot.serial,
+            LockKind::Session | LockKind::Agent | LockKind::Device => false,
+        })
     }
 
     fn first(&self, now: OffsetDateTime, hits: impl Fn(&Lock) -> bool) -> Option<&Lock> {

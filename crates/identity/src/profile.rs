@@ -4,9 +4,10 @@ use rcgen::{ExtendedKeyUsagePurpose, SanType};
 use time::{Duration, OffsetDateTime};
 
 use crate::class::{CaClass, Class};
+use crate::consistency::{auth_hosts, proxy_hosts};
 use crate::extension::{IdentityExtension, IdentityProvider};
 use crate::ids::{AgentId, AuthId, LoginId, ProxyId};
-use crate::leaf::{auth_hosts, is_email, proxy_hosts};
+use crate::leaf::is_email;
 use crate::names::{BotName, ClusterName, GroupName, ServiceName, UserId};
 use crate::uri::{IdentityUri, Subject};
 

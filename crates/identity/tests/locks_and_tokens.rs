@@ -76,6 +76,30 @@ fn a_user_is_hit_by_id_name_login_and_serial() {
 }
 
 #[test]
+fn a_bot_is_hit_by_name_login_and_serial() {
+    let cluster = TestCluster::new("iap.example.com").unwrap();
+    let credential = cluster.bot("deployer").unwrap();
+    let accepted = ClassSet::of(&[Class::Bot]);
+    let peer = verify_client(&credential.chain, accepted, cluster.bundle(), cluster.now).unwrap();
+    let VerifiedPeer::Bot(bot) = &peer else {
+        panic!("not a bot")
+    };
+    let hit = |kind, target: String| {
+        Locks::new(vec![lock(kind, target, None)])
+            .matching_peer(&peer, cluster.now)
+            .is_some()
+    };
+    assert!(hit(LockKind::User, "deployer".to_owned()));
+    assert!(hit(LockKind::Login, bot.login_id.unwrap().to_string()));
+    assert!(hit(LockKind::Serial, bot.serial.clone()));
+    assert!(!hit(LockKind::User, "other".to_owned()));
+    assert!(
+        !hit(LockKind::Agent, "deployer".to_owned()),
+        "a lock of another kind"
+    );
+}
+
+#[test]
 fn a_lock_ends_when_it_says() {
     let cluster = TestCluster::new("iap.example.com").unwrap();
     let user = user(&cluster);

@@ -71,6 +71,12 @@ fn a_bundle_of_another_cluster_is_refused() {
     renamed.cluster = cluster.name.clone();
     let result = TrustBundle::verify(renamed, &other.pin(), &cluster.name, cluster.now);
     assert_eq!(result, Err(BundleError::WrongCluster(other.name.clone())));
+    let mut mislabelled = cluster.bundle().to_raw();
+    mislabelled.cluster = other.name.clone();
+    assert_eq!(
+        verify(&cluster, mislabelled),
+        Err(BundleError::WrongCluster(other.name))
+    );
 }
 
 #[test]

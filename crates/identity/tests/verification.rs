@@ -436,7 +436,12 @@ fn a_user_certificate_cannot_serve_and_has_no_host_name() {
         ))
     );
     let host = spoiled(|forgery| forgery.dns.push("db-prod.iap.example.com".to_owned()));
-    assert_eq!(host, Err(PeerError::Inconsistent("a user has no DNS name")));
+    assert_eq!(
+        host,
+        Err(PeerError::Inconsistent(
+            "the DNS names are not those of its class"
+        ))
+    );
 }
 
 #[test]
