@@ -35,7 +35,7 @@ pub(crate) struct Condition {
     expression: Expression,
     /// Dotted names of the variables it looks at.
     pub(crate) variables: BTreeSet<String>,
-    /// Strings that may be groups, when it looks at `user.groups`.
+    /// The groups it may be about.
     pub(crate) group_literals: BTreeSet<String>,
     /// Whether it looks at groups that it does not name.
     pub(crate) scans_groups: bool,
@@ -55,15 +55,14 @@ impl Condition {
             .iter()
             .any(|variable| variables::is_time_dependent(variable));
         let target_dependent = uses.variables.contains("login") || uses.variables.contains("database");
-        let looks_at_groups = uses.variables.contains("user.groups");
+        let mut group_literals = uses.asked_groups;
+        if uses.scans_groups {
+            group_literals.extend(uses.literals);
+        }
         Ok(Self {
             source: source.to_owned(),
             expression,
-            group_literals: if looks_at_groups {
-                uses.literals
-            } else {
-                BTreeSet::new()
-            },
+            group_literals,
             scans_groups: uses.scans_groups,
             variables: uses.variables,
             time_dependent,

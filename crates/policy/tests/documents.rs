@@ -166,14 +166,30 @@ fn the_groups_a_policy_names_are_known() {
             effect = "allow"
             users = { groups = ["sre", "corp:ops"] }
             services = { names = ["*"] }
-            when = "'oncall' in user.groups"
+            when = "'oncall' in user.groups && service.labels.env == 'prod'"
+            [[rule]]
+            name = "b"
+            effect = "allow"
+            users = { names = ["*"] }
+            services = { names = ["*"] }
+            when = "['ops1', 'ops2'].exists(g, g in user.groups) && in_cidr(client.ip, ['2001:db8::/32'])"
             [[admin]]
             users = { groups = ["platform"] }
             verbs = ["audit.read"]
         "#;
         let policy = load(document);
         let names: Vec<String> = policy.named_groups().iter().map(ToString::to_string).collect();
-        assert_eq!(names, ["corp:ops", "okta:oncall", "okta:platform", "okta:sre"]);
+        assert_eq!(
+            names,
+            [
+                "corp:ops",
+                "okta:oncall",
+                "okta:ops1",
+                "okta:ops2",
+                "okta:platform",
+                "okta:sre"
+            ]
+        );
         assert!(policy.names_group(&group("okta:sre")));
         assert!(!policy.names_group(&group("corp:sre")));
         let bare = Policy::load(document).unwrap();

@@ -41,7 +41,9 @@ pub(crate) enum Dialect {
 pub(crate) struct Uses {
     /// Dotted names, such as `user.name` and `service.labels.env`.
     pub(crate) variables: BTreeSet<String>,
-    /// The string literals of a condition that looks at `user.groups`: the groups it may be about.
+    /// Groups asked for with `"name" in user.groups`.
+    pub(crate) asked_groups: BTreeSet<String>,
+    /// All string literals but those that can only be patterns, ranges, spans or times.
     pub(crate) literals: BTreeSet<String>,
     /// Whether `user.groups` is used other than in `"name" in user.groups`.
     pub(crate) scans_groups: bool,
@@ -318,9 +320,11 @@ impl Checker {
     ) -> Result<(Shape, Shape), CheckError> {
         let scanned = self.uses.scans_groups;
         let shapes = (self.shape(wanted)?, self.shape(list)?);
-        let literal = matches!(&wanted.expr, Expr::Literal(LiteralValue::String(_)));
-        if literal && dotted_path(&list.expr).as_deref() == Some("user.groups") {
+        if let Expr::Literal(LiteralValue::String(name)) = &wanted.expr
+            && dotted_path(&list.expr).as_deref() == Some("user.groups")
+        {
             self.uses.scans_groups = scanned;
+            self.uses.asked_groups.insert(name.inner().to_owned());
         }
         Ok(shapes)
     }

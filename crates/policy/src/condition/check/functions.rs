@@ -91,15 +91,24 @@ impl Checker {
             return Ok(shape);
         }
         let name = call.func_name.as_str();
+        let literals_before = names_no_groups(name).then(|| self.uses.literals.clone());
         let mut arguments = Vec::with_capacity(call.args.len() + 1);
         for argument in call.target.iter().map(AsRef::as_ref).chain(&call.args) {
             arguments.push(self.shape(argument)?);
+        }
+        if let Some(literals) = literals_before {
+            self.uses.literals = literals;
         }
         let kind = resolve(name, call.target.is_some(), &arguments)?;
         check_literals(name, call)?;
         let steps = call_steps(name, &arguments) + arguments.iter().map(|shape| shape.steps).sum::<u64>();
         Ok(Shape::scalar(kind, steps))
     }
+}
+
+/// Whether the strings a function is given cannot be groups.
+fn names_no_groups(name: &str) -> bool {
+    matches!(name, "in_cidr" | "duration" | "timestamp" | "matches") || name.starts_with("get")
 }
 
 fn resolve(name: &str, receiver: bool, arguments: &[Shape]) -> Result<Kind, CheckError> {
