@@ -13,5 +13,6 @@ pub mod proxy_protocol;
 pub mod pump;
 pub mod rpc;
 pub mod shutdown;
+pub mod spool;
 pub mod telemetry;
 pub mod tls;

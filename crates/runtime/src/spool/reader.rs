@@ -1,0 +1,114 @@
+//! Reads durable records back.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::sync::PoisonError;
+
+use iap_audit::spool::SPOOL_HEAD_BYTES;
+use iap_audit::{RECORD_BYTES_MAX, SpoolReader};
+
+use super::error::SpoolError;
+use super::segments::Segment;
+use super::{Shared, SpooledRecord};
+
+/// Where the last read ended, so that the next one need not begin at the start of its file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cursor {
+    segment: u64,
+    next_seq: u64,
+    offset: u64,
+}
+
+/// Records of one file, from `from` or the first one not acknowledged.
+pub(super) fn unacknowledged(
+    shared: &Shared,
+    from: u64,
+    records_max: usize,
+    bytes_max: usize,
+) -> Result<Vec<SpooledRecord>, SpoolError> {
+    let (segment, seq) = {
+        let index = shared.index();
+        let seq = from.max(index.first_wanted());
+        (index.holding(seq).cloned(), seq)
+    };
+    let Some(segment) = segment else {
+        return Ok(Vec::new());
+    };
+    match read(shared, &segment, seq, records_max, bytes_max) {
+        // Acknowledged and removed in the meantime: there is nothing to send from it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other.map_err(SpoolError::disk),
+    }
+}
+
+/// One record.
+pub(super) fn record(shared: &Shared, seq: u64) -> Result<SpooledRecord, SpoolError> {
+    let segment = shared.index().holding(seq).cloned();
+    let found = match segment {
+        Some(segment) => read(shared, &segment, seq, 1, 0).map_err(SpoolError::disk)?.pop(),
+        None => None,
+    };
+    let missing = || {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("record {seq} is not in the spool"),
+        )
+    };
+    found.ok_or_else(|| SpoolError::disk(missing()))
+}
+
+fn read(
+    shared: &Shared,
+    segment: &Segment,
+    seq: u64,
+    records_max: usize,
+    bytes_max: usize,
+) -> io::Result<Vec<SpooledRecord>> {
+    let start = start_of(shared, segment, seq);
+    let wanted = bytes_max.saturating_add(RECORD_BYTES_MAX + SPOOL_HEAD_BYTES) as u64;
+    let available = segment.bytes.saturating_sub(start.offset);
+    // Without a cursor the record may lie anywhere in the file.
+    let length = if start.next_seq == seq {
+        wanted.min(available)
+    } else {
+        available
+    };
+    let bytes = read_range(shared, segment, start.offset, length)?;
+    let mut frames = SpoolReader::new(&bytes);
+    let mut next = start;
+    let (mut found, mut found_bytes) = (Vec::new(), 0);
+    while let Some(record) = frames.next() {
+        if next.next_seq >= seq {
+            found_bytes += record.len();
+            if !found.is_empty() && (found.len() >= records_max || found_bytes > bytes_max) {
+                break;
+            }
+            found.push(SpooledRecord {
+                seq: next.next_seq,
+                bytes: record.to_vec(),
+            });
+        }
+        next.next_seq += 1;
+        next.offset = start.offset + frames.good_length() as u64;
+    }
+    *shared.cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
+    Ok(found)
+}
+
+fn start_of(shared: &Shared, segment: &Segment, seq: u64) -> Cursor {
+    let kept = *shared.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+    let usable = kept.filter(|cursor| cursor.segment == segment.first_seq && cursor.next_seq == seq);
+    usable.unwrap_or(Cursor {
+        segment: segment.first_seq,
+        next_seq: segment.first_seq,
+        offset: 0,
+    })
+}
+
+fn read_range(shared: &Shared, segment: &Segment, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+    let mut file = File::open(segment.path(&shared.directory))?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = Vec::new();
+    file.take(length).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
