@@ -41,13 +41,19 @@ pub struct Global {
     )]
     pub home: Option<PathBuf>,
     /// The cluster to work with [default: the one logged in to last]
-    #[arg(short, long, global = true, value_name = "CLUSTER")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = "Global options",
+        value_name = "CLUSTER"
+    )]
     pub cluster: Option<String>,
     /// Say what is being done
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = "Global options", action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// No colours (NO_COLOR does the same)
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Global options")]
     pub no_color: bool,
 }
 

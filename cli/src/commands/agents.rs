@@ -21,11 +21,12 @@ pub enum AgentsCommand {
     },
 }
 
-const COLUMNS: [(&str, &str); 5] = [
+const COLUMNS: [(&str, &str); 6] = [
     ("AGENT", "agent_id"),
-    ("HOST", "host_name"),
+    ("HOST", "host"),
     ("SERVICES", "services"),
     ("CONNECTED", "connected"),
+    ("SESSIONS", "live_sessions"),
     ("VERSION", "version"),
 ];
 

@@ -34,7 +34,7 @@ pub struct SearchArguments {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse_seconds)]
     until: Option<u64>,
     /// At most so many
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
     #[command(flatten)]
     output: Output,
@@ -68,7 +68,7 @@ pub(super) async fn run(command: AuditCommand, context: &Context) -> anyhow::Res
 }
 
 /// One record on one line.
-fn line(record: &Value) -> String {
+pub(super) fn line(record: &Value) -> String {
     let shown = ["service", "session_id", "decision.rule", "close_reason", "reason"];
     let mut parts = vec![
         records::time(record, "time"),

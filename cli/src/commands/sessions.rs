@@ -5,7 +5,7 @@ use iap_identity::SessionId;
 use iap_proto::v1;
 use serde_json::Value;
 
-use super::{lock, records};
+use super::{audit, lock, records};
 use crate::api;
 use crate::arguments::Output;
 use crate::context::Context;
@@ -107,7 +107,7 @@ async fn show(id: &str, output: Output, context: &Context) -> anyhow::Result<Exi
         session_id: session_id(id)?.as_bytes().to_vec(),
     };
     let reply = api::ask(context, async |auth| auth.user().session(request.clone()).await).await?;
-    let session = records::parse(&reply.json)?;
+    let session = merged(records::parse(&reply.json)?);
     if output.is_json() {
         context.printer.json(&session)?;
     } else {
@@ -144,29 +144,52 @@ fn ending(session: &Value) -> String {
     }
 }
 
-/// The facts an auditor asks for first, then everything else the records hold.
+/// The reply's summary and records as one object: the summary's fields beside `records`.
+fn merged(reply: Value) -> Value {
+    let Value::Object(mut reply) = reply else {
+        return reply;
+    };
+    if let Some(Value::Object(summary)) = reply.remove("session") {
+        reply.extend(summary);
+    }
+    Value::Object(reply)
+}
+
+/// The facts an auditor asks for first, then a line for each record.
 fn readable(session: &Value) -> String {
-    let decision = [
-        records::text(session, "decision.effect"),
-        quoted("by rule", &records::text(session, "decision.rule")),
-        quoted(
-            "of policy version",
-            &records::text(session, "decision.policy_version"),
-        ),
-    ];
-    let moved = format!(
-        "{} to the service, {} back",
-        records::size(session, "bytes_in"),
-        records::size(session, "bytes_out")
-    );
+    let records = session
+        .get("records")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let fact = |path: &str| {
+        let summary = records::text(session, path);
+        let of_records = || {
+            records
+                .iter()
+                .map(|record| records::text(record, path))
+                .find(|text| !text.is_empty())
+        };
+        if summary.is_empty() {
+            of_records().unwrap_or_default()
+        } else {
+            summary
+        }
+    };
     let lines = [
-        ("Session", records::text(session, "session_id")),
+        ("Session", fact("session_id")),
         ("User", records::user(session)),
-        ("Service", records::text(session, "service")),
-        ("Login", records::text(session, "login")),
-        ("Database", records::text(session, "database")),
-        ("From", records::text(session, "client_address")),
-        ("Agent", records::text(session, "agent")),
+        ("Service", fact("service")),
+        ("Login", joined(&fact("login"), "on database", &fact("database"))),
+        (
+            "From",
+            joined(
+                &fact("client_address"),
+                "as told by proxy",
+                &fact("client_asserted_by"),
+            ),
+        ),
+        ("Agent", fact("agent")),
         ("Start", records::time(session, "start")),
         (
             "End",
@@ -174,56 +197,56 @@ fn readable(session: &Value) -> String {
                 .filter(|end| !end.is_empty())
                 .unwrap_or("live".to_owned()),
         ),
-        ("Closed", records::text(session, "close_reason")),
-        ("Moved", moved),
         (
-            "Decision",
-            decision
-                .iter()
-                .filter(|part| !part.is_empty())
-                .cloned()
-                .collect::<Vec<_>>()
-                .join(" "),
+            "Closed",
+            joined(&fact("close_reason"), "because of", &fact("close_detail")),
         ),
-        ("Observed", records::text(session, "observed")),
+        ("Moved", moved(session)),
+        ("Decision", decision(session)),
+        ("Observed", fact("observed")),
     ];
     let mut text = String::new();
     for (label, value) in lines.iter().filter(|(_, value)| !value.is_empty()) {
         text.push_str(&format!("{label:<10} {}\n", printable(value)));
     }
-    for record in session
-        .get("records")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-    {
-        text.push_str(&format!("\n{}\n", record_text(record)));
+    for record in records {
+        text.push_str(&format!("\n{}", audit::line(record)));
     }
     text
 }
 
-fn quoted(label: &str, value: &str) -> String {
-    if value.is_empty() {
-        String::new()
-    } else {
-        format!("{label} '{value}'")
+fn moved(session: &Value) -> String {
+    match (
+        records::size(session, "bytes_in"),
+        records::size(session, "bytes_out"),
+    ) {
+        (inwards, outwards) if inwards.is_empty() && outwards.is_empty() => String::new(),
+        (inwards, outwards) => format!("{inwards} to the service, {outwards} back"),
     }
 }
 
-fn record_text(record: &Value) -> String {
-    let title = format!(
-        "{} {} {}",
-        records::time(record, "time"),
-        records::text(record, "code"),
-        records::text(record, "event")
-    );
-    let fields = records::flatten(record);
-    let rest = fields
-        .iter()
-        .filter(|(key, _)| !["time", "code", "event"].contains(&key.as_str()));
-    rest.fold(title, |text, (key, value)| {
-        format!("{text}\n  {key} = {}", printable(value))
-    })
+fn decision(session: &Value) -> String {
+    let rule = records::text(session, "decision.rule");
+    let rule = if rule.is_empty() {
+        rule
+    } else {
+        format!("'{rule}'")
+    };
+    let decided = joined(&records::text(session, "decision.effect"), "by rule", &rule);
+    joined(
+        &decided,
+        "of policy version",
+        &records::text(session, "decision.policy_version"),
+    )
+}
+
+/// Two texts with a word between them, as far as they are there.
+fn joined(first: &str, word: &str, second: &str) -> String {
+    match (first.is_empty(), second.is_empty()) {
+        (true, _) => second.to_owned(),
+        (false, true) => first.to_owned(),
+        (false, false) => format!("{first} {word} {second}"),
+    }
 }
 
 #[cfg(test)]
@@ -245,7 +268,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("Decision   allow by rule 'engineers' of policy version '3'\n"),
+            text.contains("Decision   allow by rule 'engineers' of policy version 3\n"),
             "{text}"
         );
     }
@@ -253,5 +276,20 @@ mod tests {
     #[test]
     fn what_a_stranger_sent_cannot_drive_the_terminal() {
         assert!(!readable(&json!({"service": "\u{1b}[2J"})).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn the_summary_and_the_records_are_one_object() {
+        let session = merged(json!({
+            "session": {"session_id": "0198", "end": null},
+            "records": [{"event": "session.start", "login": "app", "client_address": "192.0.2.1:7"}],
+        }));
+        assert_eq!(session.get("session_id"), Some(&json!("0198")));
+        let text = readable(&session);
+        assert!(
+            text.contains("Login      app\n") && text.contains("From       192.0.2.1:7\n"),
+            "{text}"
+        );
+        assert!(text.contains("session.start"), "{text}");
     }
 }
