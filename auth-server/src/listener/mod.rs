@@ -147,7 +147,9 @@ impl Front {
     async fn serve_pages(&self, arrival: Arrival, left: Duration, slots: Slots) -> Result<(), ArrivalError> {
         let stream = tls::handshake(arrival.stream, self.web_tls.config(), left).await?;
         self.metrics.connection("web");
-        web::serve(stream, self.pages.clone(), self.shutdown.clone()).await;
+        let connection = Connection { address: arrival.client, certificate: Presented::NoCertificate };
+        let pages = self.pages.clone().layer(axum::Extension(connection));
+        web::serve(stream, pages, self.shutdown.clone()).await;
         drop(slots);
         Ok(())
     }

@@ -179,7 +179,7 @@ impl Logins {
         let groups: Vec<String> = identity.groups.iter().map(ToString::to_string).collect();
         let event = described(event, row)
             .user(&user_record(identity))
-            .serial(&issued.serial_hex())
+            .serial(issued.serial_hex())
             .field("issuer", identity.issuer.as_str())
             .field("subject", identity.subject.as_str())
             .field("groups", groups);

@@ -47,6 +47,7 @@ pub use finish::{FinishError, Finished};
 pub use open::{Choice, Opened};
 pub use outbound::OutboundError;
 pub use provider::ProviderError;
+pub use rpc::LoginRpc;
 pub use start::{StartError, StartRequest, Started};
 pub use step::{Cookies, StepError};
 pub use wait::{WaitError, Waited};

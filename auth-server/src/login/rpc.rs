@@ -1,5 +1,6 @@
 //! `iap.v1.Login` on the wire.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use iap_identity::LoginId;
@@ -8,6 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::{FinishError, Finished, Logins, StartError, StartRequest, WaitError, Waited};
 use crate::authority::issued_to_wire;
+use crate::policies::facts_of_login;
 use crate::rpc::{Caller, ErrorCode, RpcError};
 
 /// The RPCs of a login.
@@ -22,15 +24,21 @@ impl LoginRpc {
         Self { logins }
     }
 
-    async fn finished(&self, finished: Finished) -> Result<v1::LoginFinished, RpcError> {
+    async fn finished(&self, finished: &Finished, client: IpAddr) -> v1::LoginFinished {
         let context = self.logins.context();
-        let deadline = finished.login.login_deadline;
-        Ok(v1::LoginFinished {
+        let visible = context
+            .policies
+            .visible(context, facts_of_login(&finished.login), client)
+            .await;
+        v1::LoginFinished {
             issued: Some(issued_to_wire(&finished.issued)),
-            login_deadline_unix_ms: iap_proto::convert::time_to_wire(deadline),
+            login_deadline_unix_ms: iap_proto::convert::time_to_wire(finished.login.login_deadline),
             bundle: Some(context.feed.bundle()),
-            services: Vec::new(),
-        })
+            services: visible
+                .into_iter()
+                .filter_map(|visible| visible.service)
+                .collect(),
+        }
     }
 }
 
@@ -80,13 +88,14 @@ impl v1::login_server::Login for LoginRpc {
     }
 
     async fn finish(&self, request: Request<v1::LoginFinish>) -> Result<Response<v1::LoginFinished>, Status> {
+        let client = Caller::of(&request)?.connection.address.ip();
         let asked = request.into_inner();
         let finished = self
             .logins
             .finish(login_id(&asked.login_id)?, &asked.code, &asked.csr)
             .await;
         let finished = finished.map_err(RpcError::from)?;
-        Ok(Response::new(self.finished(finished).await?))
+        Ok(Response::new(self.finished(&finished, client).await))
     }
 }
 

@@ -6,5 +6,10 @@
     clippy::indexing_slicing
 )]
 
+mod browser_flow;
+mod headless_flow;
 mod hostile;
+mod misuse;
+mod pages;
+mod plane;
 mod relying_party;
