@@ -3,8 +3,9 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use iap_runtime::admin::{self, AdminError, Readiness};
+use iap_runtime::admin::{self, AdminError, Condition, Readiness};
 use iap_runtime::pump::Cancellation;
 use iap_runtime::rpc::{self, ALPN_H2};
 use iap_runtime::shutdown::{Drained, Shutdown};
@@ -14,6 +15,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
 use crate::admission::Admission;
@@ -28,6 +30,10 @@ use crate::metrics::Metrics;
 use crate::state::{State, StateError};
 use crate::switchboard::Switchboard;
 use crate::trust::Trust;
+
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+/// For closing what the drain did not see end.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A proxy with everything it needs: verified state, bound sockets.
 pub struct App {
@@ -126,35 +132,71 @@ impl App {
     /// Serves until the shutdown, then drains: no new connections, a word to every agent, a bounded wait for
     /// what still runs, and the end.
     pub async fn run(self, shutdown: Shutdown) -> Result<Drained, AppError> {
+        Ok(self.start(shutdown).await?.stopped().await)
+    }
+
+    /// Begins to serve.
+    pub async fn start(self, shutdown: Shutdown) -> Result<Running, AppError> {
         let listening = self.readiness.condition("listening");
-        admin::serve(self.admin_listen, self.readiness, self.registry, shutdown.clone()).await?;
-        let limits = &self.config.limits;
-        let background = [
-            tokio::spawn(self.feed.follow(shutdown.clone())),
-            tokio::spawn(self.renewal.keep(shutdown.clone())),
+        let admin_address =
+            admin::serve(self.admin_listen, self.readiness, self.registry, shutdown.clone()).await?;
+        let background = vec![
+            tokio::spawn(self.feed.follow()),
+            tokio::spawn(self.renewal.keep()),
             tokio::spawn(cut_locked(self.trust, self.door.fetcher.board.clone())),
         ];
-        let doors: Vec<_> = self
-            .listeners
-            .into_iter()
-            .map(|listener| tokio::spawn(Arc::clone(&self.door).accept(listener, shutdown.clone())))
-            .collect();
+        let accept = |listener| tokio::spawn(Arc::clone(&self.door).accept(listener, shutdown.clone()));
+        let doors = self.listeners.into_iter().map(accept).collect();
         listening.met();
-        shutdown.cancelled().await;
-        for door in doors {
-            // Ends at the shutdown by itself and closes its socket.
-            let _ = door.await;
-        }
-        let drained = drain(&self.door, limits, &shutdown).await;
-        background.iter().for_each(tokio::task::JoinHandle::abort);
-        Ok(drained)
+        let drain_seconds_max = self.config.limits.drain_seconds_max;
+        let door = self.door;
+        Ok(Running {
+            door,
+            doors,
+            background,
+            shutdown,
+            drain_seconds_max,
+            admin_address,
+            listening,
+        })
     }
 }
 
-/// Agents' lines stay until the sessions are over: new dial-backs may still be under way.
-async fn drain(door: &Door, limits: &crate::config::Limits, shutdown: &Shutdown) -> Drained {
+/// A proxy that serves.
+pub struct Running {
+    door: Arc<Door>,
+    doors: Vec<JoinHandle<()>>,
+    background: Vec<JoinHandle<()>>,
+    shutdown: Shutdown,
+    drain_seconds_max: Duration,
+    admin_address: SocketAddr,
+    listening: Condition,
+}
+
+impl Running {
+    /// Where health, readiness and metrics are.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// Waits for the shutdown, then drains.
+    pub async fn stopped(self) -> Drained {
+        self.shutdown.cancelled().await;
+        self.listening.unmet("draining");
+        for door in self.doors {
+            // Ends at the shutdown by itself and closes its socket.
+            let _ = door.await;
+        }
+        let drained = drain(&self.door, self.drain_seconds_max, &self.shutdown).await;
+        self.background.iter().for_each(JoinHandle::abort);
+        drained
+    }
+}
+
+/// Agents' lines stay until the sessions are over, so that locks and verdicts still reach the proxy.
+async fn drain(door: &Door, seconds_max: Duration, shutdown: &Shutdown) -> Drained {
     let board = &door.fetcher.board;
-    let seconds = u32::try_from(limits.drain_seconds_max.as_secs()).unwrap_or(u32::MAX);
+    let seconds = u32::try_from(seconds_max.as_secs()).unwrap_or(u32::MAX);
     board.drain(seconds);
     tracing::info!(
         sessions = board.sessions(),
@@ -167,7 +209,7 @@ async fn drain(door: &Door, limits: &crate::config::Limits, shutdown: &Shutdown)
             tokio::time::sleep(DRAIN_POLL).await;
         }
     };
-    let in_time = tokio::time::timeout(limits.drain_seconds_max, idle).await;
+    let in_time = tokio::time::timeout(seconds_max, idle).await;
     let left = door.admission.taken().1;
     door.end.cancel("the proxy is stopping");
     let ended = shutdown.drain(LAST_WORDS).await;
@@ -176,10 +218,6 @@ async fn drain(door: &Door, limits: &crate::config::Limits, shutdown: &Shutdown)
         Err(_) => Drained::Abandoned { tasks: left },
     }
 }
-
-const DRAIN_POLL: std::time::Duration = std::time::Duration::from_millis(50);
-/// For closing what the drain did not see end.
-const LAST_WORDS: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// A lock that arrives ends what runs through the agent it names.
 async fn cut_locked(mut trust: watch::Receiver<Arc<Trust>>, board: Switchboard) {

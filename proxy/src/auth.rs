@@ -9,7 +9,6 @@ use iap_proto::v1::{FeedEvent, ProxyWatchRequest, RenewRequest};
 use iap_runtime::admin::Condition;
 use iap_runtime::backoff::{Backoff, jittered};
 use iap_runtime::files::DataDir;
-use iap_runtime::shutdown::Shutdown;
 use iap_runtime::tls::Material;
 use rcgen::KeyPair;
 use thiserror::Error;
@@ -30,7 +29,7 @@ const RENEW_TIMEOUT: Duration = Duration::from_secs(30);
 const RENEW_PAUSE_MIN: Duration = Duration::from_secs(10);
 const RENEW_JITTER_PERCENT: u32 = 10;
 
-/// Follows the feed until the shutdown.
+/// Follows the feed.
 pub(crate) struct Feed {
     pub(crate) channel: Channel,
     pub(crate) keeper: TrustKeeper,
@@ -52,19 +51,14 @@ enum FeedError {
 }
 
 impl Feed {
-    pub(crate) async fn follow(self, shutdown: Shutdown) {
+    /// Goes on while the proxy drains: locks count to the end. Its task is aborted.
+    pub(crate) async fn follow(self) {
         self.note_readiness();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
         loop {
-            let error = tokio::select! {
-                error = self.follow_once(&mut backoff) => error,
-                () = shutdown.cancelled() => return,
-            };
+            let error = self.follow_once(&mut backoff).await;
             tracing::warn!(%error, "the feed from the auth server is interrupted");
-            tokio::select! {
-                () = backoff.wait() => {}
-                () = shutdown.cancelled() => return,
-            }
+            backoff.wait().await;
         }
     }
 
@@ -144,19 +138,18 @@ enum RenewError {
 }
 
 impl Renewal {
-    pub(crate) async fn keep(self, shutdown: Shutdown) {
+    /// Its task is aborted.
+    pub(crate) async fn keep(self) {
         let mut backoff = Backoff::new(RENEW_PAUSE_MIN, Duration::from_secs(300));
+        // At once when it is due: the proxy may have been off for half a day.
         let mut wait = self.until_renewal();
         loop {
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = shutdown.cancelled() => return,
-            }
+            tokio::time::sleep(wait).await;
             wait = match self.renew().await {
                 Ok(()) => {
                     tracing::info!("the proxy's certificate is renewed");
                     backoff.reset();
-                    self.until_renewal()
+                    self.until_renewal().max(RENEW_PAUSE_MIN)
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the proxy's certificate is not renewed");
@@ -175,9 +168,7 @@ impl Renewal {
         };
         let half = Duration::try_from((own.not_after - own.not_before) / 2).unwrap_or_default();
         let age = Duration::try_from(now - own.not_before).unwrap_or_default();
-        jittered(half, RENEW_JITTER_PERCENT)
-            .saturating_sub(age)
-            .max(RENEW_PAUSE_MIN)
+        jittered(half, RENEW_JITTER_PERCENT).saturating_sub(age)
     }
 
     async fn renew(&self) -> Result<(), RenewError> {

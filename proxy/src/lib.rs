@@ -18,5 +18,5 @@ pub mod state;
 pub mod switchboard;
 pub mod trust;
 
-pub use app::{App, AppError};
+pub use app::{App, AppError, Running};
 pub use config::{Config, Limits};

@@ -210,9 +210,17 @@ impl Metrics {
 
     /// Something came from the auth server.
     pub fn feed(&self, accepted: bool) {
-        let outcome = if accepted { "accepted" } else { "refused" };
-        self.feed.get_or_create(&[("outcome", outcome)]).inc();
+        self.feed.get_or_create(&feed_label(accepted)).inc();
     }
+
+    /// How often something came from the auth server that was believed, or was not.
+    pub fn feed_events(&self, accepted: bool) -> u64 {
+        self.feed.get_or_create(&feed_label(accepted)).get()
+    }
+}
+
+fn feed_label(accepted: bool) -> Label {
+    [("outcome", if accepted { "accepted" } else { "refused" })]
 }
 
 /// Counts one while it lives.

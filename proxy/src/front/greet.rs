@@ -151,7 +151,8 @@ impl Rules {
     ) -> Result<Greeting, Refused> {
         let limits = ClientHelloLimits {
             bytes_max: self.client_hello_bytes_max,
-            timeout: self.client_hello_seconds_max,
+            // The deadline around the whole greeting is the one that counts.
+            timeout: self.client_hello_seconds_max * 2,
         };
         let (facts, hello) = match tls::peek(&mut stream, bytes, limits).await {
             Ok(read) => read,

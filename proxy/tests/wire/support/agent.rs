@@ -1,0 +1,220 @@
+//! An agent reduced to its control connection and its dial-backs. It does what a test tells it, so it can
+//! misbehave in any way.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use iap_identity::{AgentId, ConnectionId, ServiceName};
+use iap_proto::{decode_control, encode_control};
+use iap_runtime::tls::{
+    self, ClientStream, FixedIdentity, HandshakeError, Material, ServerVerifier, certified_key,
+};
+use iap_testkit::{Credential, new_uuid};
+use iap_tunnel::control::DATA_TCP;
+use iap_tunnel::{
+    ALPN_CONTROL, CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, LengthPrefixed, Preface,
+    RefusedService, Token,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{PATIENCE, Plane, dial};
+
+pub struct TestAgent {
+    pub id: AgentId,
+    proxy: SocketAddr,
+    stream: ClientStream<TcpStream>,
+    decoder: LengthPrefixed,
+}
+
+/// A request to dial back.
+#[derive(Clone)]
+pub struct Opened {
+    pub connection_id: ConnectionId,
+    pub token: Token,
+    pub service: Option<ServiceName>,
+    pub client_address: SocketAddr,
+}
+
+impl TestAgent {
+    /// On the line, its services accepted.
+    pub async fn serving(plane: &Plane, services: &[&str]) -> Self {
+        let mut agent = Self::connect(plane).await;
+        let offers = services.iter().map(|name| agent.offer(plane, name)).collect();
+        let (accepted, refused) = agent.announce(offers).await;
+        assert_eq!(
+            (accepted.len(), refused.len()),
+            (services.len(), 0),
+            "{refused:?}"
+        );
+        agent
+    }
+
+    pub async fn connect(plane: &Plane) -> Self {
+        let id = AgentId::from_uuid(new_uuid());
+        let credential = plane.cluster.agent(id).unwrap();
+        Self::connect_as(plane, id, &credential).await
+    }
+
+    pub async fn connect_as(plane: &Plane, id: AgentId, credential: &Credential) -> Self {
+        let stream = control_stream(plane, Some(credential), &[ALPN_CONTROL])
+            .await
+            .unwrap();
+        let mut agent = Self {
+            id,
+            proxy: plane.address,
+            stream,
+            decoder: LengthPrefixed::new(CONTROL_FRAME_BYTES_MAX),
+        };
+        agent.send(greeting()).await;
+        let hello = agent.next().await.expect("the proxy closed the line");
+        assert_eq!(hello.name(), "hello");
+        agent
+    }
+
+    /// A name with a fresh leaf for it.
+    pub fn offer(&self, plane: &Plane, name: &str) -> (ServiceName, Vec<u8>) {
+        let leaf = plane.cluster.service_leaf(self.id, name).unwrap();
+        (ServiceName::parse(name).unwrap(), leaf.leaf().to_vec())
+    }
+
+    pub async fn announce(
+        &mut self,
+        services: Vec<(ServiceName, Vec<u8>)>,
+    ) -> (Vec<ServiceName>, Vec<RefusedService>) {
+        self.send(ControlMessage::Announce { services }).await;
+        self.announced().await
+    }
+
+    pub async fn announced(&mut self) -> (Vec<ServiceName>, Vec<RefusedService>) {
+        loop {
+            match self.next().await.expect("the proxy closed the line") {
+                ControlMessage::Announced { accepted, refused } => return (accepted, refused),
+                ControlMessage::Ping(nonce) => self.send(ControlMessage::Pong(nonce)).await,
+                other => panic!("{} instead of announced", other.name()),
+            }
+        }
+    }
+
+    /// The next request to dial back.
+    pub async fn opened(&mut self) -> Opened {
+        loop {
+            match self.next().await.expect("the proxy closed the line") {
+                ControlMessage::Open {
+                    connection_id,
+                    token,
+                    service,
+                    client_address,
+                } => {
+                    return Opened {
+                        connection_id,
+                        token,
+                        service,
+                        client_address,
+                    };
+                }
+                ControlMessage::Ping(nonce) => self.send(ControlMessage::Pong(nonce)).await,
+                other => panic!("{} instead of open", other.name()),
+            }
+        }
+    }
+
+    /// Fetches the connection.
+    pub async fn dial_back(&self, opened: &Opened) -> TcpStream {
+        let preface = Preface {
+            connection_id: opened.connection_id,
+            token: opened.token.clone(),
+        };
+        dial(self.proxy, &preface.encode()).await
+    }
+
+    /// Waits for a request and fetches its connection.
+    pub async fn fetch(&mut self) -> (Opened, TcpStream) {
+        let opened = self.opened().await;
+        let stream = self.dial_back(&opened).await;
+        (opened, stream)
+    }
+
+    pub async fn send(&mut self, message: ControlMessage) {
+        let frame = encode_control(message).unwrap();
+        self.stream.write_all(&frame).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    pub async fn send_raw(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    /// The next message; nothing once the proxy has closed the line.
+    pub async fn next(&mut self) -> Option<ControlMessage> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(decode_control(&frame).unwrap().unwrap());
+            }
+            let mut bytes = vec![0; 4096];
+            let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut bytes)).await;
+            match read.expect("the proxy says nothing") {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.decoder.push(&bytes[..count]),
+            }
+        }
+    }
+
+    /// Answers pings until the proxy closes the line.
+    pub async fn closed(&mut self) {
+        while let Some(message) = self.next().await {
+            if let ControlMessage::Ping(nonce) = message {
+                let frame = encode_control(ControlMessage::Pong(nonce)).unwrap();
+                // The proxy may be closing at this very moment.
+                let _ = self.stream.write_all(&frame).await;
+            }
+        }
+    }
+}
+
+pub fn greeting() -> ControlMessage {
+    ControlMessage::Hello {
+        version: CONTROL_VERSION,
+        software: "test".into(),
+        data: DATA_TCP.into(),
+    }
+}
+
+/// TLS to `proxy.<cluster>`, with whatever certificate and protocols.
+pub async fn control_stream(
+    plane: &Plane,
+    credential: Option<&Credential>,
+    alpn: &[&str],
+) -> Result<ClientStream<TcpStream>, HandshakeError> {
+    let material = Material::new(plane.cluster.bundle().clone());
+    let identity = credential.map(|credential| {
+        let key = certified_key(credential.chain.clone(), credential.private_key().unwrap()).unwrap();
+        Arc::new(FixedIdentity(key)) as Arc<dyn tls::ResolvesClientCert>
+    });
+    let config = tls::client_config(Arc::new(ServerVerifier::new(material)), identity, alpn).unwrap();
+    let stream = TcpStream::connect(plane.address).await.unwrap();
+    tls::connect(stream, &plane.cluster.name.proxy_host(), config, PATIENCE).await
+}
+
+/// Whether the proxy ends this line before it says hello; the alert, where one came.
+pub async fn line_refusal(
+    plane: &Plane,
+    credential: Option<&Credential>,
+    alpn: &[&str],
+) -> Option<rustls::AlertDescription> {
+    let mut stream = match control_stream(plane, credential, alpn).await {
+        Ok(stream) => stream,
+        Err(error) => return error.alert_received(),
+    };
+    // The verdict on a client certificate arrives with the first read (RFC 8446 §4.4.4).
+    let mut byte = [0];
+    match tokio::time::timeout(PATIENCE, stream.read(&mut byte))
+        .await
+        .expect("the line stays open")
+    {
+        Ok(0) => None,
+        Ok(_) => panic!("the proxy talks to somebody it should refuse"),
+        Err(error) => tls::alert_received(&error),
+    }
+}
