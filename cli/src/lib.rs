@@ -19,6 +19,7 @@ pub mod failure;
 pub mod home;
 pub mod identity;
 pub mod login;
+pub mod pkcs12;
 pub mod printer;
 pub mod services;
 pub mod session;

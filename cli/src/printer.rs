@@ -82,6 +82,8 @@ impl Printer {
 
     /// A further line under an error.
     pub fn detail_line(&self, label: &str, text: &str) {
+        let below = " ".repeat("  : ".len() + label.len());
+        let text = text.trim_end().replace('\n', &format!("\n{below}"));
         self.talk(&format!("  {} {text}", self.paint("1", &format!("{label}:"))));
     }
 

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::files;
 
 /// The files of a generation, by the names clients use.
-const FILES: [&str; 3] = ["cert.pem", "key.pem", "key.pk8"];
+const FILES: [&str; 4] = ["cert.pem", "key.pem", "key.pk8", "identity.p12"];
 const CURRENT: &str = "current";
 const FOLDER: &str = "generations";
 
@@ -23,6 +23,8 @@ pub struct Credentials {
     pub key_pem: Zeroizing<String>,
     /// The private key, PKCS#8 as DER, for Java.
     pub key_der: Zeroizing<Vec<u8>>,
+    /// Certificates and key as PKCS#12, for programs that import one file.
+    pub pkcs12: Zeroizing<Vec<u8>>,
 }
 
 /// What was stored of a login.
@@ -48,10 +50,11 @@ pub(super) fn read(cluster: &Path) -> anyhow::Result<Option<Generation>> {
 
 pub(super) fn write(cluster: &Path, credentials: &Credentials) -> anyhow::Result<()> {
     let folder = next_folder(cluster)?;
-    let contents: [&[u8]; 3] = [
+    let contents: [&[u8]; 4] = [
         credentials.certificates_pem.as_bytes(),
         credentials.key_pem.as_bytes(),
         &credentials.key_der,
+        &credentials.pkcs12,
     ];
     for (name, content) in FILES.into_iter().zip(contents) {
         let path = folder.join(name);
@@ -171,6 +174,7 @@ mod tests {
             certificates_pem: format!("certificate {mark}"),
             key_pem: Zeroizing::new(format!("key {mark}")),
             key_der: Zeroizing::new(mark.as_bytes().to_vec()),
+            pkcs12: Zeroizing::new(Vec::new()),
         }
     }
 

@@ -5,7 +5,8 @@
 //! clusters/<cluster>/
 //!     cluster.json               how to reach it, the pin of its root, the ports of local listeners
 //!     ca.pem, bundle.bin         the root, and the signed list of its authorities
-//!     cert.pem, key.pem, key.pk8 the login: links through `current` into one generation
+//!     cert.pem, key.pem, key.pk8, identity.p12
+//!                                the login: links through `current` into one generation
 //!     current -> generations/N   replaced in one step
 //!     services.json              what `ls` showed last
 //!     lock                       held while logging in or renewing

@@ -15,6 +15,7 @@ use crate::api;
 use crate::failure::Failure;
 use crate::home::{ClusterHome, ClusterRecord, Credentials, Home};
 use crate::identity::{self, Identity, Standing};
+use crate::pkcs12;
 use crate::services::KnownService;
 use crate::trust::{self, Trust};
 
@@ -69,10 +70,12 @@ pub fn store(
         &certificates_to_pem([bundle.root_der().as_ref()]),
         &signed.encode_to_vec(),
     )?;
+    let key_der = Zeroizing::new(key.serialize_der());
     home.write_generation(&Credentials {
         certificates_pem: certificates_to_pem(chain.iter().map(AsRef::as_ref)),
         key_pem: Zeroizing::new(key.serialize_pem()),
-        key_der: Zeroizing::new(key.serialize_der()),
+        pkcs12: Zeroizing::new(pkcs12::encode(&chain, &key_der)?),
+        key_der,
     })?;
     match identity::load(home, now)? {
         Standing::Valid(identity) => Ok(*identity),

@@ -116,6 +116,7 @@ impl Plane {
         let key_pem = Zeroizing::new(user.key_pem());
         cluster
             .write_generation(&Credentials {
+                pkcs12: Zeroizing::new(Vec::new()),
                 certificates_pem: user.chain_pem(),
                 key_pem,
                 key_der,
