@@ -6,20 +6,16 @@
     clippy::indexing_slicing
 )]
 
-use iap_identity::authority::{AuthorityError, CA_LIFE, SIGNING_KEY_LIFE};
+use iap_identity::authority::{CA_LIFE, SIGNING_KEY_LIFE};
 use iap_identity::verify::FirstContactError;
 use iap_identity::{
-    AuthId, BundleError, CaClass, CaError, CertificateDer, Class, ClassSet, IssuerCertificate, PeerError,
-    Pin, PinError, ProxyId, RawBundle, RootCertificate, ServerName, SignedError, SignedKind, TrustBundle,
-    certify_ca, certify_signing_key, key_id, self_signed_root, signed_message, verify_client,
-    verify_first_contact, verify_signed,
+    AuthId, BundleError, CaClass, CaError, CertificateDer, Class, ClassSet, PeerError, Pin, PinError,
+    ProxyId, RawBundle, ServerName, SignedError, SignedKind, TrustBundle, certify_ca, certify_signing_key,
+    key_id, signed_message, verify_client, verify_first_contact, verify_signed,
 };
 use iap_testkit::certificates::random_serial;
 use iap_testkit::{TestCluster, new_uuid};
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, SigningKey,
-};
+use rcgen::{KeyPair, PublicKeyData};
 use time::Duration;
 
 fn cluster() -> TestCluster {
@@ -372,149 +368,4 @@ fn a_signing_key_lives_within_its_root() {
     let bundle = verify(&cluster, raw).unwrap();
     assert_eq!(bundle.signing_keys().len(), 1, "the second is not valid yet");
     assert!(SIGNING_KEY_LIFE > Duration::days(1));
-}
-
-#[test]
-fn the_root_certifies_with_its_own_key_only_and_only_ecdsa_authorities() {
-    let (cluster, twin) = (cluster(), cluster());
-    let certify = |spki: &[u8], key: &KeyPair| {
-        let serial = random_serial().unwrap();
-        certify_ca(
-            CaClass::User,
-            &cluster.name,
-            spki,
-            cluster.root(),
-            key,
-            cluster.now,
-            serial,
-        )
-        .map(drop)
-    };
-    let good = KeyPair::generate().unwrap().subject_public_key_info();
-    assert_eq!(certify(&good, cluster.root_key()), Ok(()));
-    assert_eq!(certify(&good, twin.root_key()), Err(AuthorityError::WrongSigner));
-    let edwards = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-    let spki = edwards.subject_public_key_info();
-    assert_eq!(certify(&spki, cluster.root_key()), Err(AuthorityError::Key));
-    let root = self_signed_root(&cluster.name, &edwards, cluster.now, random_serial().unwrap());
-    assert_eq!(root.map(drop), Err(AuthorityError::Key));
-}
-
-#[test]
-fn authorities_have_subjects_of_their_own() {
-    let cluster = cluster();
-    let subjects: std::collections::BTreeSet<String> = CaClass::ALL
-        .into_iter()
-        .map(|class| {
-            let der = cluster.issuer(class).der();
-            let (_, certificate) = x509_parser::parse_x509_certificate(der).unwrap();
-            certificate.subject().to_string()
-        })
-        .collect();
-    assert_eq!(subjects.len(), 3);
-    let user = subjects.iter().find(|subject| subject.contains("user")).unwrap();
-    assert!(user.starts_with("O=iap.example.com, CN=user CA "), "{user}");
-}
-
-#[test]
-fn a_renamed_root_is_no_root() {
-    let cluster = cluster();
-    assert!(RootCertificate::parse(cluster.issuer(CaClass::User).der()).is_err());
-    assert!(IssuerCertificate::parse(cluster.root().der()).is_err());
-    let mut der = cluster.root().der().to_vec();
-    let at = der
-        .windows(15)
-        .position(|window| window == b"iap.example.com")
-        .unwrap();
-    der[at] = b'x';
-    assert!(RootCertificate::parse(&der).is_err());
-    assert!(cluster.root_key().sign(b"x").is_ok());
-}
-
-/// Has the real root certify an authority as `spoil` left it, and asks the bundle.
-fn forged_authority(spoil: impl FnOnce(&mut CertificateParams)) -> Result<TrustBundle, BundleError> {
-    let cluster = cluster();
-    let key = KeyPair::generate().unwrap();
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.public_key_raw());
-    let identifier = &digest.as_ref()[..20];
-    let short: String = identifier[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, "iap.example.com");
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("user CA {short}"));
-    params.not_before = cluster.now - Duration::minutes(1);
-    params.not_after = cluster.now + Duration::days(1);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.use_authority_key_identifier_extension = true;
-    params.key_identifier_method = KeyIdMethod::PreSpecified(identifier.to_vec());
-    spoil(&mut params);
-    let issuer = Issuer::from_ca_cert_der(cluster.root().der(), cluster.root_key()).unwrap();
-    let der = params.signed_by(&key, &issuer).unwrap().der().to_vec();
-    let mut raw = cluster.bundle().to_raw();
-    raw.authorities.push((CaClass::User, der));
-    verify(&cluster, raw)
-}
-
-#[test]
-fn an_authority_has_exactly_the_documented_form() {
-    assert!(forged_authority(|_| {}).is_ok());
-    let reason = |spoil: fn(&mut CertificateParams)| match forged_authority(spoil) {
-        Err(BundleError::Authority { reason, .. }) => reason,
-        other => panic!("{other:?}"),
-    };
-    let constraints = CaError::Profile("its basic constraints are not an authority's");
-    assert_eq!(
-        reason(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
-        constraints
-    );
-    assert_eq!(
-        reason(|params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1))),
-        constraints
-    );
-    assert_eq!(reason(|params| params.is_ca = IsCa::ExplicitNoCa), constraints);
-    let usage = CaError::Profile("its key usage is not an authority's");
-    assert_eq!(
-        reason(|params| params.key_usages.push(KeyUsagePurpose::DigitalSignature)),
-        usage
-    );
-    assert_eq!(reason(|params| params.key_usages.clear()), usage);
-    let foreign = CaError::Profile("it has an extension that belongs to no authority");
-    assert_eq!(
-        reason(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any]),
-        foreign
-    );
-    let identifier = CaError::Profile("its key identifier is not that of its key");
-    assert_eq!(
-        reason(|params| params.key_identifier_method = KeyIdMethod::PreSpecified(vec![1; 20])),
-        identifier
-    );
-    assert_eq!(
-        reason(|params| params.use_authority_key_identifier_extension = false),
-        CaError::NotCertified
-    );
-    assert_eq!(
-        reason(|params| params.not_after += Duration::days(30 * 365)),
-        CaError::Validity
-    );
-    assert_eq!(
-        reason(|params| params.distinguished_name = DistinguishedName::new()),
-        CaError::Subject
-    );
-    assert_eq!(
-        reason(|params| params
-            .distinguished_name
-            .push(DnType::CommonName, "user CA 00000000")),
-        CaError::Subject
-    );
-    assert_eq!(
-        reason(|params| params
-            .distinguished_name
-            .push(DnType::OrganizationName, "other.example.com")),
-        CaError::NotCertified
-    );
 }
