@@ -9,7 +9,7 @@ use iap_identity::Pin;
 use iap_runtime::admin::{self, AdminError, Readiness};
 use iap_runtime::shutdown::{Drained, Hangups, Shutdown};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 
 use crate::audit::RecordError;
 use crate::config::Config;
@@ -17,7 +17,7 @@ use crate::context::{AppContext, Clock, OpenError, OpenedContext, Random};
 use crate::listener::{Front, IdentityError, OwnIdentity, WebCertificateError, WebTls};
 use crate::login::{Logins, OutboundError};
 use crate::metrics::Metrics;
-use crate::{rpc, web};
+use crate::{local, rpc, web};
 
 const WATCHERS_COUNTED_EVERY: Duration = Duration::from_secs(5);
 
@@ -29,6 +29,7 @@ pub struct App {
     identity: OwnIdentity,
     web_tls: WebTls,
     listener: TcpListener,
+    local: UnixListener,
     is_first_start: bool,
 }
 
@@ -55,6 +56,9 @@ pub enum BuildError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The local socket cannot be made.
+    #[error("cannot listen on {SOCKET_FILE} in data_dir: {0}", SOCKET_FILE = local::SOCKET_FILE)]
+    Local(std::io::Error),
     /// The start could not be recorded.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -82,10 +86,11 @@ impl App {
         let address = context.config.listen;
         let listener =
             TcpListener::bind(address).await.map_err(|source| BuildError::Listen { address, source })?;
+        let local = local::listen(&context.config.data_dir).map_err(BuildError::Local)?;
         let event = context.audit.event(EventKind::AuthStart).map_err(RecordError::from)?;
         let event = event.field("version", env!("CARGO_PKG_VERSION")).field("first_start", is_first_start);
         context.audit.record(event).await?;
-        Ok(Self { context, logins, identity, web_tls, listener, is_first_start })
+        Ok(Self { context, logins, identity, web_tls, listener, local, is_first_start })
     }
 
     /// The parts, for those who look on.
@@ -119,6 +124,7 @@ impl App {
         shutdown.spawn(feed.run(readiness.condition("feed"), shutdown.clone()));
         shutdown.spawn(count_watchers(Arc::clone(&self.context), metrics.clone(), shutdown.clone()));
         shutdown.spawn(reload_on_hangup(self.web_tls.clone(), Hangups::listen()?, shutdown.clone()));
+        shutdown.spawn(local::serve(Arc::clone(&self.context), self.local, shutdown.clone()));
         let material = self.identity.material();
         shutdown.spawn(self.identity.run(shutdown.clone()));
 

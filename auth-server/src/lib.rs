@@ -13,6 +13,7 @@ pub mod context;
 pub mod feed;
 pub mod join;
 pub mod listener;
+pub mod local;
 pub mod locks;
 pub mod login;
 pub mod metrics;

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use iap_auth::app::App;
 use iap_auth::config::Config;
 use iap_auth::context::{Clock, Random};
-use iap_auth::printer;
+use iap_auth::{local, printer};
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::{telemetry, tls};
 
@@ -19,11 +19,32 @@ const EXIT_USAGE: u8 = 2;
 #[command(name = "iap-auth", version)]
 struct Arguments {
     /// The configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true, default_value = "/etc/iap/auth.toml")]
     config: PathBuf,
     /// Check the configuration and exit.
     #[arg(long)]
     check_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a join token on this host, through the running server: how the first proxy joins.
+    Token {
+        #[command(subcommand)]
+        kind: TokenFor,
+    },
+}
+
+#[derive(Subcommand)]
+enum TokenFor {
+    /// A single-use token for `iap-proxy join`; printed on standard output.
+    Proxy {
+        /// Until when it can be used, in seconds; 0 for 30 minutes.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        ttl: u32,
+    },
 }
 
 fn main() -> ExitCode {
@@ -39,7 +60,11 @@ fn main() -> ExitCode {
         printer::configuration_is_good(&config);
         return ExitCode::SUCCESS;
     }
-    match run(config) {
+    let outcome = match arguments.command {
+        None => run(config),
+        Some(Command::Token { kind: TokenFor::Proxy { ttl } }) => proxy_token(&config, ttl),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             printer::failure(&format_args!("{error:#}"));
@@ -52,6 +77,12 @@ fn run(config: Config) -> anyhow::Result<()> {
     telemetry::init(config.log_format, &config.log_level)?;
     tls::install_provider();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+}
+
+fn proxy_token(config: &Config, ttl: u32) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    printer::token(&runtime.block_on(local::ask_for_proxy_token(&config.data_dir, ttl))?);
+    Ok(())
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -14,11 +14,21 @@ pub fn failure(error: &dyn std::fmt::Display) {
     eprintln!("iap-auth: {error}");
 }
 
+/// A join token, alone on its line, for `> FILE`.
+pub fn token(token: &str) {
+    println!("{token}");
+}
+
 /// After the first start: what to trust, and how to get the first admin.
 pub fn first_start(config: &Config, pin: &Pin) {
     println!("A new cluster, {}, was made in {}.", config.cluster, config.data_dir.display());
     println!();
     println!("  its CA pin:  {pin}");
+    println!();
+    println!("The first proxy joins with a token that this host makes:");
+    println!();
+    println!("  iap-auth token proxy --config FILE > proxy.token");
+    println!("  iap-proxy join --config FILE --auth HOST:{} --token-file proxy.token", config.listen.port());
     println!();
     if config.bootstrap_admins.is_empty() {
         println!("It has no administrator yet. Name yourself in the configuration and restart:");

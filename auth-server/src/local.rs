@@ -1,0 +1,178 @@
+//! The socket in `data_dir`, for whoever administers the host: how the first proxy gets its token, before anybody can
+//! log in through one.
+//!
+//! One JSON line in, one out. Only the server's own user and root are answered, whatever the file's permissions say.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_audit::UserRecord;
+use iap_proto::v1::{TokenCreateReply, TokenCreateRequest};
+use iap_runtime::shutdown::Shutdown;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use crate::context::AppContext;
+use crate::tokens;
+
+/// The socket's name in `data_dir`.
+pub const SOCKET_FILE: &str = "local.sock";
+
+const REQUEST_BYTES_MAX: u64 = 4096;
+const REPLY_BYTES_MAX: u64 = 16 * 1024;
+const EXCHANGE_SECONDS_MAX: u64 = 5;
+const CONNECTIONS_MAX: usize = 8;
+/// After a failed accept, so that a lasting cause does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What may be asked for on the host itself.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum LocalRequest {
+    /// A single-use token for a proxy.
+    ProxyToken {
+        /// Until when it can be used; 0 for the default of 30 minutes.
+        ttl_seconds: u32,
+    },
+}
+
+/// The answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LocalReply {
+    /// The token, to be given to `iap-proxy join`.
+    Token(String),
+    /// Why not.
+    Refused(String),
+}
+
+/// Why the running server could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// Nobody answers.
+    #[error("no auth server runs in {path}: start `iap-auth --config FILE` first ({source})")]
+    NotRunning {
+        /// `data_dir`.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The conversation failed.
+    #[error("the running auth server could not be asked: {0}")]
+    Exchange(#[from] io::Error),
+    /// It said no.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Listens in `data_dir`.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn listen(data_dir: &Path) -> io::Result<UnixListener> {
+    let folder = File::open(data_dir)?;
+    let path = short_path(&folder);
+    match std::fs::remove_file(&path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers until the shutdown.
+pub async fn serve(context: Arc<AppContext>, listener: UnixListener, shutdown: Shutdown) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the local socket");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let context = Arc::clone(&context);
+        shutdown.spawn(async move {
+            let _place = place;
+            let limit = Duration::from_secs(EXCHANGE_SECONDS_MAX);
+            match tokio::time::timeout(limit, answer(&context, stream)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a local conversation failed"),
+                Err(_) => tracing::debug!("a local conversation took too long"),
+            }
+        });
+    }
+}
+
+/// Asks the server that runs in `data_dir` for a proxy's token.
+///
+/// # Errors
+/// When none runs there, or it refuses.
+pub async fn ask_for_proxy_token(data_dir: &Path, ttl_seconds: u32) -> Result<String, LocalError> {
+    let folder = File::open(data_dir).map_err(|source| not_running(data_dir, source))?;
+    let stream = UnixStream::connect(short_path(&folder)).await;
+    let mut stream = stream.map_err(|source| not_running(data_dir, source))?;
+    let mut request = serde_json::to_vec(&LocalRequest::ProxyToken { ttl_seconds }).map_err(io::Error::other)?;
+    request.push(b'\n');
+    stream.write_all(&request).await?;
+    match serde_json::from_slice(&read_line(&mut stream, REPLY_BYTES_MAX).await?).map_err(io::Error::other)? {
+        LocalReply::Token(token) => Ok(token),
+        LocalReply::Refused(why) => Err(LocalError::Refused(why)),
+    }
+}
+
+async fn answer(context: &AppContext, mut stream: UnixStream) -> io::Result<()> {
+    let caller = stream.peer_cred()?;
+    let own = rustix::process::geteuid().as_raw();
+    if caller.uid() != own && caller.uid() != 0 {
+        tracing::warn!(uid = caller.uid(), "another user asked on the local socket");
+        return Ok(());
+    }
+    let reply = match serde_json::from_slice(&read_line(&mut stream, REQUEST_BYTES_MAX).await?) {
+        Ok(LocalRequest::ProxyToken { ttl_seconds }) => proxy_token(context, caller.uid(), ttl_seconds).await,
+        Err(error) => LocalReply::Refused(format!("that is not a request: {error}")),
+    };
+    let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
+    line.push(b'\n');
+    stream.write_all(&line).await
+}
+
+async fn proxy_token(context: &AppContext, uid: u32, ttl_seconds: u32) -> LocalReply {
+    let name = format!("uid {uid} on the auth server's host");
+    let author = UserRecord { id: name.clone(), name, kind: "host".to_owned() };
+    let request = TokenCreateRequest { kind: "proxy".to_owned(), services: Vec::new(), uses: 1, ttl_seconds };
+    match tokens::create(context, &author, request).await {
+        Ok(TokenCreateReply { token, .. }) => LocalReply::Token(token),
+        Err(error) => LocalReply::Refused(error.text),
+    }
+}
+
+async fn read_line(stream: &mut UnixStream, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    BufReader::new(stream).take(bytes_max).read_until(b'\n', &mut line).await?;
+    Ok(line)
+}
+
+/// `sockaddr_un` holds 107 bytes and `data_dir` may be longer: the kernel's own name for the open folder is short.
+fn short_path(folder: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET_FILE}", folder.as_raw_fd()))
+}
+
+fn not_running(path: &Path, source: io::Error) -> LocalError {
+    LocalError::NotRunning { path: path.to_owned(), source }
+}
