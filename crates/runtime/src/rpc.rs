@@ -205,3 +205,100 @@ impl Stream for Incoming {
         self.0.poll_recv(context).map(|next| next.map(Ok))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::convert::Infallible;
+
+    use http::{Request, Response};
+    use iap_identity::{AgentId, AuthId, Class, ClassSet};
+    use iap_testkit::{Credential, TestCluster};
+    use tokio::net::TcpListener;
+    use tonic::body::Body;
+    use tower::{Service, ServiceExt};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::tls::{Demand, FixedIdentity, Material, ServerVerifier, certified_key};
+
+    /// Answers every request with the caller's principal.
+    #[derive(Clone)]
+    struct WhoAmI;
+
+    impl tonic::server::NamedService for WhoAmI {
+        const NAME: &'static str = "test.WhoAmI";
+    }
+
+    impl Service<Request<Body>> for WhoAmI {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<Body>) -> Self::Future {
+            let info = request.extensions().get::<ConnectInfo>().unwrap();
+            let name = info
+                .peer
+                .as_ref()
+                .map_or("nobody".to_owned(), |peer| peer.principal());
+            let response = Response::builder().header("principal", name).body(Body::empty());
+            std::future::ready(Ok(response.unwrap()))
+        }
+    }
+
+    fn fixed(credential: &Credential) -> Arc<FixedIdentity> {
+        let key = certified_key(credential.chain.clone(), credential.private_key().unwrap()).unwrap();
+        Arc::new(FixedIdentity(key))
+    }
+
+    /// A server that accepts connections until its listener's task is dropped.
+    async fn serve(cluster: &TestCluster) -> SocketAddr {
+        let auth = fixed(&cluster.auth(AuthId::from_uuid(Uuid::now_v7())).unwrap());
+        let bundle = Arc::new(cluster.bundle().clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, connections) = incoming(4);
+        tokio::spawn(async move {
+            while let Ok((stream, remote)) = listener.accept().await {
+                let accepted = ClassSet::of(&[Class::Agent]);
+                let verifier = Arc::new(PeerVerifier::new(Arc::clone(&bundle), accepted, Demand::Optional));
+                let config = tls::server_config(auth.clone(), verifier.clone(), &[ALPN_H2]).unwrap();
+                let stream = tls::handshake(stream, config, CONNECT_TIMEOUT).await.unwrap();
+                let info = ConnectInfo::of(&verifier, remote);
+                sender.send(AcceptedTls::new(stream, info)).await.unwrap();
+            }
+        });
+        let server = tonic::transport::Server::builder().add_service(WhoAmI);
+        tokio::spawn(server.serve_with_incoming(connections));
+        address
+    }
+
+    async fn ask(cluster: &TestCluster, server: SocketAddr, identity: Option<&Credential>) -> String {
+        let material = Material::new(cluster.bundle().clone());
+        let verifier = Arc::new(ServerVerifier::new(material));
+        let identity = identity.map(|credential| fixed(credential) as Arc<dyn tls::ResolvesClientCert>);
+        let config = tls::client_config(verifier, identity, &[ALPN_H2]).unwrap();
+        let channel = channel(server.into(), "auth.iap.example.com", config).unwrap();
+        let request = Request::builder()
+            .method("POST")
+            .uri("/test.WhoAmI/Ask")
+            .body(Body::empty())
+            .unwrap();
+        let response = channel.oneshot(request).await.unwrap();
+        response.headers()["principal"].to_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_request_carries_who_is_at_the_other_end_of_its_connection() {
+        let cluster = TestCluster::new("iap.example.com").unwrap();
+        let server = serve(&cluster).await;
+        let id = AgentId::from_uuid(Uuid::now_v7());
+        let agent = cluster.agent(id).unwrap();
+        assert_eq!(ask(&cluster, server, Some(&agent)).await, id.to_string());
+        assert_eq!(ask(&cluster, server, None).await, "nobody");
+    }
+}

@@ -29,3 +29,6 @@ pub use rustls::server::danger::ClientCertVerifier;
 pub use rustls::{AlertDescription, ClientConfig, ServerConfig};
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 pub use server::{PinVerifier, ServerVerifier};
+
+#[cfg(test)]
+mod tests;
