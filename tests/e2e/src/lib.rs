@@ -1,1 +1,340 @@
-//! End-to-end tests of the real programs against real parts
+//! A development plane under test: the real programs, as a user starts them.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a plane may take to be ready, generous because two run side by side on two cores.
+const READY_SECONDS_MAX: u64 = 120;
+/// How long anything observed may take to come true.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running plane; ended, with all its programs, when dropped.
+#[derive(Debug)]
+pub struct Plane {
+    folder: TempDir,
+    child: Child,
+}
+
+/// What a finished command left behind.
+#[derive(Debug)]
+pub struct Ran {
+    /// Its results.
+    pub stdout: String,
+    /// Its talk.
+    pub stderr: String,
+    /// Its exit code; -1 when a signal ended it.
+    pub code: i32,
+}
+
+impl Plane {
+    /// `iapctl dev --demo` in a folder of its own.
+    ///
+    /// # Errors
+    /// When the plane is not ready in time; the message ends with what it said.
+    pub fn demo() -> anyhow::Result<Self> {
+        Self::start(&["--demo"])
+    }
+
+    /// `iapctl dev ARGUMENTS` in a folder of its own.
+    ///
+    /// # Errors
+    /// As for [`Plane::demo`].
+    pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("iap-e2e.").tempdir_in("/tmp")?;
+        let said = std::fs::File::create(folder.path().join("dev.log"))?;
+        let child = Command::new(program("iapctl")?)
+            .args(["dev", "--dir"])
+            .arg(folder.path().join("plane"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(said.try_clone()?)
+            .stderr(said)
+            .spawn()
+            .context("cannot start iapctl dev")?;
+        let mut plane = Self { folder, child };
+        plane.wait_ready()?;
+        Ok(plane)
+    }
+
+    /// The plane's folder.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("plane")
+    }
+
+    /// A folder beside the plane's, gone with it.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The home of one person's login.
+    #[must_use]
+    pub fn home(&self, user: &str) -> PathBuf {
+        self.folder.path().join("homes").join(user)
+    }
+
+    /// What `dev.json` says now.
+    ///
+    /// # Errors
+    /// When it is missing or malformed.
+    pub fn descriptor(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&std::fs::read(
+            self.dir().join("dev.json"),
+        )?)?)
+    }
+
+    /// The process id of `auth`, `proxy`, `agent` or `dev`.
+    ///
+    /// # Errors
+    /// When `dev.json` does not name it.
+    pub fn pid(&self, name: &str) -> anyhow::Result<Pid> {
+        let pid = self.descriptor()?["pids"][name]
+            .as_i64()
+            .with_context(|| format!("no pid for {name}"))?;
+        Pid::from_raw(i32::try_from(pid)?).context("no such process id")
+    }
+
+    /// Sends a signal to one of the plane's programs.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill_process(self.pid(name)?, signal)?)
+    }
+
+    /// Logs a user of the development provider in.
+    ///
+    /// # Errors
+    /// When the login fails.
+    pub fn log_in(&self, user: &str) -> anyhow::Result<()> {
+        let dir = self.dir().display().to_string();
+        self.iapctl(user, &["dev", "login", user, "--dir", &dir])?
+            .succeeded()
+            .map(|_| ())
+    }
+
+    /// `iapctl` in the home of `user`, without a terminal, ready to be started.
+    ///
+    /// # Errors
+    /// When the program is not built.
+    pub fn command(&self, user: &str, arguments: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(program("iapctl")?);
+        command
+            .args(arguments)
+            .env("IAPCTL_HOME", self.home(user))
+            .env("IAPCTL_NONINTERACTIVE", "1")
+            .env_remove("PGSSLMODE")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Ok(command)
+    }
+
+    /// Runs `iapctl` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be run; an exit code other than 0 is no error here.
+    pub fn iapctl(&self, user: &str, arguments: &[&str]) -> anyhow::Result<Ran> {
+        Ok(self.command(user, arguments)?.output()?.into())
+    }
+
+    /// Runs `iapctl … -f json` and parses what it printed.
+    ///
+    /// # Errors
+    /// When it fails or prints something else.
+    pub fn json(&self, user: &str, arguments: &[&str]) -> anyhow::Result<Value> {
+        let mut all = arguments.to_vec();
+        all.extend(["-f", "json"]);
+        let ran = self.iapctl(user, &all)?;
+        let stdout = ran.succeeded()?;
+        serde_json::from_str(stdout).with_context(|| format!("not JSON: {stdout}"))
+    }
+
+    /// The sessions an auditor (already logged in) sees, once `settled` says that they are complete.
+    ///
+    /// # Errors
+    /// When they are not within [`PATIENCE`].
+    pub fn sessions_when(&self, settled: impl Fn(&[Value]) -> bool) -> anyhow::Result<Vec<Value>> {
+        let mut seen = Vec::new();
+        wait_until("the sessions' records are at the auth server", || {
+            seen = self
+                .json("auditor", &["sessions", "ls"])?
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            Ok(settled(&seen))
+        })
+        .with_context(|| format!("last seen: {seen:?}"))?;
+        Ok(seen)
+    }
+
+    /// Every record of a session, through the auditor.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn records(&self, session: &str) -> anyhow::Result<Vec<Value>> {
+        let shown = self.json("auditor", &["sessions", "show", session])?;
+        Ok(shown["records"].as_array().cloned().unwrap_or_default())
+    }
+
+    fn wait_ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(READY_SECONDS_MAX);
+        while !self.dir().join("dev.json").exists() {
+            let said = || std::fs::read_to_string(self.folder.path().join("dev.log")).unwrap_or_default();
+            if let Some(status) = self.child.try_wait()? {
+                anyhow::bail!("iapctl dev ended ({status}):\n{}", said());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the plane was not ready within {READY_SECONDS_MAX} s:\n{}",
+                said()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            show_logs(&self.dir());
+        }
+        // A stopped supervisor could not end its programs.
+        for signal in [Signal::CONT, Signal::TERM] {
+            if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, signal);
+            }
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Captured by the test runner like everything a failing test says.
+#[allow(clippy::print_stderr)]
+fn show_logs(dir: &Path) {
+    for name in ["auth", "proxy", "agent"] {
+        let text = std::fs::read_to_string(dir.join("logs").join(format!("{name}.log"))).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        eprintln!(
+            "--- {name}.log\n{}",
+            lines
+                .get(lines.len().saturating_sub(25)..)
+                .unwrap_or_default()
+                .join("\n")
+        );
+    }
+}
+
+impl Ran {
+    /// Its results, when it ended with 0.
+    ///
+    /// # Errors
+    /// With everything it said, when it did not.
+    pub fn succeeded(&self) -> anyhow::Result<&str> {
+        ensure!(
+            self.code == 0,
+            "exit code {}\n{}\n{}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
+        Ok(&self.stdout)
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            code: output.status.code().unwrap_or(-1),
+        }
+    }
+}
+
+/// A child that is ended when dropped.
+#[derive(Debug)]
+pub struct Background(pub Child);
+
+impl Background {
+    /// Everything it printed, after its end.
+    ///
+    /// # Errors
+    /// When it does not end within [`PATIENCE`].
+    pub fn finish(mut self) -> anyhow::Result<Ran> {
+        let mut code = None;
+        wait_until("the command ends", || {
+            code = self.0.try_wait()?.map(|status| status.code().unwrap_or(-1));
+            Ok(code.is_some())
+        })?;
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        if let Some(mut pipe) = self.0.stdout.take() {
+            pipe.read_to_string(&mut stdout)?;
+        }
+        if let Some(mut pipe) = self.0.stderr.take() {
+            pipe.read_to_string(&mut stderr)?;
+        }
+        Ok(Ran {
+            stdout,
+            stderr,
+            code: code.unwrap_or(-1),
+        })
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Polls until `condition` holds.
+///
+/// # Errors
+/// When it does not within [`PATIENCE`], or the condition itself fails.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition()? {
+        ensure!(
+            Instant::now() < deadline,
+            "{what}: not within {} s",
+            PATIENCE.as_secs()
+        );
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    Ok(())
+}
+
+/// A program of ours, as built beside the tests.
+///
+/// # Errors
+/// When it is not built.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let path = own
+        .ancestors()
+        .nth(2)
+        .context("no folder above the tests")?
+        .join(name);
+    ensure!(
+        path.is_file(),
+        "{} is missing: `make test` builds it first",
+        path.display()
+    );
+    Ok(path)
+}

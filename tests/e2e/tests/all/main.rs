@@ -1,0 +1,11 @@
+//! One binary that runs the real programs against real parts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod blindness;
+mod crashes;
+mod deploy;
+mod enforcement;
+mod main_job;
+mod oidc;
+mod outage;
+mod stock_clients;

@@ -1,0 +1,106 @@
+//! The auth server is on nobody's path: stopped or frozen, sessions go on and new ones open; afterwards the log is complete.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::process::Stdio;
+
+use iap_e2e::{Background, Plane, wait_until};
+use rustix::process::Signal;
+
+fn roundtrip(session: &mut Background, line: &[u8]) {
+    session.0.stdin.as_mut().unwrap().write_all(line).unwrap();
+    let mut back = vec![0; line.len()];
+    session.0.stdout.as_mut().unwrap().read_exact(&mut back).unwrap();
+    assert_eq!(back, line);
+}
+
+/// psql in place of `cat`: it works while the demo's in-process backends are stopped with their supervisor.
+fn live_session(plane: &Plane) -> Background {
+    let command = plane.command("alice", &["connect", "db-prod", "--", "psql", "-X", "-At"]);
+    Background(command.unwrap().stdin(Stdio::piped()).spawn().unwrap())
+}
+
+fn ask(session: &mut Background, number: u32) {
+    let input = session.0.stdin.as_mut().unwrap();
+    writeln!(input, "select 'n{number}';").unwrap();
+    input.flush().unwrap();
+    let expected = format!("n{number}\n");
+    let mut back = vec![0; expected.len()];
+    session.0.stdout.as_mut().unwrap().read_exact(&mut back).unwrap();
+    assert_eq!(String::from_utf8_lossy(&back), expected);
+}
+
+fn query(plane: &Plane) {
+    let answer = plane.iapctl("alice", &["connect", "db-prod", "--", "psql", "-X", "-Atc", "select 1"]).unwrap();
+    assert_eq!(answer.succeeded().unwrap().trim(), "1");
+}
+
+/// One session before, three while it was away: four starts, four ends, no record twice, each agent's chain unbroken.
+fn log_is_complete(plane: &Plane) {
+    let sessions = plane.sessions_when(|all| all.len() == 4 && all.iter().all(|one| !one["end"].is_null())).unwrap();
+    let mut seen = BTreeSet::new();
+    for session in &sessions {
+        let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
+        let events: Vec<&str> = records.iter().filter_map(|record| record["event"].as_str()).collect();
+        assert_eq!(events, ["session.start", "session.end"]);
+        for record in &records {
+            let key = (record["agent_id"].to_string(), record["agent_seq"].as_u64().unwrap());
+            assert!(seen.insert(key), "a record is in the log twice: {record}");
+        }
+    }
+}
+
+#[test]
+fn with_the_auth_server_frozen_sessions_go_on_and_new_ones_open() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let mut live = live_session(&plane);
+    ask(&mut live, 1);
+    plane.signal("auth", Signal::STOP).unwrap();
+    ask(&mut live, 2);
+    for _ in 0..3 {
+        query(&plane);
+    }
+    ask(&mut live, 3);
+    plane.signal("auth", Signal::CONT).unwrap();
+    drop(live.0.stdin.take());
+    live.finish().unwrap().succeeded().unwrap();
+    log_is_complete(&plane);
+}
+
+#[test]
+fn with_the_auth_server_stopped_sessions_go_on_and_new_ones_open() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let mut live = live_session(&plane);
+    ask(&mut live, 1);
+    // The supervisor would start it again at once.
+    let auth = plane.pid("auth").unwrap();
+    plane.signal("dev", Signal::STOP).unwrap();
+    plane.signal("auth", Signal::KILL).unwrap();
+    ask(&mut live, 2);
+    for _ in 0..3 {
+        query(&plane);
+    }
+    ask(&mut live, 3);
+    plane.signal("dev", Signal::CONT).unwrap();
+    wait_until("the auth server is started again", || Ok(plane.pid("auth")? != auth)).unwrap();
+    drop(live.0.stdin.take());
+    live.finish().unwrap().succeeded().unwrap();
+    log_is_complete(&plane);
+}
+
+#[test]
+fn a_session_in_both_directions_survives_the_auth_servers_restart() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    let mut command = plane.command("alice", &["connect", "echo", "--stdio"]).unwrap();
+    let mut session = Background(command.stdin(Stdio::piped()).spawn().unwrap());
+    roundtrip(&mut session, b"before\n");
+    let auth = plane.pid("auth").unwrap();
+    plane.signal("auth", Signal::KILL).unwrap();
+    wait_until("the auth server is started again", || Ok(plane.pid("auth")? != auth)).unwrap();
+    roundtrip(&mut session, b"after\n");
+}
