@@ -14,10 +14,13 @@ use cel::common::ast::{Expr, LiteralValue};
 use cel::common::types::CelBool;
 use cel::parser::Expression;
 use cel::{Context, ExecutionError, Value};
+use iap_identity::ServiceName;
+use time::OffsetDateTime;
 
 use self::check::{Dialect, Uses};
 use self::interpreter::Interpreter;
 use self::variables::Variables;
+use crate::facts::{ServiceFacts, UserFacts};
 
 /// What a condition comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,9 @@ impl Condition {
     pub(crate) fn compile(source: &str, interpreter: &Interpreter) -> Result<Self, String> {
         let (expression, uses) = parse(source, interpreter, Dialect::Condition)?;
         check_constants(&expression, interpreter)?;
+        if !uses.surely_boolean {
+            try_out(&expression, interpreter)?;
+        }
         let time_dependent = uses
             .variables
             .iter()
@@ -125,9 +131,35 @@ fn boolean(expression: &Expression, context: &Context<'_, '_>) -> Result<bool, S
     match value.downcast_ref::<CelBool>() {
         Some(value) => Ok(*value.inner()),
         None => Err(format!(
-            "its value is a {}, not a boolean",
+            "its value is of type {}, not a boolean",
             value.get_type().name()
         )),
+    }
+}
+
+/// Evaluates an expression whose kind is not known beforehand on representative facts. Failing on
+/// them is no mistake; a value that is no boolean is.
+fn try_out(expression: &Expression, interpreter: &Interpreter) -> Result<(), String> {
+    let Ok(name) = ServiceName::parse("example") else {
+        return Ok(());
+    };
+    let (service, user) = (ServiceFacts::tcp(name), UserFacts::bot("example"));
+    let variables = Variables {
+        user: &user,
+        service: &service,
+        login: Some("example"),
+        database: Some("example"),
+        client_ip: "192.0.2.1",
+        now: OffsetDateTime::UNIX_EPOCH,
+        bare_groups: true,
+    };
+    let mut context = Context::with_env(interpreter.env().clone());
+    context.set_variable_resolver(&variables);
+    let value = catch_unwind(AssertUnwindSafe(|| Value::resolve(expression, &context)));
+    match value {
+        Ok(Ok(Value::Bool(_)) | Err(_)) => Ok(()),
+        Ok(Ok(other)) => Err(format!("the condition is {}, not a boolean", display(&other))),
+        Err(_) => Err("the interpreter cannot evaluate it".to_owned()),
     }
 }
 

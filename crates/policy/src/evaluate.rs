@@ -1,5 +1,8 @@
 //! From a question to a decision.
 
+mod logins;
+mod wording;
+
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
@@ -7,14 +10,13 @@ use iap_identity::LoginName;
 
 use crate::condition::Truth;
 use crate::condition::variables::Variables;
-use crate::decision::{Decision, Denial, DenialCode, Grant, Visible};
+use crate::decision::{Decision, Grant};
 use crate::facts::{Asked, Question, Sight, Vocabulary};
 use crate::groups::{Memberships, NamedGroup};
-use crate::limits::LOGIN_CANDIDATES_MAX;
 use crate::policy::Policy;
 use crate::rule::{Effect, Rule};
-use crate::selector::{ANY, UserMatch};
-use crate::target::{Wanted, is_permitted};
+use crate::selector::UserMatch;
+use crate::target::Wanted;
 
 /// A rule whose selectors match the question's user and service.
 pub(crate) struct Matched<'p> {
@@ -255,140 +257,6 @@ impl<'p, 'q> Deciding<'p, 'q> {
         }
     }
 
-    /// The default login, in order: the service's, the user's own, the only one written literally.
-    fn choose_login(&self, database: Wanted<'_>) -> Decision {
-        let granted =
-            |login: &str| matches!(self.verdict(Wanted::Named(login), database), Verdict::Allowed(_));
-        let service_default = self
-            .question
-            .service
-            .default_login
-            .as_ref()
-            .map(LoginName::as_str);
-        let first = service_default
-            .into_iter()
-            .chain(self.own_login())
-            .find(|login| granted(login));
-        let (literals, rendered) = self.login_candidates();
-        let literals: Vec<String> = literals.into_iter().filter(|login| granted(login)).collect();
-        let rendered: Vec<String> = rendered.into_iter().filter(|login| granted(login)).collect();
-        let chosen = match (first, literals.as_slice(), rendered.as_slice()) {
-            (Some(login), _, _) => Some(login),
-            (None, [only], _) | (None, [], [only]) => Some(only.as_str()),
-            (None, _, _) => None,
-        };
-        if let Some(login) = chosen {
-            let verdict = self.verdict(Wanted::Named(login), database);
-            return self.decision(verdict, Wanted::Named(login), LoginName::parse(login).ok());
-        }
-        let choices: BTreeSet<LoginName> = literals
-            .iter()
-            .chain(&rendered)
-            .filter_map(|login| LoginName::parse(login).ok())
-            .collect();
-        self.no_obvious_login(choices.into_iter().collect(), database)
-    }
-
-    fn no_obvious_login(&self, choices: Vec<LoginName>, database: Wanted<'_>) -> Decision {
-        let verdict = self.verdict(Wanted::Whichever, database);
-        let any = self.gives_any_login();
-        match verdict {
-            Verdict::Allowed(_) if any || !choices.is_empty() => Decision::Denial(self.login_choice(choices)),
-            // Each login that a rule gives, another takes.
-            Verdict::Allowed(_) => self.decision(Verdict::Nothing, Wanted::Nothing, None),
-            other => self.decision(other, Wanted::Nothing, None),
-        }
-    }
-
-    fn gives_any_login(&self) -> bool {
-        self.matched
-            .iter()
-            .any(|matched| matched.rule.effect == Effect::Allow && matched.rule.logins.is_any())
-    }
-
-    /// `user.local`, unless it is one that must be granted literally and asked for.
-    fn own_login(&self) -> Option<&'q str> {
-        let local = self.question.user.local();
-        is_permitted(local, &self.policy.options.reserved_logins).then_some(local)
-    }
-
-    /// The logins that allow rules write down, and those that their templates come to.
-    pub(crate) fn login_candidates(&self) -> (BTreeSet<String>, BTreeSet<String>) {
-        let mut literals = BTreeSet::new();
-        let mut rendered = BTreeSet::new();
-        for matched in self
-            .matched
-            .iter()
-            .filter(|matched| matched.rule.effect == Effect::Allow)
-        {
-            let logins = &matched.rule.logins;
-            let room = LOGIN_CANDIDATES_MAX.saturating_sub(literals.len() + rendered.len());
-            literals.extend(logins.literals().take(room).map(str::to_owned));
-            let reserved = &self.policy.options.reserved_logins;
-            rendered.extend(logins.rendered(self.question.user, reserved).take(room));
-        }
-        (literals, rendered)
-    }
-
-    pub(crate) fn visible(&self) -> Option<Visible> {
-        let database = match self.question.service.database_sight() {
-            Sight::Visible => Wanted::Whichever,
-            Sight::Opaque | Sight::Absent => self.wanted_database(),
-        };
-        let (logins, login) = match self.question.service.login_sight() {
-            Sight::Visible => self.visible_logins(database)?,
-            Sight::Opaque | Sight::Absent => {
-                let login = self.wanted_login()?;
-                if !matches!(self.verdict(login, database), Verdict::Allowed(_)) {
-                    return None;
-                }
-                (Vec::new(), None)
-            }
-        };
-        Some(Visible {
-            logins,
-            databases: self.visible_databases(database),
-            login,
-        })
-    }
-
-    fn visible_logins(&self, database: Wanted<'_>) -> Option<(Vec<String>, Option<LoginName>)> {
-        let (mut logins, rendered) = self.login_candidates();
-        logins.extend(rendered);
-        logins.retain(|login| matches!(self.verdict(Wanted::Named(login), database), Verdict::Allowed(_)));
-        let mut logins: Vec<String> = logins.into_iter().collect();
-        let any = self.gives_any_login()
-            && matches!(self.verdict(Wanted::Whichever, database), Verdict::Allowed(_));
-        if any {
-            logins.push(ANY.to_owned());
-        }
-        let login = match self.choose_login(database) {
-            Decision::Grant(grant) => grant.login,
-            Decision::Denial(_) => None,
-        };
-        (login.is_some() || !logins.is_empty()).then_some((logins, login))
-    }
-
-    fn visible_databases(&self, database: Wanted<'_>) -> Vec<String> {
-        if database != Wanted::Whichever {
-            return Vec::new();
-        }
-        let mut names = BTreeSet::new();
-        for matched in self
-            .matched
-            .iter()
-            .filter(|matched| matched.rule.effect == Effect::Allow)
-        {
-            let databases = &matched.rule.databases;
-            if databases.is_any() {
-                names.insert(ANY.to_owned());
-            }
-            names.extend(databases.literals().map(str::to_owned));
-            names.extend(databases.rendered(self.question.user, &BTreeSet::new()));
-        }
-        names.into_iter().collect()
-    }
-
     fn decision(&self, verdict: Verdict<'p>, wanted: Wanted<'_>, login: Option<LoginName>) -> Decision {
         let granted = match &verdict {
             Verdict::Allowed(name) => self.matched.iter().find(|matched| matched.rule.name == *name),
@@ -451,108 +319,6 @@ impl Verdict<'_> {
             Verdict::Renew { .. } => 3,
             Verdict::Denied { .. } => 4,
             Verdict::Allowed(_) => 5,
-        }
-    }
-}
-
-/// Denials and their words.
-impl<'p> Deciding<'p, '_> {
-    fn denial_of(&self, verdict: Verdict<'p>, wanted: Wanted<'_>) -> Denial {
-        let mut text = self.refusal(wanted);
-        let (code, rule, detail) = match verdict {
-            Verdict::Denied { rule, failure: None } => (
-                DenialCode::DeniedByRule,
-                Some(rule),
-                format!("rule {rule:?} denies"),
-            ),
-            Verdict::Denied {
-                rule,
-                failure: Some(failure),
-            } => {
-                let detail = format!("rule {rule:?} denies because its condition failed: {failure}");
-                (DenialCode::ConditionFailed, Some(rule), detail)
-            }
-            Verdict::Failed { rule, failure } => {
-                let detail = format!("rule {rule:?} does not allow because its condition failed: {failure}");
-                (DenialCode::ConditionFailed, Some(rule), detail)
-            }
-            Verdict::Renew { rule, group } => {
-                text = "The certificate is older than the policy; renew it and try again.".to_owned();
-                let detail = format!(
-                    "rule {rule:?} depends on group {group}, which the certificate is too old to carry"
-                );
-                (DenialCode::RenewNeeded, Some(rule), detail)
-            }
-            Verdict::OtherTarget => {
-                let detail = "rules allow other logins or databases of this service".to_owned();
-                text = self.other_target(wanted);
-                (DenialCode::LoginNotAllowed, None, detail)
-            }
-            Verdict::Nothing | Verdict::Allowed(_) => {
-                (DenialCode::NoRuleMatches, None, "no rule allows this".to_owned())
-            }
-        };
-        let rule = rule.map(str::to_owned);
-        Denial {
-            code,
-            rule,
-            policy_version: self.policy.version,
-            text,
-            detail,
-        }
-    }
-
-    fn refusal(&self, wanted: Wanted<'_>) -> String {
-        let (user, service) = (&self.question.user.name, &self.question.service.name);
-        match wanted {
-            Wanted::Named(login) => format!("Policy does not allow {user} to reach {service} as {login}."),
-            Wanted::Nothing | Wanted::Unseen | Wanted::Whichever => {
-                format!("Policy does not allow {user} to reach {service}.")
-            }
-        }
-    }
-
-    fn other_target(&self, wanted: Wanted<'_>) -> String {
-        let (user, service) = (&self.question.user.name, &self.question.service.name);
-        let Wanted::Named(login) = wanted else {
-            return format!("Policy does not allow {user} to reach this database of {service}.");
-        };
-        let elsewhere = matches!(self.verdict(wanted, Wanted::Whichever), Verdict::Allowed(_));
-        match (elsewhere, self.wanted_database()) {
-            (true, Wanted::Named(database)) => {
-                format!("Policy does not allow {user} to reach database {database} of {service} as {login}.")
-            }
-            (true | false, _) => {
-                let logins = self.visible().map(|visible| visible.logins).unwrap_or_default();
-                let hint = if logins.is_empty() {
-                    String::new()
-                } else {
-                    format!("; allowed: {}", logins.join(", "))
-                };
-                format!("Policy does not allow {user} to reach {service} as {login}{hint}.")
-            }
-        }
-    }
-
-    fn login_choice(&self, choices: Vec<LoginName>) -> Denial {
-        let service = &self.question.service.name;
-        let names: Vec<&str> = choices.iter().map(LoginName::as_str).collect();
-        let text = if names.is_empty() {
-            format!("Say which login of {service} to use with --login.")
-        } else {
-            format!(
-                "Say which login of {service} to use with --login: {}.",
-                names.join(", ")
-            )
-        };
-        let detail = "no login was named and none is the default".to_owned();
-        let code = DenialCode::LoginChoice(choices);
-        Denial {
-            code,
-            rule: None,
-            policy_version: self.policy.version,
-            text,
-            detail,
         }
     }
 }

@@ -138,6 +138,36 @@ fn a_condition_that_is_no_boolean_is_refused() {
 }
 
 #[test]
+fn a_condition_whose_kind_is_not_known_is_tried_out_on_examples() {
+    assert_refused("{'a': 1}['a']", "the condition is 1, not a boolean");
+    assert_refused(
+        "[1, 'b', login][2]",
+        "the condition is \"example\", not a boolean",
+    );
+    assert_refused(
+        "true ? user.name : false",
+        "the condition is \"example\", not a boolean",
+    );
+    let document = with_condition("allow", "[true, 'b'][0]");
+    assert!(on_big_stack(|| Policy::load(&document).is_ok()));
+}
+
+#[test]
+fn the_deepest_expression_that_the_caps_allow_fits_the_stack() {
+    let nested = format!("{}1{}", "(1 + -(1 * ".repeat(4), "))".repeat(4));
+    let chained = format!("{nested}{} > 0", " + 1".repeat(18));
+    let negated = format!("{}{}(true){}", "!".repeat(32), "(".repeat(7), ")".repeat(7));
+    let chosen = format!("{}true", "true ? true : ".repeat(32));
+    for condition in [chained, negated, chosen] {
+        let document = with_condition("allow", &condition);
+        on_big_stack(|| {
+            let question = ask(user("alice", &[]), service("web", Protocol::Http, &[]));
+            assert!(question.is_allowed(&load(&document)), "{condition}");
+        });
+    }
+}
+
+#[test]
 fn a_value_found_to_be_no_boolean_fails() {
     on_big_stack(|| {
         // What a map holds is not known before it is looked at.

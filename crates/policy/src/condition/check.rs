@@ -45,6 +45,8 @@ pub(crate) struct Uses {
     pub(crate) asked_groups: BTreeSet<String>,
     /// All string literals but those that can only be patterns, ranges, spans or times.
     pub(crate) literals: BTreeSet<String>,
+    /// Whether the value is certain to be a boolean, if there is one.
+    pub(crate) surely_boolean: bool,
     /// Whether `user.groups` is used other than in `"name" in user.groups`.
     pub(crate) scans_groups: bool,
 }
@@ -86,6 +88,7 @@ pub(crate) fn check(expression: &IdedExpr, dialect: Dialect) -> Result<Uses, Che
             "the condition may take more than {CONDITION_STEPS_MAX} steps"
         ));
     }
+    checker.uses.surely_boolean = shape.kind == Kind::Bool;
     Ok(checker.uses)
 }
 
