@@ -1,2 +1,142 @@
-//! Entry point.
-fn main() {}
+//! The node agent: ends mutual TLS, decides, records, dials the backend.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use iap_agent::printer;
+use iap_agent::{App, Config, join};
+use iap_runtime::net::HostPort;
+use iap_runtime::shutdown::{Hangups, Shutdown};
+use iap_runtime::{telemetry, tls};
+
+/// Lets people and programs of a cluster reach the private services beside this host.
+#[derive(Debug, Parser)]
+#[command(name = "iap-agent", version, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    /// Check the configuration file and exit.
+    #[arg(long)]
+    check_config: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Join the cluster with a token from `iapctl tokens create agent`.
+    Join(Join),
+}
+
+#[derive(Debug, Args)]
+struct Join {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// A proxy of the cluster.
+    #[arg(long, value_name = "HOST:PORT")]
+    proxy: HostPort,
+    /// The file that holds the token, readable by its owner alone.
+    #[arg(long, value_name = "FILE")]
+    token_file: PathBuf,
+    /// Join anew under a new id, although this host has joined before.
+    #[arg(long)]
+    replace: bool,
+}
+
+/// Bad input: a configuration file with mistakes.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tls::install_provider();
+    match (arguments.command, arguments.run) {
+        (Some(Command::Join(join)), _) => {
+            with_config(&join.config, |config| block_on(join_cluster(config, &join)))
+        }
+        (
+            None,
+            Run {
+                config: Some(path),
+                check_config: true,
+            },
+        ) => with_config(&path, |_| {
+            printer::line(&format!("{} is valid", path.display()));
+            Ok(())
+        }),
+        (
+            None,
+            Run {
+                config: Some(path),
+                check_config: false,
+            },
+        ) => with_config(&path, |config| block_on(serve(config))),
+        (None, Run { config: None, .. }) => {
+            printer::error("--config FILE is missing");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+fn with_config(path: &Path, action: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(errors) => {
+            printer::error(&errors.to_string());
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match action(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            printer::error(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+async fn join_cluster(config: Config, arguments: &Join) -> anyhow::Result<()> {
+    let joined = join::join(
+        &config,
+        &arguments.proxy,
+        &arguments.token_file,
+        arguments.replace,
+    )
+    .await?;
+    printer::line(&format!("joined {} as agent {}", config.cluster, joined.agent_id));
+    for service in joined.granted {
+        printer::line(&format!("  granted: {service}"));
+    }
+    Ok(())
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    telemetry::init(config.log.format, &config.log.level)?;
+    let shutdown = Shutdown::on_signals()?;
+    tokio::spawn(answer_hangups(Hangups::listen()?));
+    App::build(config).await?.run(shutdown).await?;
+    Ok(())
+}
+
+/// Everything that changes while the agent runs comes by the feed; its own file is read at start.
+async fn answer_hangups(mut hangups: Hangups) {
+    loop {
+        hangups.received().await;
+        tracing::warn!("SIGHUP: the configuration file is read at start only; restart to apply changes");
+    }
+}

@@ -1,0 +1,123 @@
+//! Holds a leaf for every service the agent is granted, has in its own file and can serve.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_identity::{AgentId, ServiceName, TrustBundle};
+use iap_runtime::backoff::Backoff;
+use tokio::sync::watch;
+
+use super::AuthClient;
+use crate::clock::TrustedClock;
+use crate::config::LocalService;
+use crate::handlers;
+use crate::leaves::Leaves;
+use crate::view::View;
+
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// The longest sleep in one piece, so that a clock that jumps is noticed.
+const SLEEP_MAX: Duration = Duration::from_secs(60);
+
+/// The one keeper of leaves.
+#[derive(Debug)]
+pub struct LeafKeeper {
+    /// This agent.
+    pub agent_id: AgentId,
+    /// What it holds.
+    pub leaves: Leaves,
+    /// Who issues them.
+    pub client: Arc<AuthClient>,
+    /// What the agent's own file lists.
+    pub services: Arc<BTreeMap<ServiceName, LocalService>>,
+    /// What is granted.
+    pub views: watch::Receiver<Option<Arc<View>>>,
+    /// The time.
+    pub clock: Arc<TrustedClock>,
+}
+
+impl LeafKeeper {
+    /// Takes up the leaves on disk; afterwards [`run`](Self::run) fetches what is missing.
+    pub fn take_up(&mut self) {
+        let view = self.views.borrow_and_update().clone();
+        if let Some(view) = view {
+            let wanted = self.wanted(&view);
+            self.leaves.adopt(&wanted, view.bundle(), self.clock.now());
+        }
+    }
+
+    /// Runs until every publisher of views has gone.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        loop {
+            self.take_up();
+            let complete = self.fetch_due().await;
+            if complete {
+                backoff.reset();
+            }
+            let pause = if complete {
+                self.until_due()
+            } else {
+                backoff.next_delay()
+            };
+            tokio::select! {
+                changed = self.views.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn wanted(&self, view: &View) -> Vec<ServiceName> {
+        let mut wanted = Vec::new();
+        for record in view.services_of(self.agent_id) {
+            let name = &record.facts.name;
+            if !self.services.contains_key(name) {
+                tracing::info!(service = %name, "granted to this agent, but not in its own file");
+            } else if !handlers::can_serve(&record.facts) {
+                tracing::warn!(service = %name, "not served: its record asks for inspection, which this agent does not do");
+            } else {
+                wanted.push(name.clone());
+            }
+        }
+        wanted
+    }
+
+    /// Whether every leaf that is due has come.
+    async fn fetch_due(&mut self) -> bool {
+        let view = self.views.borrow().clone();
+        let Some(view) = view else { return true };
+        let wanted = self.wanted(&view);
+        let mut complete = true;
+        for service in self.leaves.due(&wanted, self.clock.now()) {
+            if let Err(error) = self.fetch(&service, view.bundle()).await {
+                tracing::warn!(%service, %error, "no certificate for the service yet");
+                complete = false;
+            }
+        }
+        complete
+    }
+
+    async fn fetch(&mut self, service: &ServiceName, bundle: &TrustBundle) -> anyhow::Result<()> {
+        let asked = Leaves::ask(service)?;
+        let chain = self
+            .client
+            .service_leaf(service.to_string(), asked.csr.clone())
+            .await?;
+        self.leaves.take(asked, chain, bundle, self.clock.now())?;
+        tracing::info!(%service, "the service has a certificate");
+        Ok(())
+    }
+
+    fn until_due(&self) -> Duration {
+        let left = self
+            .leaves
+            .next_due()
+            .map(|due| Duration::try_from(due - self.clock.now()).unwrap_or_default());
+        left.unwrap_or(SLEEP_MAX).clamp(Duration::from_secs(1), SLEEP_MAX)
+    }
+}

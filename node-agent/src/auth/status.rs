@@ -1,0 +1,39 @@
+//! Tells the auth server how the agent is, for `agents ls`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_proto::v1::AgentStatus;
+use tokio::sync::watch;
+
+use super::AuthClient;
+use crate::control::Connected;
+use crate::leaves::Offer;
+use crate::session::Registry;
+
+const EVERY: Duration = Duration::from_secs(30);
+
+/// Runs until the offers have no publisher.
+pub async fn run(
+    client: Arc<AuthClient>,
+    connected: Arc<Connected>,
+    registry: Arc<Registry>,
+    mut offers: watch::Receiver<Arc<Offer>>,
+) {
+    let mut count = connected.count();
+    loop {
+        let status = AgentStatus {
+            connected_proxies: connected.addresses(),
+            live_sessions: u32::try_from(registry.len()).unwrap_or(u32::MAX),
+            services: offers.borrow_and_update().names(),
+        };
+        if let Err(error) = client.status(status).await {
+            tracing::debug!(%error, "status not delivered");
+        }
+        tokio::select! {
+            changed = offers.changed() => if changed.is_err() { return },
+            changed = count.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! A private backend: its address, and the only way to dial it.
+
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use iap_audit::CloseReason;
+use iap_runtime::net::{self, HostPort};
+use serde::{Deserialize, Deserializer, de};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::session::Started;
+
+/// Where a service's backend listens: `host:port` or `unix:/path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackendAddress {
+    /// A host name or address, and a port.
+    Tcp(HostPort),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// Why text is no backend address.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{text:?} is no backend address: write \"host:port\", \"[ipv6]:port\" or \"unix:/absolute/path\"")]
+pub struct BackendAddressError {
+    text: String,
+}
+
+impl BackendAddress {
+    /// Reads `host:port`, `[ipv6]:port` or `unix:/absolute/path`.
+    ///
+    /// # Errors
+    /// When the text is none of these.
+    pub fn parse(text: &str) -> Result<Self, BackendAddressError> {
+        let refused = || BackendAddressError {
+            text: text.to_owned(),
+        };
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = PathBuf::from(path);
+            return if path.is_absolute() {
+                Ok(Self::Unix(path))
+            } else {
+                Err(refused())
+            };
+        }
+        match HostPort::parse(text) {
+            Ok(address) if address.port() != 0 => Ok(Self::Tcp(address)),
+            Ok(_) | Err(_) => Err(refused()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for BackendAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
+    }
+}
+
+impl std::fmt::Display for BackendAddress {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(out),
+            Self::Unix(path) => write!(out, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why a backend could not be reached, in words for the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DialFailure {
+    /// It answered with a refusal, or its socket is missing.
+    Refused,
+    /// It did not answer in time.
+    TimedOut,
+    /// Its name did not resolve, or no route leads to it.
+    Unreachable,
+}
+
+impl DialFailure {
+    /// The close reason in the record.
+    #[must_use]
+    pub fn close_reason(self) -> CloseReason {
+        match self {
+            Self::Refused => CloseReason::BackendRefused,
+            Self::TimedOut => CloseReason::BackendTimeout,
+            Self::Unreachable => CloseReason::BackendUnreachable,
+        }
+    }
+
+    /// What the caller is told. The address stays with the operators.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Refused => "the service's backend refused the connection",
+            Self::TimedOut => "the service's backend did not answer in time",
+            Self::Unreachable => "the service's backend cannot be reached from its agent",
+        }
+    }
+
+    fn of(error: &std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::ConnectionRefused
+            | std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::PermissionDenied
+            | std::io::ErrorKind::ConnectionReset => Self::Refused,
+            std::io::ErrorKind::TimedOut => Self::TimedOut,
+            _ => Self::Unreachable,
+        }
+    }
+}
+
+/// Dials the backend of a session that has a grant and a durable start record: [`Started`] proves both,
+/// and nothing else in the agent connects to a backend.
+///
+/// # Errors
+/// When the backend cannot be reached within `patience`.
+pub async fn dial(
+    address: &BackendAddress,
+    started: &Started,
+    patience: Duration,
+) -> Result<BackendStream, DialFailure> {
+    let dialled = match address {
+        BackendAddress::Tcp(address) => net::connect(address, patience).await.map(BackendStream::Tcp),
+        BackendAddress::Unix(path) => connect_unix(path, patience).await.map(BackendStream::Unix),
+    };
+    dialled.map_err(|error| {
+        let session = started.session_id();
+        tracing::info!(%session, backend = %address, %error, "the backend could not be dialled");
+        DialFailure::of(&error)
+    })
+}
+
+async fn connect_unix(path: &Path, patience: Duration) -> std::io::Result<UnixStream> {
+    match tokio::time::timeout(patience, UnixStream::connect(path)).await {
+        Ok(connected) => connected,
+        Err(_elapsed) => Err(std::io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// An open connection to a backend.
+#[derive(Debug)]
+pub enum BackendStream {
+    /// Over TCP, with Nagle's algorithm off.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+impl AsyncRead for BackendStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for BackendStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn addresses_are_hosts_with_ports_or_absolute_sockets() {
+        for good in [
+            "db.internal:5432",
+            "127.0.0.1:22",
+            "[::1]:5432",
+            "unix:/run/postgresql/.s.PGSQL.5432",
+        ] {
+            assert_eq!(BackendAddress::parse(good).unwrap().to_string(), good);
+        }
+        for bad in [
+            "", "db", "db:", ":5432", "db:0", "db:65536", "::1:5432", "[db]:1", "unix:run", "a b:1",
+        ] {
+            assert!(BackendAddress::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The agent's own file: read, checked as a whole, and only then a [`Config`].
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use iap_identity::{ClusterName, ServiceName};
+use iap_runtime::config::{self, ConfigErrors};
+use iap_runtime::net::HostPort;
+use iap_runtime::telemetry::LogFormat;
+use serde::Deserialize;
+
+use crate::backend::BackendAddress;
+use crate::limits::Limits;
+
+/// Prefix of the environment variables that override the file: `IAP_AGENT__LIMITS__SESSIONS_MAX`.
+pub const ENVIRONMENT_PREFIX: &str = "IAP_AGENT";
+
+/// The agent's configuration in its valid form.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The cluster it belongs to.
+    pub cluster: ClusterName,
+    /// Where it keeps its key, certificates, last good snapshot and spool (0700).
+    pub state_dir: PathBuf,
+    /// Proxies to dial besides those the snapshot names.
+    pub proxies: Vec<HostPort>,
+    /// Loopback address of `/healthz`, `/readyz` and `/metrics`.
+    pub admin_listen: Option<SocketAddr>,
+    /// How it logs.
+    pub log: LogConfig,
+    /// Named bounds.
+    pub limits: Limits,
+    /// The services it can serve, by name.
+    pub services: BTreeMap<ServiceName, LocalService>,
+}
+
+/// A service as this host's own file knows it: the centre can never change this part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalService {
+    /// Where the backend listens.
+    pub backend: BackendAddress,
+    /// What this host allows at most.
+    pub ceiling: Ceiling,
+}
+
+/// A bound that the central policy can never exceed. An absent list bounds nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ceiling {
+    /// Backend logins that may be used; `*` is any.
+    #[serde(default)]
+    pub logins: Option<Vec<String>>,
+    /// Groups of which the user must be in at least one, as `connector:group` or `group`.
+    #[serde(default)]
+    pub groups: Option<Vec<String>>,
+}
+
+/// How the agent logs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A level such as `info`, or `target=level,...`.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            level: "info".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    cluster: ClusterName,
+    state_dir: PathBuf,
+    #[serde(default)]
+    proxies: Vec<HostPort>,
+    #[serde(default)]
+    admin_listen: Option<SocketAddr>,
+    #[serde(default)]
+    log: LogConfig,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    service: Vec<RawService>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawService {
+    name: ServiceName,
+    backend: BackendAddress,
+    #[serde(default)]
+    ceiling: Ceiling,
+}
+
+impl Config {
+    /// Reads the file at `path`, with overrides from the environment.
+    ///
+    /// # Errors
+    /// Every mistake in it, each with its key and what is allowed.
+    pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
+        let raw = config::load(path, ENVIRONMENT_PREFIX)?;
+        Self::check(raw, &path.display().to_string())
+    }
+
+    /// Reads configuration from `text`; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// Every mistake in it, each with its key and what is allowed.
+    pub fn parse(text: &str, file: &str) -> Result<Self, ConfigErrors> {
+        let raw = config::parse(text, file, ENVIRONMENT_PREFIX, [])?;
+        Self::check(raw, file)
+    }
+
+    fn check(raw: RawConfig, file: &str) -> Result<Self, ConfigErrors> {
+        let mut errors = ConfigErrors::none(file);
+        for (key, allowed) in raw.limits.problems() {
+            errors.push(key, format!("allowed is {allowed}"));
+        }
+        if let Some(address) = raw
+            .admin_listen
+            .filter(|address| !address.ip().to_canonical().is_loopback())
+        {
+            errors.push(
+                "admin_listen",
+                format!("{address} is no loopback address such as 127.0.0.1:7482"),
+            );
+        }
+        let mut services = BTreeMap::new();
+        for (index, service) in raw.service.into_iter().enumerate() {
+            let local = LocalService {
+                backend: service.backend,
+                ceiling: service.ceiling,
+            };
+            let name = service.name.clone();
+            if services.insert(service.name, local).is_some() {
+                errors.push(
+                    &format!("service.{index}.name"),
+                    format!("{name:?} is listed twice"),
+                );
+            }
+        }
+        let RawConfig {
+            cluster,
+            state_dir,
+            proxies,
+            admin_listen,
+            log,
+            limits,
+            ..
+        } = raw;
+        errors.into_result(Self {
+            cluster,
+            state_dir,
+            proxies,
+            admin_listen,
+            log,
+            limits,
+            services,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const GOOD: &str = r#"
+        cluster = "iap.example.com"
+        state_dir = "/var/lib/iap-agent"
+        proxies = ["iap.example.com:443"]
+        admin_listen = "127.0.0.1:7482"
+        [limits]
+        sessions_max = 5
+        [[service]]
+        name = "db-prod"
+        backend = "unix:/run/postgresql/.s.PGSQL.5432"
+        ceiling = { logins = ["readonly"], groups = ["okta:engineering"] }
+        [[service]]
+        name = "echo"
+        backend = "127.0.0.1:7"
+    "#;
+
+    #[test]
+    fn a_complete_file_is_read() {
+        let config = Config::parse(GOOD, "agent.toml").unwrap();
+        assert_eq!(config.limits.sessions_max, 5);
+        assert_eq!(config.limits.handshakes_max, Limits::default().handshakes_max);
+        assert_eq!(config.services.len(), 2);
+        let database = config
+            .services
+            .get(&ServiceName::parse("db-prod").unwrap())
+            .unwrap();
+        assert_eq!(database.ceiling.logins, Some(vec!["readonly".to_owned()]));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once_with_its_key() {
+        let text = r#"
+            cluster = "iap.example.com"
+            state_dir = "/var/lib/iap-agent"
+            proxy = "x"
+            admin_listen = "127.0.0.1:7482"
+            [limits]
+            sessions = 1
+            [[service]]
+            name = "Not A Label"
+            backend = "nowhere"
+        "#;
+        let errors = Config::parse(text, "agent.toml").unwrap_err();
+        let keys: Vec<_> = errors.errors().iter().map(|error| error.key.as_str()).collect();
+        for key in ["proxy", "limits.sessions", "service.0.name", "service.0.backend"] {
+            assert!(keys.contains(&key), "{key} is missing in {errors}");
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_and_doubled_services_are_refused() {
+        let text = r#"
+            cluster = "iap.example.com"
+            state_dir = "/s"
+            admin_listen = "0.0.0.0:1"
+            [limits]
+            sessions_max = 0
+            [[service]]
+            name = "echo"
+            backend = "a:1"
+            [[service]]
+            name = "echo"
+            backend = "b:2"
+        "#;
+        let errors = Config::parse(text, "agent.toml").unwrap_err();
+        let keys: Vec<_> = errors.errors().iter().map(|error| error.key.as_str()).collect();
+        assert_eq!(keys, ["limits.sessions_max", "admin_listen", "service.1.name"]);
+    }
+}

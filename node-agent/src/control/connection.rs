@@ -1,0 +1,302 @@
+//! One control connection: dial, TLS to `proxy.<cluster>`, hellos, then messages until something ends it.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_identity::{ProxyId, ServerIdentity, ServiceName};
+use iap_proto::{ControlDecodeError, decode_control, encode_control};
+use iap_runtime::net::{self, HostPort};
+use iap_runtime::shutdown::Shutdown;
+use iap_tunnel::control::{CONTROL_VERSION, DATA_TCP};
+use iap_tunnel::{
+    CONTROL_FRAME_BYTES_MAX, ControlMessage, Conversation, FrameError, LengthPrefixed, Side, Violation,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Connected, Link};
+use crate::dialback::{Entrance, Open};
+use crate::identity::OwnIdentity;
+use crate::leaves::Offer;
+
+const PING_EVERY: Duration = Duration::from_secs(10);
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const READ_BYTES: usize = 16 * 1024;
+
+/// Why a control connection ended or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// No TCP connection.
+    #[error("cannot connect: {0}")]
+    Dial(io::Error),
+    /// No TLS: the proxy is not one of this cluster, or refuses this agent.
+    #[error("TLS failed: {0}")]
+    Tls(io::Error),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Broken(io::Error),
+    /// The proxy closed it.
+    #[error("the proxy closed the connection")]
+    Closed,
+    /// Nothing was heard for too long.
+    #[error("nothing was heard for {} s", SILENCE_MAX.as_secs())]
+    Silent,
+    /// The proxy does not take what it is sent.
+    #[error("the proxy does not take messages")]
+    Stuck,
+    /// No complete hello in time.
+    #[error("no hello within {} s", HELLO_TIMEOUT.as_secs())]
+    NoHello,
+    /// A frame that is none.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A frame that is no message.
+    #[error(transparent)]
+    Message(#[from] ControlDecodeError),
+    /// A message out of place.
+    #[error(transparent)]
+    Violation(#[from] Violation),
+    /// The same proxy is connected by another address.
+    #[error("proxy {proxy} is connected already")]
+    Duplicate {
+        /// Which.
+        proxy: ProxyId,
+    },
+    /// The agent has a new certificate; the connection was made with the old one.
+    #[error("the agent's certificate was renewed")]
+    CertificateRenewed,
+}
+
+/// Everything a control connection needs.
+#[derive(Debug)]
+pub struct Connector {
+    /// Who the agent is.
+    pub identity: Arc<OwnIdentity>,
+    /// What it offers.
+    pub offers: watch::Receiver<Arc<Offer>>,
+    /// Where `Open` leads.
+    pub entrance: Arc<Entrance>,
+    /// Who is connected.
+    pub connected: Arc<Connected>,
+    /// Time for TCP and TLS, each.
+    pub dial_timeout: Duration,
+    /// When to stop.
+    pub shutdown: Shutdown,
+}
+
+impl Connector {
+    /// Connects to the proxy at `address` and stays until something ends the connection.
+    ///
+    /// # Errors
+    /// Always: what ended it.
+    pub async fn converse(&self, address: &HostPort) -> Result<Infallible, ConnectionError> {
+        let mut certificate = self.identity.changes();
+        certificate.mark_unchanged();
+        let stream = net::connect(address, self.dial_timeout)
+            .await
+            .map_err(ConnectionError::Dial)?;
+        let peer_address = stream.peer_addr().map_err(ConnectionError::Dial)?;
+        let connecting = self.identity.connect_to_proxy(stream, self.dial_timeout);
+        let (stream, server) = connecting.await.map_err(ConnectionError::Tls)?;
+        let ServerIdentity::Proxy(proxy) = server.identity else {
+            return Err(ConnectionError::Tls(io::Error::other("the server is no proxy")));
+        };
+        let Some(_place) = self.connected.enter(proxy, address) else {
+            return Err(ConnectionError::Duplicate { proxy });
+        };
+        tokio::select! {
+            ended = self.speak(stream, proxy, peer_address) => ended,
+            _ = certificate.changed() => Err(ConnectionError::CertificateRenewed),
+        }
+    }
+
+    async fn speak<S>(
+        &self,
+        stream: S,
+        proxy: ProxyId,
+        address: SocketAddr,
+    ) -> Result<Infallible, ConnectionError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (link, outbox) = Link::new(proxy, address);
+        let (reader, writer) = tokio::io::split(stream);
+        let mut writing = AbortOnDropHandle::new(tokio::spawn(write_messages(writer, outbox)));
+        link.send(hello());
+        let mut ear = Ear::new(reader);
+        let ControlMessage::Hello { software, .. } = ear.hear_hello().await? else {
+            return Err(ConnectionError::NoHello);
+        };
+        tracing::info!(%proxy, %address, %software, "control connection established");
+        let mut offers = self.offers.clone();
+        offers.mark_changed();
+        let mut ping = tokio::time::interval(PING_EVERY);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut nonce, mut withdrawn) = (0, false);
+        loop {
+            tokio::select! {
+                message = ear.hear() => self.handle(message?, &link)?,
+                Ok(()) = offers.changed(), if !withdrawn => {
+                    let offer = Arc::clone(&offers.borrow_and_update());
+                    deliver(&link, announcement(&offer))?;
+                }
+                _ = ping.tick() => {
+                    nonce += 1;
+                    deliver(&link, ControlMessage::Ping(nonce))?;
+                }
+                ended = &mut writing => return Err(ended.unwrap_or(ConnectionError::Closed)),
+                // From here on no session comes this way; the connection stays for the verdicts of those
+                // under way and goes with the program.
+                () = self.shutdown.cancelled(), if !withdrawn => {
+                    withdrawn = true;
+                    deliver(&link, ControlMessage::Announce { services: Vec::new() })?;
+                }
+            }
+        }
+    }
+
+    fn handle(&self, message: ControlMessage, link: &Link) -> Result<(), ConnectionError> {
+        match message {
+            ControlMessage::Open {
+                connection_id,
+                token,
+                service,
+                client_address,
+            } => {
+                let open = Open {
+                    connection_id,
+                    token,
+                    service,
+                    client_address,
+                };
+                Arc::clone(&self.entrance).open(open, link.clone());
+                Ok(())
+            }
+            ControlMessage::Announced { accepted, refused } => {
+                log_announced(link.proxy, &accepted, &refused);
+                Ok(())
+            }
+            ControlMessage::Ping(nonce) => deliver(link, ControlMessage::Pong(nonce)),
+            ControlMessage::Drain { deadline_seconds } => {
+                tracing::info!(proxy = %link.proxy, deadline_seconds, "the proxy drains");
+                Ok(())
+            }
+            ControlMessage::Pong(_) => Ok(()),
+            // The conversation has refused these already: only an agent sends them.
+            ControlMessage::Hello { .. }
+            | ControlMessage::Announce { .. }
+            | ControlMessage::OpenRefused { .. }
+            | ControlMessage::Verdict { .. } => Ok(()),
+        }
+    }
+}
+
+/// The reading half: frames, messages, their order, and the limit on silence.
+struct Ear<R> {
+    reader: R,
+    frames: LengthPrefixed,
+    conversation: Conversation,
+    heard: Instant,
+    buffer: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Ear<R> {
+    fn new(reader: R) -> Self {
+        Self {
+            reader,
+            frames: LengthPrefixed::new(CONTROL_FRAME_BYTES_MAX),
+            conversation: Conversation::with(Side::Proxy),
+            heard: Instant::now(),
+            buffer: vec![0; READ_BYTES],
+        }
+    }
+
+    async fn hear_hello(&mut self) -> Result<ControlMessage, ConnectionError> {
+        match tokio::time::timeout(HELLO_TIMEOUT, self.hear()).await {
+            Ok(heard) => heard,
+            Err(_elapsed) => Err(ConnectionError::NoHello),
+        }
+    }
+
+    /// The next message. Safe to drop and call again: what was read stays in the decoder.
+    async fn hear(&mut self) -> Result<ControlMessage, ConnectionError> {
+        loop {
+            if let Some(frame) = self.frames.next_frame()? {
+                match decode_control(&frame)? {
+                    Some(message) => return Ok(self.conversation.accept(message)?),
+                    None => continue,
+                }
+            }
+            let reading = self.reader.read(&mut self.buffer);
+            match tokio::time::timeout_at(self.heard + SILENCE_MAX, reading).await {
+                Ok(Ok(0)) => return Err(ConnectionError::Closed),
+                Ok(Ok(count)) => {
+                    self.heard = Instant::now();
+                    self.frames.push(self.buffer.get(..count).unwrap_or_default());
+                }
+                Ok(Err(error)) => return Err(ConnectionError::Broken(error)),
+                Err(_elapsed) => return Err(ConnectionError::Silent),
+            }
+        }
+    }
+}
+
+async fn write_messages<W>(mut writer: W, mut outbox: mpsc::Receiver<ControlMessage>) -> ConnectionError
+where
+    W: AsyncWrite + Unpin,
+{
+    while let Some(message) = outbox.recv().await {
+        let frame = match encode_control(message) {
+            Ok(frame) => frame,
+            Err(error) => return ConnectionError::Frame(error),
+        };
+        let writing = async {
+            writer.write_all(&frame).await?;
+            writer.flush().await
+        };
+        match tokio::time::timeout(WRITE_TIMEOUT, writing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return ConnectionError::Broken(error),
+            Err(_elapsed) => return ConnectionError::Stuck,
+        }
+    }
+    let _ = writer.shutdown().await;
+    ConnectionError::Closed
+}
+
+fn hello() -> ControlMessage {
+    ControlMessage::Hello {
+        version: CONTROL_VERSION,
+        software: concat!("iap-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
+        data: DATA_TCP.to_owned(),
+    }
+}
+
+fn announcement(offer: &Offer) -> ControlMessage {
+    ControlMessage::Announce {
+        services: offer.announced(),
+    }
+}
+
+fn deliver(link: &Link, message: ControlMessage) -> Result<(), ConnectionError> {
+    if link.send(message) {
+        Ok(())
+    } else {
+        Err(ConnectionError::Stuck)
+    }
+}
+
+fn log_announced(proxy: ProxyId, accepted: &[ServiceName], refused: &[iap_tunnel::RefusedService]) {
+    let names: Vec<_> = accepted.iter().map(ServiceName::as_str).collect();
+    tracing::info!(%proxy, services = names.join(","), "services announced");
+    for service in refused {
+        tracing::warn!(%proxy, service = %service.name, reason = service.reason, "the proxy does not route a service");
+    }
+}

@@ -1,0 +1,194 @@
+//! Control connections: one to every proxy the agent knows of, for as long as it knows of it.
+
+pub mod connection;
+pub mod link;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use iap_identity::ProxyId;
+use iap_runtime::backoff::Backoff;
+use iap_runtime::net::HostPort;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+pub use connection::{ConnectionError, Connector};
+pub use link::Link;
+
+use crate::view::View;
+
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+/// A connection that lasted this long has earned a prompt new attempt.
+const LASTED: Duration = Duration::from_secs(30);
+/// How long an address waits that leads to a proxy already connected under another address.
+const DUPLICATE_RETRY: Duration = Duration::from_secs(30);
+
+/// The proxies this agent is connected to now.
+#[derive(Debug)]
+pub struct Connected {
+    proxies: Mutex<BTreeMap<ProxyId, HostPort>>,
+    count: watch::Sender<usize>,
+}
+
+/// A proxy's place among the connected; dropping it gives the place up.
+#[derive(Debug)]
+pub struct Place {
+    connected: Arc<Connected>,
+    proxy: ProxyId,
+}
+
+impl Default for Connected {
+    fn default() -> Self {
+        Self {
+            proxies: Mutex::default(),
+            count: watch::channel(0).0,
+        }
+    }
+}
+
+impl Connected {
+    /// How many there are, as it changes.
+    #[must_use]
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
+    /// The addresses, for `agents ls`.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        self.map().values().map(HostPort::to_string).collect()
+    }
+
+    /// Takes the place of `proxy`; `None` when another address leads to the same proxy already.
+    #[must_use]
+    pub fn enter(self: &Arc<Self>, proxy: ProxyId, address: &HostPort) -> Option<Place> {
+        let mut proxies = self.map();
+        if proxies.contains_key(&proxy) {
+            return None;
+        }
+        proxies.insert(proxy, address.clone());
+        self.count.send_replace(proxies.len());
+        Some(Place {
+            connected: Arc::clone(self),
+            proxy,
+        })
+    }
+
+    fn map(&self) -> std::sync::MutexGuard<'_, BTreeMap<ProxyId, HostPort>> {
+        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut proxies = self.connected.map();
+        proxies.remove(&self.proxy);
+        self.connected.count.send_replace(proxies.len());
+    }
+}
+
+/// Keeps one connection to each address of the configuration and the newest view.
+#[derive(Debug)]
+pub struct Proxies {
+    connector: Arc<Connector>,
+    configured: Vec<HostPort>,
+    proxies_max: usize,
+    addresses: watch::Sender<Vec<HostPort>>,
+    tasks: BTreeMap<HostPort, AbortOnDropHandle<()>>,
+}
+
+impl Proxies {
+    /// Nothing is dialled before [`run`](Self::run).
+    #[must_use]
+    pub fn new(connector: Arc<Connector>, configured: Vec<HostPort>, proxies_max: usize) -> Self {
+        let addresses = watch::channel(configured.clone()).0;
+        Self {
+            connector,
+            configured,
+            proxies_max,
+            addresses,
+            tasks: BTreeMap::new(),
+        }
+    }
+
+    /// The addresses known now: through any of them the auth server can be reached.
+    #[must_use]
+    pub fn addresses(&self) -> watch::Receiver<Vec<HostPort>> {
+        self.addresses.subscribe()
+    }
+
+    /// Runs until every publisher of views has gone.
+    pub async fn run(mut self, mut views: watch::Receiver<Option<Arc<View>>>) {
+        loop {
+            let wanted = self.wanted(views.borrow_and_update().as_deref());
+            self.apply(wanted);
+            if views.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn wanted(&self, view: Option<&View>) -> BTreeSet<HostPort> {
+        let mut wanted: BTreeSet<_> = self.configured.iter().cloned().collect();
+        let named = view.into_iter().flat_map(View::proxies);
+        for address in named {
+            match HostPort::parse(address) {
+                Ok(address) => drop(wanted.insert(address)),
+                Err(error) => tracing::warn!(%error, "the snapshot names a proxy that cannot be dialled"),
+            }
+        }
+        if wanted.len() > self.proxies_max {
+            tracing::warn!(
+                known = wanted.len(),
+                max = self.proxies_max,
+                "more proxies than limits.proxies_max"
+            );
+        }
+        wanted.into_iter().take(self.proxies_max).collect()
+    }
+
+    fn apply(&mut self, wanted: BTreeSet<HostPort>) {
+        self.tasks.retain(|address, _| wanted.contains(address));
+        for address in &wanted {
+            if !self.tasks.contains_key(address) {
+                let task = keep_connected(Arc::clone(&self.connector), address.clone());
+                self.tasks
+                    .insert(address.clone(), AbortOnDropHandle::new(tokio::spawn(task)));
+            }
+        }
+        let addresses: Vec<_> = wanted.into_iter().collect();
+        self.addresses.send_if_modified(|held| {
+            let changed = *held != addresses;
+            *held = addresses;
+            changed
+        });
+    }
+}
+
+async fn keep_connected(connector: Arc<Connector>, address: HostPort) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    loop {
+        let began = tokio::time::Instant::now();
+        let ended = connector.converse(&address).await;
+        if began.elapsed() >= LASTED {
+            backoff.reset();
+        }
+        match ended {
+            Err(ConnectionError::Duplicate { proxy }) => {
+                tracing::debug!(%address, %proxy, "already connected to this proxy by another address");
+                tokio::time::sleep(DUPLICATE_RETRY).await;
+            }
+            Err(ConnectionError::CertificateRenewed) => {
+                tracing::info!(%address, "connecting again with the renewed certificate");
+                backoff.reset();
+            }
+            Err(error) => {
+                tracing::warn!(%address, %error, "no control connection");
+                backoff.wait().await;
+            }
+            Ok(never) => match never {},
+        }
+    }
+}

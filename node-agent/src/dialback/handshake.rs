@@ -1,0 +1,173 @@
+//! The handshake: TLS 1.3 with a client certificate, one configuration per connection, nothing resumable.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_identity::{PeerError, ServiceName, SessionId};
+use iap_policy::Protocol;
+use iap_runtime::tls::{self, FixedIdentity, PeerVerifier, Replay, ServerStream};
+use tokio::net::TcpStream;
+
+use super::greet::{ALPN_IAP_NAME, Greeted, Talk};
+use super::verifier::{Decided, deciding_verifier, verifier};
+use crate::decide::{Attempt, Gate, Permit, Refusal};
+use crate::session::Caller;
+
+/// The encrypted stream to the client.
+pub type ClientStream = ServerStream<Replay<TcpStream>>;
+
+/// What is known of an attempt before the caller is.
+#[derive(Debug, Clone)]
+pub(super) struct AttemptSeed {
+    pub(super) session_id: SessionId,
+    pub(super) service: ServiceName,
+    pub(super) client: SocketAddr,
+}
+
+impl AttemptSeed {
+    pub(super) fn attempt(&self, caller: Caller) -> Attempt {
+        Attempt {
+            session_id: self.session_id,
+            caller,
+            service: self.service.clone(),
+            client: self.client,
+        }
+    }
+}
+
+/// A client whose possession of a user's or bot's certificate is proven.
+pub(super) struct Entered {
+    pub(super) stream: ClientStream,
+    pub(super) caller: Caller,
+    pub(super) entry: Entry,
+}
+
+/// How it goes on.
+pub(super) enum Entry {
+    /// A hello frame comes next, then the decision.
+    Framed,
+    /// The decision was made in the handshake.
+    Raw(Permit),
+}
+
+/// Why there was no handshake.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotEntered {
+    /// The agent has nothing to verify with yet.
+    #[error("nothing to verify certificates with yet")]
+    NotReady,
+    /// The certificate was refused.
+    #[error(transparent)]
+    Certificate(PeerError),
+    /// Possession was proven and the session refused; the client has its alert.
+    #[error("refused: {}", .1.detail())]
+    Refused(Box<Caller>, Refusal),
+    /// Anything else that went wrong, by the peer or the network.
+    #[error(transparent)]
+    Tls(#[from] tls::HandshakeError),
+    /// A handshake without a caller: the verifier's contract is broken.
+    #[error("the handshake ended without a caller")]
+    NoCaller,
+}
+
+impl NotEntered {
+    /// Whether the client had proven who it is.
+    pub(super) fn is_authenticated(&self) -> bool {
+        matches!(self, Self::Refused(..))
+    }
+
+    /// A word for the counter of failures.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::NotReady | Self::NoCaller => "agent",
+            Self::Certificate(error) => peer_label(error),
+            Self::Refused(..) => "refused",
+            Self::Tls(tls::HandshakeError::TimedOut { .. }) => "timeout",
+            Self::Tls(_) => "tls",
+        }
+    }
+}
+
+fn peer_label(error: &PeerError) -> &'static str {
+    match error {
+        PeerError::Expired { .. } => "expired",
+        PeerError::NotYetValid { .. } => "not_yet_valid",
+        PeerError::WrongCluster { .. } => "wrong_cluster",
+        PeerError::WrongClass { .. } => "wrong_class",
+        PeerError::UnknownIssuer => "unknown_issuer",
+        PeerError::WrongName { .. }
+        | PeerError::WrongUsage
+        | PeerError::Extension(_)
+        | PeerError::Malformed(_)
+        | PeerError::Inconsistent(_) => "bad_certificate",
+    }
+}
+
+/// Completes the handshake of a greeted connection within `patience`.
+pub(super) async fn shake_hands(
+    greeted: Greeted,
+    seed: AttemptSeed,
+    gate: &Arc<Gate>,
+    patience: Duration,
+) -> Result<Entered, NotEntered> {
+    let view = gate.view().ok_or(NotEntered::NotReady)?;
+    let decided = Decided::default();
+    let clients = Arc::new(match greeted.talk {
+        Talk::Framed => verifier(&view, gate),
+        Talk::Raw => deciding_verifier(&view, gate, seed, &decided),
+    });
+    let answer = answer(&greeted, view.protocol_of(&greeted.service));
+    let identity = Arc::new(FixedIdentity(Arc::clone(&greeted.leaf.certified)));
+    let config = tls::server_config(identity, Arc::clone(&clients) as _, answer.as_slice());
+    let config = config.map_err(|error| tls::HandshakeError::Failed(std::io::Error::other(error)))?;
+    match tls::handshake(greeted.stream, config, patience).await {
+        Ok(stream) => entered(stream, &clients, &decided),
+        Err(error) => Err(explain(error, &clients, &decided)),
+    }
+}
+
+fn entered(stream: ClientStream, clients: &PeerVerifier, decided: &Decided) -> Result<Entered, NotEntered> {
+    // The peer is there only if it has proven possession.
+    let peer = clients.peer().ok_or(NotEntered::NoCaller)?;
+    let caller = Caller::of(peer.as_ref().clone()).ok_or(NotEntered::NoCaller)?;
+    let entry = match decided.get() {
+        None => Entry::Framed,
+        Some((_, Ok(permit))) => Entry::Raw(permit.clone()),
+        Some((_, Err(refusal))) => return Err(NotEntered::Refused(Box::new(caller), refusal.clone())),
+    };
+    Ok(Entered {
+        stream,
+        caller,
+        entry,
+    })
+}
+
+fn explain(error: tls::HandshakeError, clients: &PeerVerifier, decided: &Decided) -> NotEntered {
+    match (clients.refusal(), decided.get()) {
+        (Some(refused), _) => NotEntered::Certificate(refused.clone()),
+        (None, Some((caller, Err(refusal)))) => {
+            NotEntered::Refused(Box::new(caller.clone()), refusal.clone())
+        }
+        (None, Some((_, Ok(_))) | None) => NotEntered::Tls(error),
+    }
+}
+
+/// The one protocol to answer with; none where the client named only protocols that this kind of service
+/// does not know (RFC 7301 §3.1 lets a server ignore the extension).
+fn answer(greeted: &Greeted, protocol: Option<Protocol>) -> Option<&'static str> {
+    if greeted.talk == Talk::Framed {
+        return Some(ALPN_IAP_NAME);
+    }
+    let own = match protocol? {
+        Protocol::Postgres => "postgresql",
+        Protocol::Http => "http/1.1",
+        Protocol::Ssh => "ssh",
+        Protocol::Tcp => return None,
+    };
+    greeted
+        .alpn
+        .iter()
+        .any(|offered| offered == own.as_bytes())
+        .then_some(own)
+}

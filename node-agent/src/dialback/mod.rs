@@ -1,0 +1,114 @@
+//! From a proxy's `Open` to a session: dial back, be the TLS server on that socket, learn who is there,
+//! decide, record, dial the backend, hand over to the protocol's handler.
+//!
+//! Each step consumes what the step before yielded: [`Greeted`](greet::Greeted) (a ClientHello for a service
+//! of ours), [`Entered`](handshake::Entered) (possession of a certificate is proven),
+//! [`Permit`](crate::decide::Permit), [`Started`](crate::session::Started), an open backend.
+
+mod greet;
+mod handshake;
+mod hello;
+mod serve;
+mod verifier;
+
+pub use handshake::ClientStream;
+pub(crate) use hello::{say_last, write_status};
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use iap_identity::{AgentId, ClusterName, ConnectionId, ServiceName};
+use iap_runtime::shutdown::Shutdown;
+use iap_tunnel::Token;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::config::LocalService;
+use crate::control::Link;
+use crate::decide::Gate;
+use crate::journal::Journal;
+use crate::leaves::Offer;
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::session::Registry;
+
+/// What a proxy asks the agent to fetch.
+pub struct Open {
+    /// Which connection.
+    pub connection_id: ConnectionId,
+    /// The proof that this agent was asked.
+    pub token: Token,
+    /// Which service the proxy says it is for; `None`: for the agent itself.
+    pub service: Option<ServiceName>,
+    /// Where the client comes from, as the proxy saw it.
+    pub client_address: SocketAddr,
+}
+
+/// Where connections come in. Nothing behind it waits for the auth server.
+#[derive(Debug)]
+pub struct Entrance {
+    parts: EntranceParts,
+    handshakes: Arc<Semaphore>,
+}
+
+/// Everything a session needs, shared by all of them.
+#[derive(Debug)]
+pub struct EntranceParts {
+    /// This agent.
+    pub agent_id: AgentId,
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// Who decides.
+    pub gate: Arc<Gate>,
+    /// What is written down.
+    pub journal: Journal,
+    /// What is running.
+    pub registry: Arc<Registry>,
+    /// The leaves to answer with.
+    pub offers: watch::Receiver<Arc<Offer>>,
+    /// The backends.
+    pub services: Arc<BTreeMap<ServiceName, LocalService>>,
+    /// The bounds.
+    pub limits: Limits,
+    /// The counters.
+    pub metrics: Metrics,
+    /// When to stop letting anyone in; its drain waits for the sessions.
+    pub shutdown: Shutdown,
+}
+
+impl Entrance {
+    /// An entrance with room for `limits.handshakes_max` unauthenticated connections.
+    #[must_use]
+    pub fn new(parts: EntranceParts) -> Arc<Self> {
+        let handshakes = Arc::new(Semaphore::new(
+            parts.limits.handshakes_max.min(Semaphore::MAX_PERMITS),
+        ));
+        Arc::new(Self { parts, handshakes })
+    }
+
+    /// Fetches a connection, or tells the proxy at once that it will not, so that it can ask another agent.
+    pub fn open(self: Arc<Self>, open: Open, link: Link) {
+        match self.place() {
+            Ok(place) => {
+                let shutdown = self.parts.shutdown.clone();
+                shutdown.spawn(serve::serve(self, open, link, place));
+            }
+            Err(reason) => {
+                tracing::warn!(connection = %open.connection_id, reason, "not dialling back");
+                self.parts.metrics.open_refused(reason);
+                link.refuse(open.connection_id, reason);
+            }
+        }
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, &'static str> {
+        if self.parts.shutdown.is_triggered() {
+            return Err("the agent stops");
+        }
+        if !self.parts.registry.has_room() {
+            return Err("limits.sessions_max is reached");
+        }
+        let place = Arc::clone(&self.handshakes).try_acquire_owned();
+        place.map_err(|_| "limits.handshakes_max is reached")
+    }
+}

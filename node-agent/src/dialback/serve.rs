@@ -1,0 +1,264 @@
+//! One connection from its `Open` to its end.
+
+use std::sync::Arc;
+
+use iap_audit::{Event, EventKind};
+use iap_identity::{ConnectId, LoginName, SessionId};
+use iap_proto::AuditMode;
+use iap_runtime::big_stack;
+use iap_runtime::tls::ClientHelloLimits;
+use iap_tunnel::Status;
+use tokio::sync::OwnedSemaphorePermit;
+use uuid::Uuid;
+
+use super::greet::{self, GreetError, Greeted};
+use super::handshake::{self, AttemptSeed, ClientStream, Entered, Entry, NotEntered};
+use super::hello::{read_hello, say_last};
+use super::{Entrance, Open};
+use crate::control::Link;
+use crate::decide::{Permit, Refusal};
+use crate::handlers::{self, Client, Visit};
+use crate::session::{Caller, Live, SessionFacts, review};
+
+/// Serves one connection; `place` is its share of the unauthenticated ones.
+pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place: OwnedSemaphorePermit) {
+    let passage = Passage { entrance, open, link };
+    let Some(greeted) = passage.greet().await else {
+        return;
+    };
+    let seed = AttemptSeed {
+        session_id: SessionId::from_uuid(Uuid::now_v7()),
+        service: greeted.service.clone(),
+        client: passage.open.client_address,
+    };
+    let Some(entered) = passage.shake_hands(greeted, seed.clone()).await else {
+        return;
+    };
+    drop(place);
+    // The two ways of going on are large futures; boxed, an idle session costs only its own.
+    match entered.entry {
+        Entry::Framed => Box::pin(passage.go_on_framed(entered.stream, entered.caller, seed)).await,
+        Entry::Raw(permit) => {
+            let asked = Asked::default();
+            let client = Client::raw(entered.stream);
+            Box::pin(passage.admit(client, entered.caller, seed, permit, asked)).await;
+        }
+    }
+}
+
+/// One connection's way in.
+struct Passage {
+    entrance: Arc<Entrance>,
+    open: Open,
+    link: Link,
+}
+
+/// What the client said about itself in its hello.
+#[derive(Debug, Default)]
+struct Asked {
+    connect_id: Option<ConnectId>,
+    login: Option<LoginName>,
+    database: Option<String>,
+}
+
+impl Passage {
+    async fn greet(&self) -> Option<Greeted> {
+        let parts = &self.entrance.parts;
+        let stream = match greet::dial_back(&self.open, &self.link, parts.limits.dial()).await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(connection = %self.open.connection_id, %error, "not fetched");
+                parts.metrics.handshake_failed("dial_back");
+                self.link
+                    .refuse(self.open.connection_id, "the agent could not dial back");
+                return None;
+            }
+        };
+        let limits = ClientHelloLimits {
+            bytes_max: parts.limits.client_hello_bytes_max,
+            timeout: parts.limits.handshake(),
+        };
+        let offer = Arc::clone(&parts.offers.borrow());
+        match greet::greet(stream, self.open.service.as_ref(), &parts.cluster, &offer, limits).await {
+            Ok(greeted) => Some(greeted),
+            Err(error) => {
+                self.not_greeted(error);
+                None
+            }
+        }
+    }
+
+    fn not_greeted(&self, error: GreetError) {
+        let parts = &self.entrance.parts;
+        tracing::info!(connection = %self.open.connection_id, proxy = %self.link.proxy, %error, "turned away");
+        parts.metrics.handshake_failed("client_hello");
+        self.link.verdict(self.open.connection_id, false);
+        if let GreetError::NameMismatch { asked, .. } = &error {
+            let now = parts.gate.now();
+            let event = Event::new(EventKind::SessionNameMismatch, now, Uuid::now_v7())
+                .agent(&parts.agent_id)
+                .service(asked)
+                .client_address(self.open.client_address)
+                .field("client_asserted_by", self.link.proxy.to_string())
+                .reason(&error.to_string());
+            parts.journal.note(event);
+        }
+    }
+
+    async fn shake_hands(&self, greeted: Greeted, seed: AttemptSeed) -> Option<Entered> {
+        let parts = &self.entrance.parts;
+        let shaken =
+            handshake::shake_hands(greeted, seed.clone(), &parts.gate, parts.limits.handshake()).await;
+        match shaken {
+            Ok(entered) => {
+                self.link.verdict(self.open.connection_id, true);
+                Some(entered)
+            }
+            Err(error) => {
+                self.link
+                    .verdict(self.open.connection_id, error.is_authenticated());
+                parts.metrics.handshake_failed(error.label());
+                tracing::info!(service = %seed.service, client = %seed.client, %error, "no session");
+                if let NotEntered::Refused(caller, refusal) = &error {
+                    self.record_denial(caller, &seed, refusal);
+                }
+                None
+            }
+        }
+    }
+
+    async fn go_on_framed(&self, mut stream: ClientStream, caller: Caller, seed: AttemptSeed) {
+        let parts = &self.entrance.parts;
+        let limits = &parts.limits;
+        let hello = match read_hello(&mut stream, limits.hello_frame_bytes_max, limits.handshake()).await {
+            Ok(hello) => hello,
+            Err(error) => {
+                parts.metrics.handshake_failed("hello");
+                tracing::info!(service = %seed.service, client = %seed.client, %error, "no session");
+                return;
+            }
+        };
+        let asked = Asked {
+            connect_id: Some(hello.connect_id),
+            login: hello.login,
+            database: hello.database,
+        };
+        match parts.gate.decide(seed.attempt(caller.clone())).await {
+            Ok(permit) => {
+                self.admit(Client::framed(stream), caller, seed, permit, asked)
+                    .await
+            }
+            Err(refusal) => {
+                self.record_denial(&caller, &seed, &refusal);
+                say_last(&mut stream, &self.refusal_status(&seed, &refusal)).await;
+            }
+        }
+    }
+
+    fn record_denial(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
+        let parts = &self.entrance.parts;
+        parts.metrics.denied(refusal.code());
+        let decision = refusal.decision(parts.gate.view().as_deref());
+        parts.journal.denied(
+            caller,
+            seed.service.clone(),
+            seed.client,
+            self.link.proxy,
+            refusal,
+            decision,
+        );
+    }
+
+    fn refusal_status(&self, seed: &AttemptSeed, refusal: &Refusal) -> Status {
+        if refusal.wants_renewal() {
+            return Status::Renew;
+        }
+        if let Refusal::Outage(outage) = refusal {
+            return Status::Unavailable {
+                text: outage.text().to_owned(),
+                retry: false,
+            };
+        }
+        let parts = &self.entrance.parts;
+        let view = parts.gate.view();
+        let service = view.and_then(|view| view.service_for(&seed.service, &parts.agent_id));
+        let contact = service
+            .map(|service| service.contact.clone())
+            .filter(|contact| !contact.is_empty());
+        Status::Denied {
+            code: refusal.code().to_owned(),
+            text: refusal.text(),
+            contact,
+        }
+    }
+
+    /// From the permit to the end record. The order is the contract: room, durable start record, registry,
+    /// and only then, inside the handler, the backend.
+    async fn admit(&self, client: Client, caller: Caller, seed: AttemptSeed, permit: Permit, asked: Asked) {
+        let parts = &self.entrance.parts;
+        let (Some(slot), Some(local)) = (parts.registry.reserve(), parts.services.get(&seed.service)) else {
+            return client
+                .unavailable("the agent serves as many sessions as it may", true)
+                .await;
+        };
+        let required = permit.service().audit == AuditMode::Required;
+        let facts = Arc::new(self.facts(caller, seed, &permit, asked));
+        let started = match parts.journal.start(&facts, &permit, required).await {
+            Ok(started) => started,
+            Err(error) => {
+                tracing::error!(session = %facts.session_id, %error, "no session without its record");
+                parts.metrics.denied("audit_unavailable");
+                return client
+                    .unavailable("the agent cannot write audit records now", true)
+                    .await;
+            }
+        };
+        let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
+        let entered = parts.registry.enter(slot, Arc::clone(&live));
+        self.decide_again_if_stale(&permit, &live).await;
+        parts.metrics.session_started();
+        let visit = Visit {
+            client,
+            started: &started,
+            live: &live,
+            backend: &local.backend,
+            limits: &parts.limits,
+            audit_full: required.then(|| parts.journal.fullness()),
+        };
+        let ending = match live.cut_because() {
+            Some(cut) => cut.clone(),
+            None => handlers::serve(&permit, visit).await,
+        };
+        tracing::info!(session = %facts.session_id, reason = ending.reason.as_str(), "session ended");
+        parts.metrics.session_ended(started.counters());
+        started.end(ending).await;
+        drop(entered);
+    }
+
+    /// A view published between the decision and the registry's entry was not seen by the reviewer for
+    /// this session.
+    async fn decide_again_if_stale(&self, permit: &Permit, live: &Arc<Live>) {
+        let gate = &self.entrance.parts.gate;
+        let newest = gate.view().map(|view| view.serial());
+        if newest != Some(permit.view_serial()) {
+            let (gate, live) = (Arc::clone(gate), Arc::clone(live));
+            big_stack::run_async(move || review::review(&gate, &live)).await;
+        }
+    }
+
+    fn facts(&self, caller: Caller, seed: AttemptSeed, permit: &Permit, asked: Asked) -> SessionFacts {
+        SessionFacts {
+            session_id: seed.session_id,
+            connect_id: asked.connect_id,
+            caller,
+            service: seed.service,
+            protocol: permit.service().facts.protocol,
+            agent: self.entrance.parts.agent_id,
+            client: seed.client,
+            asserted_by: self.link.proxy,
+            asked_login: asked.login,
+            asked_database: asked.database,
+            started: self.entrance.parts.gate.now(),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Protocol handlers: siblings behind one small interface. A handler gets a [`Visit`]: the client's stream,
+//! the proof that the session's start is recorded (without which no backend can be dialled), and the switch
+//! that cuts it. It returns how the session ended.
+//!
+//! A new protocol is a new folder here and one more arm in [`serve`].
+
+pub mod client;
+mod tcp;
+
+use iap_policy::{Protocol, ServiceFacts};
+use tokio::sync::watch;
+
+pub use client::Client;
+
+use crate::backend::BackendAddress;
+use crate::decide::Permit;
+use crate::limits::Limits;
+use crate::session::{Ending, Live, Started};
+
+/// Everything a handler gets.
+#[derive(Debug)]
+pub struct Visit<'a> {
+    /// The client, who waits to be told that the session runs.
+    pub client: Client,
+    /// The recorded start: facts, grant and counters.
+    pub started: &'a Started,
+    /// The switch that cuts the session.
+    pub live: &'a Live,
+    /// Where the backend is.
+    pub backend: &'a BackendAddress,
+    /// The agent's bounds.
+    pub limits: &'a Limits,
+    /// Where the session must not outlive its records: whether the spool is full.
+    pub audit_full: Option<watch::Receiver<bool>>,
+}
+
+/// What this agent can do with a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Bytes, unread.
+    Bytes,
+}
+
+impl Kind {
+    /// A service whose record asks for more than this agent can do is not served at all: handing its bytes
+    /// on unread would skip what its operator relies on.
+    fn of(service: &ServiceFacts) -> Option<Self> {
+        match (service.protocol, service.inspect) {
+            (Protocol::Tcp, _) => Some(Self::Bytes),
+            (Protocol::Postgres | Protocol::Ssh | Protocol::Http, false) => Some(Self::Bytes),
+            (Protocol::Postgres | Protocol::Ssh | Protocol::Http, true) => None,
+        }
+    }
+}
+
+/// Whether this agent can serve it.
+#[must_use]
+pub fn can_serve(service: &ServiceFacts) -> bool {
+    Kind::of(service).is_some()
+}
+
+/// Serves one session to its end.
+pub async fn serve(permit: &Permit, visit: Visit<'_>) -> Ending {
+    match Kind::of(&permit.service().facts) {
+        Some(Kind::Bytes) => tcp::serve(visit).await,
+        None => {
+            let reason = iap_audit::CloseReason::ServiceRemoved;
+            visit
+                .client
+                .unavailable("the agent cannot serve this kind of service", false)
+                .await;
+            Ending::because(
+                reason,
+                "the service asks for inspection, which this agent does not do",
+            )
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Holding a session still while its records cannot be written.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use iap_audit::CloseReason;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+
+use crate::session::{Ending, Live};
+
+/// Whether a session's bytes stand still. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Hold(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    holds: AtomicBool,
+    reader: AtomicWaker,
+    writer: AtomicWaker,
+}
+
+impl Hold {
+    /// Holds the session for as long as the spool is full; after `patience` of that, ends it. Never returns
+    /// otherwise.
+    pub(super) async fn while_full(
+        &self,
+        full: Option<watch::Receiver<bool>>,
+        patience: Duration,
+        live: &Live,
+    ) -> Ending {
+        let Some(mut full) = full else {
+            return std::future::pending().await;
+        };
+        loop {
+            if full.wait_for(|full| *full).await.is_err() {
+                return std::future::pending().await;
+            }
+            self.set(true);
+            if tokio::time::timeout(patience, full.wait_for(|full| !*full))
+                .await
+                .is_err()
+            {
+                let ending = Ending::because(CloseReason::AuditUnavailable, "the audit spool is full");
+                live.cut(ending.clone());
+                return ending;
+            }
+            self.set(false);
+        }
+    }
+
+    fn set(&self, holds: bool) {
+        self.0.holds.store(holds, Ordering::Release);
+        if !holds {
+            self.0.reader.wake();
+            self.0.writer.wake();
+        }
+    }
+
+    /// Registers before it looks, so that a release in between is not missed.
+    fn poll_free(&self, waker: &AtomicWaker, context: &Context<'_>) -> Poll<()> {
+        if !self.0.holds.load(Ordering::Acquire) {
+            return Poll::Ready(());
+        }
+        waker.register(context.waker());
+        if self.0.holds.load(Ordering::Acquire) {
+            Poll::Pending
+        } else {
+            Poll::Ready(())
+        }
+    }
+}
+
+/// A stream that neither gives nor takes while its session is held. On the backend's side this stops both
+/// directions.
+#[derive(Debug)]
+pub(super) struct Held<S> {
+    stream: S,
+    hold: Hold,
+}
+
+impl<S> Held<S> {
+    pub(super) fn new(stream: S, hold: Hold) -> Self {
+        Self { stream, hold }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Held<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        std::task::ready!(this.hold.poll_free(&this.hold.0.reader, context));
+        Pin::new(&mut this.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Held<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        std::task::ready!(this.hold.poll_free(&this.hold.0.writer, context));
+        Pin::new(&mut this.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

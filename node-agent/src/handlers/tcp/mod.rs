@@ -1,0 +1,80 @@
+//! Bytes, passed on unread: protocol `tcp`, and any other with `inspect = false`.
+
+mod hold;
+
+use iap_audit::CloseReason;
+use iap_runtime::pump::{self, Closed, PumpLimits};
+
+use super::Visit;
+use crate::backend::{self, BackendStream};
+use crate::dialback::ClientStream;
+use crate::session::{Ending, Live};
+use hold::{Held, Hold};
+
+/// Dials the backend, tells the client, moves bytes until something ends the session.
+pub(super) async fn serve(visit: Visit<'_>) -> Ending {
+    let Visit {
+        client,
+        started,
+        live,
+        backend,
+        limits,
+        audit_full,
+    } = visit;
+    let dialling = backend::dial(backend, started, limits.backend_dial());
+    let dialled = tokio::select! {
+        dialled = dialling => dialled,
+        _ = live.switch().cancelled() => return cut_ending(live),
+    };
+    let backend = match dialled {
+        Ok(backend) => backend,
+        Err(failure) => {
+            started.connect_failed(failure.text());
+            client.unavailable(failure.text(), true).await;
+            return Ending::plain(failure.close_reason());
+        }
+    };
+    let client = match client.granted(started).await {
+        Ok(client) => client,
+        Err(error) => return Ending::because(CloseReason::ClientLost, error.to_string()),
+    };
+    let hold = Hold::default();
+    let moving = move_bytes(client, Held::new(backend, hold.clone()), started, live);
+    tokio::select! {
+        ending = moving => ending,
+        ending = hold.while_full(audit_full, limits.spool_full_pause(), live) => ending,
+    }
+}
+
+async fn move_bytes(
+    client: ClientStream,
+    backend: Held<BackendStream>,
+    started: &crate::session::Started,
+    live: &Live,
+) -> Ending {
+    let limits = PumpLimits {
+        idle: started.grant().limits().idle,
+        ..PumpLimits::default()
+    };
+    let closed = pump::copy(client, backend, &limits, started.counters(), live.switch()).await;
+    ending_of(closed, started.grant().rule(), live)
+}
+
+fn ending_of(closed: Closed, rule: &str, live: &Live) -> Ending {
+    match closed.reason {
+        pump::CloseReason::ClientClosed => Ending::plain(CloseReason::ClientClosed),
+        pump::CloseReason::BackendClosed => Ending::plain(CloseReason::BackendClosed),
+        pump::CloseReason::ClientFailed(error) => Ending::because(CloseReason::ClientLost, error.to_string()),
+        pump::CloseReason::BackendFailed(error) => {
+            Ending::because(CloseReason::BackendLost, error.to_string())
+        }
+        pump::CloseReason::Idle => Ending::because(CloseReason::IdleLimit, format!("rule {rule:?}")),
+        pump::CloseReason::Cancelled(_) => cut_ending(live),
+    }
+}
+
+fn cut_ending(live: &Live) -> Ending {
+    live.cut_because()
+        .cloned()
+        .unwrap_or_else(|| Ending::plain(CloseReason::InternalError))
+}

@@ -1,0 +1,318 @@
+//! What is written down, and when it counts: the start of a session is durable before its backend is dialled,
+//! its end follows whatever happens, denials are coalesced, and what could not be written is itself recorded.
+
+pub mod denials;
+pub mod live_set;
+mod recover;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use iap_audit::{DecisionRecord, Event, EventKind};
+use iap_identity::{AgentId, ProxyId, ServiceName};
+use iap_runtime::spool::{Room, Spool, SpoolError, SpoolLimits, SpoolOpenError};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::clock::TrustedClock;
+use crate::decide::{Permit, Refusal};
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::session::{Caller, SessionFacts, Started};
+use crate::state::{StateDir, StateError, names};
+use denials::{Denials, Denied};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// How often a full spool is tried again, and an end record that found no room.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How long the last records may take when the agent stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why something is not written down.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The spool cannot be opened.
+    #[error(transparent)]
+    Open(#[from] SpoolOpenError),
+    /// The spool does not take a record.
+    #[error(transparent)]
+    Append(#[from] SpoolError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A thread of the runtime is gone.
+    #[error("the spool was not opened: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// The agent's audit records. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Journal(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    agent_id: AgentId,
+    spool: Spool,
+    clock: Arc<TrustedClock>,
+    metrics: Metrics,
+    denials: Mutex<Denials>,
+    full: watch::Sender<bool>,
+    /// Records lost since the last that said so.
+    gaps: AtomicU64,
+    /// Writes that nobody waits for.
+    background: TaskTracker,
+}
+
+impl Journal {
+    /// Opens the spool, and writes the end of every session that a killed predecessor left without one.
+    ///
+    /// # Errors
+    /// When the spool cannot be used, or has no room for those ends.
+    pub async fn open(
+        agent_id: AgentId,
+        state: &StateDir,
+        limits: &Limits,
+        clock: Arc<TrustedClock>,
+        metrics: Metrics,
+    ) -> Result<Self, JournalError> {
+        let (path, bounds) = (state.path(names::SPOOL), spool_limits(limits.spool_bytes_max));
+        let opening = tokio::task::spawn_blocking(move || Spool::open(&path, bounds, agent_id));
+        let (spool, recovery) = opening.await??;
+        if recovery.torn_bytes > 0 {
+            tracing::warn!(
+                bytes = recovery.torn_bytes,
+                "a record that was never confirmed was cut off"
+            );
+        }
+        let journal = Self(Arc::new(Inner {
+            agent_id,
+            spool,
+            clock,
+            metrics,
+            denials: Mutex::new(Denials::new(limits.denials_per_minute_max)),
+            full: watch::Sender::new(false),
+            gaps: AtomicU64::new(0),
+            background: TaskTracker::new(),
+        }));
+        recover::end_lost_sessions(&journal, state).await?;
+        let (now, id) = journal.stamp();
+        let start = Event::new(EventKind::AgentStart, now, id).agent(&agent_id);
+        journal.note(start.field("version", env!("CARGO_PKG_VERSION")));
+        Ok(journal)
+    }
+
+    /// Records that a session starts. Returns the permission to dial once the record is durable; for a service
+    /// that does not require its records, also when there is no room, which is then counted as a gap.
+    ///
+    /// # Errors
+    /// When the session must not be without its record and there is none.
+    pub async fn start(
+        &self,
+        facts: &Arc<SessionFacts>,
+        permit: &Permit,
+        required: bool,
+    ) -> Result<Started, JournalError> {
+        let (_, id) = self.stamp();
+        let event = facts.start_event(permit.grant(), id);
+        match self.append(event, Room::Free).await {
+            Ok(()) => {}
+            Err(error) if required => return Err(error.into()),
+            Err(_) => self.gap(),
+        }
+        Ok(Started::new(
+            Arc::clone(facts),
+            permit.grant().clone(),
+            self.clone(),
+        ))
+    }
+
+    /// Records that a session is over. Returns once that is durable; when there is no room even in the
+    /// reserve, keeps trying behind the caller's back.
+    pub async fn end(&self, event: Event) {
+        if let Err(error) = self.append(event.clone(), Room::Reserve).await {
+            tracing::error!(%error, "an end record waits for room");
+            self.end_later(event);
+        }
+    }
+
+    /// The same, without waiting.
+    pub fn end_later(&self, event: Event) {
+        let journal = self.clone();
+        self.in_background(async move {
+            while journal.append(event.clone(), Room::Reserve).await.is_err() {
+                tokio::time::sleep(RETRY_EVERY).await;
+            }
+        });
+    }
+
+    /// Records something that nothing waits for. Without room it becomes part of a gap.
+    pub fn note(&self, event: Event) {
+        let journal = self.clone();
+        self.in_background(async move {
+            if let Err(error) = journal.append(event, Room::Free).await {
+                tracing::error!(%error, "a record is lost");
+                journal.gap();
+            }
+        });
+    }
+
+    /// Records or counts a refusal of somebody who proved who they are.
+    pub fn denied(
+        &self,
+        caller: &Caller,
+        service: ServiceName,
+        client: SocketAddr,
+        asserted_by: ProxyId,
+        refusal: &Refusal,
+        decision: DecisionRecord,
+    ) {
+        let (caller, refusal, at) = (caller.clone(), refusal.clone(), self.0.clock.now());
+        let denied = Denied {
+            caller,
+            service,
+            client,
+            asserted_by,
+            refusal,
+            decision,
+            at,
+        };
+        let first = self.denials().take(denied);
+        if let Some(denied) = first {
+            self.note(denials::event(&denied, &self.0.agent_id, at));
+        }
+    }
+
+    /// Whether the spool is full, as it changes.
+    #[must_use]
+    pub fn fullness(&self) -> watch::Receiver<bool> {
+        self.0.full.subscribe()
+    }
+
+    /// Time and id for a new event.
+    #[must_use]
+    pub fn stamp(&self) -> (OffsetDateTime, Uuid) {
+        (self.0.clock.now(), Uuid::now_v7())
+    }
+
+    /// How many records the auth server has not acknowledged.
+    #[must_use]
+    pub fn unacknowledged(&self) -> u64 {
+        let usage = self.0.spool.usage();
+        usage.committed.saturating_sub(usage.acknowledged)
+    }
+
+    /// The spool, for the uploader.
+    #[must_use]
+    pub fn spool(&self) -> &Spool {
+        &self.0.spool
+    }
+
+    /// Ends minutes of denials and tries a full spool again, for ever.
+    pub async fn run(self) {
+        let mut minute = tokio::time::interval(MINUTE);
+        minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut retry = tokio::time::interval(RETRY_EVERY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = minute.tick() => self.end_minute(),
+                _ = retry.tick() => self.close_gap().await,
+            }
+        }
+    }
+
+    /// Writes what is still in memory.
+    pub async fn stop(&self) {
+        self.end_minute();
+        self.close_gap().await;
+        let (now, id) = self.stamp();
+        self.note(Event::new(EventKind::AgentStop, now, id).agent(&self.0.agent_id));
+        self.0.background.close();
+        if tokio::time::timeout(STOP_TIMEOUT, self.0.background.wait())
+            .await
+            .is_err()
+        {
+            tracing::error!(
+                records = self.0.background.len(),
+                "records found no room before the end"
+            );
+        }
+    }
+
+    async fn append(&self, event: Event, room: Room) -> Result<(), SpoolError> {
+        let appended = self.0.spool.append(event, room).await;
+        match &appended {
+            Ok(_) => {}
+            Err(SpoolError::Full | SpoolError::Disk(_) | SpoolError::File(_)) => self.set_full(true),
+            Err(SpoolError::Unrecordable(_) | SpoolError::Stopped) => {}
+        }
+        appended.map(drop)
+    }
+
+    fn set_full(&self, full: bool) {
+        let changed = self
+            .0
+            .full
+            .send_if_modified(|held| std::mem::replace(held, full) != full);
+        if changed && full {
+            tracing::error!("the audit spool takes no more records: sessions that require them are refused");
+        } else if changed {
+            tracing::info!("the audit spool takes records again");
+        }
+    }
+
+    fn gap(&self) {
+        self.0.gaps.fetch_add(1, Ordering::Relaxed);
+        self.0.metrics.audit_gaps(1);
+    }
+
+    /// As soon as there is room again, the first record says what is missing.
+    async fn close_gap(&self) {
+        let gaps = self.0.gaps.load(Ordering::Relaxed);
+        if gaps == 0 && !*self.0.full.borrow() {
+            return;
+        }
+        let (now, id) = self.stamp();
+        let event = Event::new(EventKind::AgentGap, now, id)
+            .agent(&self.0.agent_id)
+            .field("records_lost", gaps)
+            .reason("the audit spool took no records for a while");
+        if self.append(event, Room::Free).await.is_ok() {
+            self.0.gaps.fetch_sub(gaps, Ordering::Relaxed);
+            self.set_full(false);
+        }
+    }
+
+    fn end_minute(&self) {
+        let events = self.denials().end_minute(&self.0.agent_id, self.0.clock.now());
+        for event in events {
+            self.note(event);
+        }
+    }
+
+    fn denials(&self) -> std::sync::MutexGuard<'_, Denials> {
+        self.0.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_background(&self, writing: impl Future<Output = ()> + Send + 'static) {
+        // Without a runtime the program is going down, and the next start finds what is missing.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            self.0.background.spawn_on(writing, &runtime);
+        }
+    }
+}
+
+/// A quarter at most is kept for end records, and files are small beside the whole, so that acknowledging frees room.
+fn spool_limits(bytes_max: u64) -> SpoolLimits {
+    let usual = SpoolLimits::default();
+    SpoolLimits {
+        bytes_max,
+        reserve_bytes: usual.reserve_bytes.min(bytes_max / 4),
+        segment_bytes: usual.segment_bytes.min(bytes_max / 16),
+    }
+}

@@ -1,0 +1,158 @@
+//! Every limit of the agent, by the name operators use in `[limits]`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Bounds on what the agent holds, waits for and accepts. The unit is the last word of each name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Live sessions at one time.
+    pub sessions_max: usize,
+    /// Connections that have been dialled back and whose client is not yet authenticated.
+    pub handshakes_max: usize,
+    /// From the dial-back to a finished handshake, and again for the `iap/1` hello.
+    pub handshake_seconds_max: u64,
+    /// Bytes of a ClientHello, all its records together.
+    pub client_hello_bytes_max: usize,
+    /// Bytes of the `iap/1` hello frame.
+    pub hello_frame_bytes_max: usize,
+    /// Connecting to a proxy, for control and for data.
+    pub dial_seconds_max: u64,
+    /// Connecting to a backend.
+    pub backend_dial_seconds_max: u64,
+    /// Bytes of audit records that wait for the auth server's acknowledgement.
+    pub spool_bytes_max: u64,
+    /// How long a session of a service with `audit = "required"` stays paused when the spool is full.
+    pub spool_full_pause_seconds_max: u64,
+    /// Age of the newest beat beyond which no new session is allowed.
+    pub lock_feed_seconds_max: u64,
+    /// How long live sessions go on once the feed is too old or the snapshot has expired.
+    pub outage_grace_seconds_max: u64,
+    /// How long live sessions may go on after SIGTERM.
+    pub drain_seconds_max: u64,
+    /// Different (user, service, code) denials that are counted apart in one minute.
+    pub denials_per_minute_max: usize,
+    /// Proxies the agent keeps a control connection to.
+    pub proxies_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions_max: 10_000,
+            handshakes_max: 256,
+            handshake_seconds_max: 5,
+            client_hello_bytes_max: 16 * 1024,
+            hello_frame_bytes_max: 16 * 1024,
+            dial_seconds_max: 5,
+            backend_dial_seconds_max: 10,
+            spool_bytes_max: 1024 * 1024 * 1024,
+            spool_full_pause_seconds_max: 5,
+            lock_feed_seconds_max: 4 * 60 * 60,
+            outage_grace_seconds_max: 10 * 60,
+            drain_seconds_max: 5,
+            denials_per_minute_max: 1024,
+            proxies_max: 64,
+        }
+    }
+}
+
+impl Limits {
+    /// `handshake_seconds_max` as a duration.
+    #[must_use]
+    pub fn handshake(&self) -> Duration {
+        Duration::from_secs(self.handshake_seconds_max)
+    }
+
+    /// `dial_seconds_max` as a duration.
+    #[must_use]
+    pub fn dial(&self) -> Duration {
+        Duration::from_secs(self.dial_seconds_max)
+    }
+
+    /// `backend_dial_seconds_max` as a duration.
+    #[must_use]
+    pub fn backend_dial(&self) -> Duration {
+        Duration::from_secs(self.backend_dial_seconds_max)
+    }
+
+    /// `spool_full_pause_seconds_max` as a duration.
+    #[must_use]
+    pub fn spool_full_pause(&self) -> Duration {
+        Duration::from_secs(self.spool_full_pause_seconds_max)
+    }
+
+    /// `lock_feed_seconds_max` as a duration.
+    #[must_use]
+    pub fn lock_feed(&self) -> Duration {
+        Duration::from_secs(self.lock_feed_seconds_max)
+    }
+
+    /// `outage_grace_seconds_max` as a duration.
+    #[must_use]
+    pub fn outage_grace(&self) -> Duration {
+        Duration::from_secs(self.outage_grace_seconds_max)
+    }
+
+    /// `drain_seconds_max` as a duration.
+    #[must_use]
+    pub fn drain(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds_max)
+    }
+
+    /// What is wrong with the values, as (key, what is allowed).
+    pub(crate) fn problems(&self) -> Vec<(&'static str, &'static str)> {
+        let checks = [
+            (self.sessions_max == 0, "limits.sessions_max", "at least 1"),
+            (self.handshakes_max == 0, "limits.handshakes_max", "at least 1"),
+            (
+                self.handshake_seconds_max == 0,
+                "limits.handshake_seconds_max",
+                "at least 1",
+            ),
+            (
+                !(512..=65_536).contains(&self.client_hello_bytes_max),
+                "limits.client_hello_bytes_max",
+                "512 to 65536",
+            ),
+            (
+                !(64..=16_384).contains(&self.hello_frame_bytes_max),
+                "limits.hello_frame_bytes_max",
+                "64 to 16384",
+            ),
+            (
+                self.dial_seconds_max == 0,
+                "limits.dial_seconds_max",
+                "at least 1",
+            ),
+            (
+                self.backend_dial_seconds_max == 0,
+                "limits.backend_dial_seconds_max",
+                "at least 1",
+            ),
+            (
+                self.spool_bytes_max < 64 * 1024,
+                "limits.spool_bytes_max",
+                "at least 65536",
+            ),
+            (
+                self.lock_feed_seconds_max < 30,
+                "limits.lock_feed_seconds_max",
+                "at least 30",
+            ),
+            (
+                self.denials_per_minute_max == 0,
+                "limits.denials_per_minute_max",
+                "at least 1",
+            ),
+            (self.proxies_max == 0, "limits.proxies_max", "at least 1"),
+        ];
+        checks
+            .into_iter()
+            .filter(|(wrong, _, _)| *wrong)
+            .map(|(_, key, allowed)| (key, allowed))
+            .collect()
+    }
+}

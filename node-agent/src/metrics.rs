@@ -1,0 +1,150 @@
+//! Counters for `/metrics`. Labels come from closed lists: no user, service or address is among them.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use iap_runtime::pump::Counters;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DirectionLabel {
+    direction: &'static str,
+}
+
+/// The agent's counters. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    sessions: Counter,
+    sessions_live: Gauge,
+    bytes: Family<DirectionLabel, Counter>,
+    denials: Family<Reason, Counter>,
+    handshake_failures: Family<Reason, Counter>,
+    opens_refused: Family<Reason, Counter>,
+    control_connections: Gauge,
+    feed_age_seconds: Gauge<f64, AtomicU64>,
+    spool_records: Gauge,
+    audit_gaps: Counter,
+}
+
+impl Metrics {
+    /// Counters at zero, registered.
+    #[must_use]
+    pub fn registered(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let inner = &metrics.0;
+        let all = registry.sub_registry_with_prefix("iap_agent");
+        all.register("sessions", "Sessions started", inner.sessions.clone());
+        all.register(
+            "sessions_live",
+            "Sessions running now",
+            inner.sessions_live.clone(),
+        );
+        all.register(
+            "session_bytes",
+            "Bytes of ended sessions; in is client to backend",
+            inner.bytes.clone(),
+        );
+        all.register(
+            "denials",
+            "Sessions refused to proven callers",
+            inner.denials.clone(),
+        );
+        all.register(
+            "handshake_failures",
+            "Connections that ended before a caller was proven, or were refused by an alert",
+            inner.handshake_failures.clone(),
+        );
+        all.register(
+            "opens_refused",
+            "Connections not fetched for a limit",
+            inner.opens_refused.clone(),
+        );
+        all.register(
+            "control_connections",
+            "Proxies connected now",
+            inner.control_connections.clone(),
+        );
+        all.register(
+            "feed_age_seconds",
+            "Time since the newest beat",
+            inner.feed_age_seconds.clone(),
+        );
+        all.register(
+            "spool_records",
+            "Audit records not yet acknowledged",
+            inner.spool_records.clone(),
+        );
+        all.register(
+            "audit_gaps",
+            "Audit records that could not be written",
+            inner.audit_gaps.clone(),
+        );
+        metrics
+    }
+
+    /// A session is recorded and about to dial.
+    pub fn session_started(&self) {
+        self.0.sessions.inc();
+        self.0.sessions_live.inc();
+    }
+
+    /// A session is over.
+    pub fn session_ended(&self, counters: &Counters) {
+        self.0.sessions_live.dec();
+        self.bytes("in").inc_by(counters.bytes_in());
+        self.bytes("out").inc_by(counters.bytes_out());
+    }
+
+    /// A proven caller was refused.
+    pub fn denied(&self, reason: &'static str) {
+        self.0.denials.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A connection ended before its session.
+    pub fn handshake_failed(&self, reason: &'static str) {
+        self.0.handshake_failures.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A connection was not fetched.
+    pub fn open_refused(&self, reason: &'static str) {
+        self.0.opens_refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// How many proxies are connected.
+    pub fn control_connections(&self, count: usize) {
+        self.0
+            .control_connections
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How old the feed is.
+    pub fn feed_age(&self, age: std::time::Duration) {
+        self.0.feed_age_seconds.set(age.as_secs_f64());
+    }
+
+    /// How many records wait.
+    pub fn spool_records(&self, count: u64) {
+        self.0.spool_records.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Records that could not be written.
+    pub fn audit_gaps(&self, count: u64) {
+        self.0.audit_gaps.inc_by(count);
+    }
+
+    fn bytes(&self, direction: &'static str) -> Counter {
+        self.0.bytes.get_or_create(&DirectionLabel { direction }).clone()
+    }
+}

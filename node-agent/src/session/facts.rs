@@ -1,0 +1,204 @@
+//! What the records of a session say.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use iap_audit::{CloseReason, DecisionRecord, Effect, Event, EventKind, Observed};
+use iap_identity::{AgentId, ConnectId, LoginName, ProxyId, ServiceName, SessionId};
+use iap_policy::{Grant, Protocol};
+use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::Caller;
+
+/// The longest claim of a client that a record repeats.
+const CLAIM_CHARACTERS_MAX: usize = 63;
+
+/// Everything about a session that is settled when it starts.
+#[derive(Debug, Clone)]
+pub struct SessionFacts {
+    /// Its id (UUIDv7).
+    pub session_id: SessionId,
+    /// The `connect` it belongs to, when the client named one.
+    pub connect_id: Option<ConnectId>,
+    /// Who.
+    pub caller: Caller,
+    /// To what.
+    pub service: ServiceName,
+    /// How that service speaks.
+    pub protocol: Protocol,
+    /// Through which agent.
+    pub agent: AgentId,
+    /// From where, as `asserted_by` says.
+    pub client: SocketAddr,
+    /// The proxy whose word the client address is.
+    pub asserted_by: ProxyId,
+    /// The login the client said it would use. Its word only: nobody here reads the bytes that follow.
+    pub asked_login: Option<LoginName>,
+    /// The database the client said it would use; likewise.
+    pub asked_database: Option<String>,
+    /// When it started.
+    pub started: OffsetDateTime,
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// The reason.
+    pub reason: CloseReason,
+    /// The rule, lock or error behind it.
+    pub detail: Option<String>,
+}
+
+impl Ending {
+    /// An ending that the reason alone explains.
+    #[must_use]
+    pub fn plain(reason: CloseReason) -> Self {
+        Self { reason, detail: None }
+    }
+
+    /// An ending with the rule, lock or error behind it.
+    pub fn because(reason: CloseReason, detail: impl Into<String>) -> Self {
+        Self {
+            reason,
+            detail: Some(detail.into()),
+        }
+    }
+}
+
+impl SessionFacts {
+    /// The record that must be durable before the backend is dialled.
+    #[must_use]
+    pub fn start_event(&self, grant: &Grant, id: Uuid) -> Event {
+        self.event(EventKind::SessionStart, self.started, grant, id)
+    }
+
+    /// The record of a backend that could not be reached.
+    #[must_use]
+    pub fn connect_failed_event(&self, grant: &Grant, now: OffsetDateTime, id: Uuid, text: &str) -> Event {
+        self.event(EventKind::SessionConnectFailed, now, grant, id)
+            .reason(text)
+    }
+
+    /// The record of the session's end.
+    #[must_use]
+    pub fn end_event(
+        &self,
+        grant: &Grant,
+        now: OffsetDateTime,
+        id: Uuid,
+        (inwards, outwards): (u64, u64),
+        ending: &Ending,
+    ) -> Event {
+        let lasted = Duration::try_from(now - self.started).unwrap_or(Duration::ZERO);
+        self.event(EventKind::SessionEnd, now, grant, id)
+            .bytes(inwards, outwards)
+            .close(ending.reason, ending.detail.as_deref())
+            .field("start", start_text(self.started))
+            .field(
+                "duration_ms",
+                u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX),
+            )
+    }
+
+    fn event(&self, kind: EventKind, time: OffsetDateTime, grant: &Grant, id: Uuid) -> Event {
+        let decision = DecisionRecord {
+            effect: Effect::Allow,
+            rule: Some(grant.rule().to_owned()),
+            policy_version: grant.policy_version(),
+        };
+        let mut event = Event::new(kind, time, id)
+            .session(&self.session_id)
+            .user(&self.caller.record())
+            .serial(self.caller.peer().serial())
+            .service(&self.service)
+            .protocol(self.protocol.as_str())
+            .agent(&self.agent)
+            .client_address(self.client)
+            .field("client_asserted_by", self.asserted_by.to_string())
+            .login(grant.login())
+            .decision(&decision)
+            .observed(Observed::Bytes);
+        if let Some(login) = &self.asked_login {
+            event = event.field("asked_login", login.as_str());
+        }
+        if let Some(database) = &self.asked_database {
+            event = event.field("asked_database", shortened(database));
+        }
+        if let Some(connect_id) = &self.connect_id {
+            event = event.connect(connect_id);
+        }
+        match self.caller.login_id() {
+            Some(login_id) => event.login_id(&login_id),
+            None => event,
+        }
+    }
+}
+
+/// Fields that an end record repeats from the start record it answers.
+const CARRIED_FIELDS: [&str; 18] = [
+    "session_id",
+    "connect_id",
+    "user",
+    "login_id",
+    "serial",
+    "service",
+    "protocol",
+    "agent",
+    "client_address",
+    "client_ip",
+    "client_asserted_by",
+    "login",
+    "asked_login",
+    "asked_database",
+    "decision",
+    "observed",
+    "start",
+    "time",
+];
+
+/// The part of a start record that outlives it, for the end record of a session whose agent died.
+#[must_use]
+pub fn carried(start: &Map<String, Value>) -> Map<String, Value> {
+    let pick = |name: &&str| start.get(*name).map(|value| ((*name).to_owned(), value.clone()));
+    CARRIED_FIELDS.iter().filter_map(pick).collect()
+}
+
+/// The end record of a session that was live when its agent died; `start` is its start record or the
+/// [`carried`] part of it. How much went each way died with the agent, so nothing is said about it.
+#[must_use]
+pub fn lost_event(start: &Map<String, Value>, now: OffsetDateTime, id: Uuid) -> Event {
+    let began = start.get("start").or_else(|| start.get("time")).cloned();
+    let repeated = CARRIED_FIELDS
+        .iter()
+        .filter(|name| !matches!(**name, "start" | "time"));
+    let mut event = Event::new(EventKind::SessionEnd, now, id).close(
+        CloseReason::AgentLost,
+        Some("the agent ended without warning while the session ran"),
+    );
+    for name in repeated {
+        if let Some(value) = start.get(*name) {
+            event = event.field(name, value.clone());
+        }
+    }
+    match began {
+        Some(began) => event.field("start", began),
+        None => event,
+    }
+}
+
+/// What a client says about itself takes no more of a record than a name would.
+fn shortened(text: &str) -> String {
+    text.chars().take(CLAIM_CHARACTERS_MAX).collect()
+}
+
+/// A time the way records write it.
+fn start_text(at: OffsetDateTime) -> String {
+    let format = time::macros::format_description!(
+        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
+    );
+    at.to_offset(time::UtcOffset::UTC)
+        .format(&format)
+        .unwrap_or_default()
+}

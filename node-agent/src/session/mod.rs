@@ -1,0 +1,15 @@
+//! A session from its grant to its end record.
+//!
+//! Reading order: [`caller`] (who), [`facts`] (what the records say), [`started`] (the proof that the start
+//! record is durable), [`live`] (the registry of what runs and how it is cut), [`review`] (who cuts it).
+
+pub mod caller;
+pub mod facts;
+pub mod live;
+pub mod review;
+pub mod started;
+
+pub use caller::Caller;
+pub use facts::{Ending, SessionFacts};
+pub use live::{Live, Registry};
+pub use started::Started;

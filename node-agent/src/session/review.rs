@@ -1,0 +1,162 @@
+//! Live sessions are decided again: all of them when the rules or the locks change, those whose grant
+//! depends on the time every minute; and their deadlines are held every second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_audit::CloseReason;
+use iap_runtime::big_stack;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::live::{Live, Registry};
+use super::{Ending, SessionFacts};
+use crate::decide::{Attempt, Gate, Outage, Permit, Refusal};
+use crate::view::View;
+
+const TICK: Duration = Duration::from_secs(1);
+const TIME_DEPENDENT_EVERY: Duration = Duration::from_secs(60);
+/// Sessions decided in one go on one thread, so that new sessions find a thread in between.
+const BATCH_SESSIONS_MAX: usize = 512;
+
+/// The one task that cuts live sessions for reasons of policy, locks and time.
+#[derive(Debug)]
+pub struct Reviewer {
+    gate: Arc<Gate>,
+    registry: Arc<Registry>,
+    views: watch::Receiver<Option<Arc<View>>>,
+    outage_grace: Duration,
+    outage_since: Option<Instant>,
+}
+
+impl Reviewer {
+    /// A reviewer of `registry` by `gate`'s decisions.
+    #[must_use]
+    pub fn new(
+        gate: Arc<Gate>,
+        registry: Arc<Registry>,
+        views: watch::Receiver<Option<Arc<View>>>,
+        outage_grace: Duration,
+    ) -> Self {
+        Self {
+            gate,
+            registry,
+            views,
+            outage_grace,
+            outage_since: None,
+        }
+    }
+
+    /// Runs until every publisher of views has gone.
+    pub async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut minute = tokio::time::interval(TIME_DEPENDENT_EVERY);
+        minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = self.views.changed() => match changed {
+                    Ok(()) => self.decide_again(|_| true).await,
+                    Err(_publishers_gone) => return,
+                },
+                _ = minute.tick() => self.decide_again(Permit::time_dependent).await,
+                _ = tick.tick() => self.hold_deadlines(),
+            }
+        }
+    }
+
+    async fn decide_again(&self, concerned: impl Fn(&Permit) -> bool) {
+        let mut sessions = self.registry.all();
+        sessions.retain(|live| concerned(&live.permit()));
+        while !sessions.is_empty() {
+            let rest = sessions.split_off(sessions.len().min(BATCH_SESSIONS_MAX));
+            let batch = std::mem::replace(&mut sessions, rest);
+            let gate = Arc::clone(&self.gate);
+            big_stack::run_async(move || batch.iter().for_each(|live| review(&gate, live))).await;
+        }
+    }
+
+    fn hold_deadlines(&mut self) {
+        let outage = self.gate.outage();
+        self.outage_since = match outage {
+            Some(_) => self.outage_since.or_else(|| Some(Instant::now())),
+            None => None,
+        };
+        let out_of_grace = self
+            .outage_since
+            .is_some_and(|since| since.elapsed() >= self.outage_grace);
+        if let Some(outage) = outage.filter(|_| out_of_grace) {
+            self.registry.cut_all(&outage_ending(outage));
+        }
+        let now = self.gate.now();
+        for live in self.registry.all() {
+            if let Some(ending) = overdue(&live.facts, &live.permit(), now) {
+                live.cut(ending);
+            }
+        }
+    }
+}
+
+/// Decides one live session again; must run on a big stack.
+pub fn review(gate: &Gate, live: &Live) {
+    match gate.decide_here(&Attempt::of_live(&live.facts)) {
+        Ok(permit) => live.renew(permit),
+        Err(refusal) => {
+            if let Some(ending) = cut_ending(&refusal, &live.permit()) {
+                live.cut(ending);
+            }
+        }
+    }
+}
+
+/// How a refusal ends a live session; `None` when it has a grace of its own.
+fn cut_ending(refusal: &Refusal, held: &Permit) -> Option<Ending> {
+    match refusal {
+        Refusal::Outage(_) => None,
+        Refusal::Locked(lock) => Some(Ending::because(CloseReason::Lock, lock.to_string())),
+        Refusal::Killed(lock) => Some(Ending::because(CloseReason::Killed, lock.to_string())),
+        Refusal::NotServed => Some(Ending::because(
+            CloseReason::ServiceRemoved,
+            "the service is no longer granted to this agent",
+        )),
+        Refusal::Ceiling(_) => Some(Ending::because(CloseReason::Policy, refusal.detail())),
+        Refusal::Denied(denial) => Some(Ending::because(
+            CloseReason::Policy,
+            match &denial.rule {
+                Some(rule) => format!(
+                    "rule {rule:?} of policy version {}: {}",
+                    denial.policy_version, denial.detail
+                ),
+                None => format!(
+                    "rule {:?} no longer allows this session as of policy version {}: {}",
+                    held.grant().rule(),
+                    denial.policy_version,
+                    denial.detail
+                ),
+            },
+        )),
+    }
+}
+
+fn outage_ending(outage: Outage) -> Ending {
+    Ending::because(CloseReason::FeedTooOld, outage.text())
+}
+
+fn overdue(facts: &SessionFacts, permit: &Permit, now: time::OffsetDateTime) -> Option<Ending> {
+    if facts
+        .caller
+        .login_deadline()
+        .is_some_and(|deadline| deadline <= now)
+    {
+        return Some(Ending::plain(CloseReason::LoginDeadline));
+    }
+    let limit = permit.grant().limits().session?;
+    let over = now - facts.started >= limit;
+    over.then(|| {
+        let rule = permit.grant().rule();
+        Ending::because(
+            CloseReason::SessionLimit,
+            format!("rule {rule:?} allows {} s", limit.as_secs()),
+        )
+    })
+}

@@ -1,0 +1,89 @@
+//! A session whose start is recorded: the permission to dial, and the duty to record the end.
+
+use std::sync::Arc;
+
+use iap_audit::CloseReason;
+use iap_identity::SessionId;
+use iap_policy::Grant;
+use iap_runtime::pump::Counters;
+
+use super::{Ending, SessionFacts};
+use crate::journal::Journal;
+
+/// Proof that a session was granted and that its start record is durable (or, for a service with
+/// `audit = "best_effort"`, that its gap is counted). Only [`Journal::start`] makes one, and
+/// [`backend::dial`](crate::backend::dial) takes nothing else. Dropping it unended records a failure of the
+/// agent, so that no way out of a session leaves it without an end.
+#[derive(Debug)]
+pub struct Started {
+    facts: Arc<SessionFacts>,
+    grant: Grant,
+    counters: Counters,
+    journal: Journal,
+    ended: bool,
+}
+
+impl Started {
+    pub(crate) fn new(facts: Arc<SessionFacts>, grant: Grant, journal: Journal) -> Self {
+        Self {
+            facts,
+            grant,
+            counters: Counters::new(),
+            journal,
+            ended: false,
+        }
+    }
+
+    /// The session's id.
+    #[must_use]
+    pub fn session_id(&self) -> SessionId {
+        self.facts.session_id
+    }
+
+    /// What is settled about it.
+    #[must_use]
+    pub fn facts(&self) -> &SessionFacts {
+        &self.facts
+    }
+
+    /// What it was granted by.
+    #[must_use]
+    pub fn grant(&self) -> &Grant {
+        &self.grant
+    }
+
+    /// What it has carried.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Records that the backend could not be reached.
+    pub fn connect_failed(&self, text: &str) {
+        let (now, id) = self.journal.stamp();
+        self.journal
+            .note(self.facts.connect_failed_event(&self.grant, now, id, text));
+    }
+
+    /// Records the end; returns once that is durable, or known to be impossible.
+    pub async fn end(mut self, ending: Ending) {
+        self.ended = true;
+        let event = self.end_event(&ending);
+        self.journal.end(event).await;
+    }
+
+    fn end_event(&self, ending: &Ending) -> iap_audit::Event {
+        let (now, id) = self.journal.stamp();
+        let bytes = (self.counters.bytes_in(), self.counters.bytes_out());
+        self.facts.end_event(&self.grant, now, id, bytes, ending)
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if !self.ended {
+            let ending = Ending::because(CloseReason::InternalError, "the session's task ended early");
+            self.journal.end_later(self.end_event(&ending));
+        }
+    }
+}

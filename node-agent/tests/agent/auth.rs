@@ -1,0 +1,357 @@
+//! A stand-in for the auth server: signs what tests tell it to, issues leaves, takes records.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use iap_audit::RecordView;
+use iap_identity::{
+    AgentId, AgentProfile, CaClass, Profile, Request as CertificateRequest, ServiceName, SignedKind,
+};
+use iap_proto::v1::agent_server::Agent;
+use iap_proto::v1::feed_event::Event;
+use iap_proto::v1::join_server::Join;
+use iap_proto::v1::{self, FeedEvent, Signed};
+use iap_proto::{Beat, LockList, Snapshot};
+use iap_runtime::rpc::ConnectInfo;
+use iap_testkit::TestCluster;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+const BEAT_EVERY: Duration = Duration::from_millis(200);
+
+#[derive(Clone)]
+pub struct FakeAuth(Arc<Inner>);
+
+struct Inner {
+    cluster: Arc<TestCluster>,
+    changed: watch::Sender<u64>,
+    state: Mutex<State>,
+}
+
+struct State {
+    snapshot: Snapshot,
+    locks: LockList,
+    records: Vec<Vec<u8>>,
+    takes_records: bool,
+    beats: bool,
+    renewals: u32,
+    token_secret: Option<[u8; 32]>,
+    joins_as: AgentId,
+}
+
+impl FakeAuth {
+    pub fn new(cluster: Arc<TestCluster>, snapshot: Snapshot, locks: LockList, joins_as: AgentId) -> Self {
+        let state = State {
+            snapshot,
+            locks,
+            records: Vec::new(),
+            takes_records: true,
+            beats: true,
+            renewals: 0,
+            token_secret: None,
+            joins_as,
+        };
+        Self(Arc::new(Inner {
+            cluster,
+            changed: watch::Sender::new(0),
+            state: Mutex::new(state),
+        }))
+    }
+
+    pub fn cluster(&self) -> &TestCluster {
+        &self.0.cluster
+    }
+
+    pub fn signed(&self, kind: SignedKind, payload: Vec<u8>) -> Signed {
+        let (key_id, signature) = self.0.cluster.sign(kind, &payload).unwrap();
+        Signed {
+            key_id,
+            payload,
+            signature,
+        }
+    }
+
+    pub fn bundle(&self) -> Signed {
+        let raw = self.0.cluster.bundle().to_raw();
+        self.signed(
+            SignedKind::Bundle,
+            iap_proto::convert::bundle::encode_bundle(&raw),
+        )
+    }
+
+    pub fn snapshot(&self) -> Signed {
+        let payload = self.state().snapshot.encode();
+        self.signed(SignedKind::Snapshot, payload)
+    }
+
+    pub fn locks(&self) -> Signed {
+        let payload = self.state().locks.encode();
+        self.signed(SignedKind::Locks, payload)
+    }
+
+    pub fn beat(&self) -> Signed {
+        let state = self.state();
+        let beat = Beat {
+            cluster: self.0.cluster.name.clone(),
+            epoch: state.snapshot.epoch,
+            time: OffsetDateTime::now_utc(),
+            snapshot_version: state.snapshot.version,
+            lock_version: state.locks.version,
+        };
+        drop(state);
+        self.signed(SignedKind::Beat, beat.encode())
+    }
+
+    /// Changes the snapshot and publishes it as the next version.
+    pub fn publish(&self, change: impl FnOnce(&mut Snapshot)) {
+        let mut state = self.state();
+        change(&mut state.snapshot);
+        state.snapshot.version += 1;
+        state.snapshot.policy_version += 1;
+        state.snapshot.issued = OffsetDateTime::now_utc();
+        drop(state);
+        self.0.changed.send_modify(|count| *count += 1);
+    }
+
+    pub fn lock(&self, lock: iap_identity::Lock) {
+        let mut state = self.state();
+        let mut all: Vec<_> = state.locks.locks.iter().cloned().collect();
+        all.push(lock);
+        state.locks.locks = iap_identity::Locks::new(all);
+        state.locks.version += 1;
+        state.locks.issued = OffsetDateTime::now_utc();
+        drop(state);
+        self.0.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Publishes objects exactly as they are, without a new version.
+    pub fn replace(&self, change: impl FnOnce(&mut Snapshot, &mut LockList)) {
+        let mut state = self.state();
+        let state = &mut *state;
+        change(&mut state.snapshot, &mut state.locks);
+        self.0.changed.send_modify(|count| *count += 1);
+    }
+
+    pub fn take_records(&self, takes: bool) {
+        self.state().takes_records = takes;
+    }
+
+    pub fn stop_beats(&self) {
+        self.state().beats = false;
+    }
+
+    pub fn invite(&self, secret: [u8; 32]) {
+        self.state().token_secret = Some(secret);
+    }
+
+    pub fn renewals(&self) -> u32 {
+        self.state().renewals
+    }
+
+    pub fn records(&self) -> Vec<RecordView> {
+        self.state()
+            .records
+            .iter()
+            .map(|bytes| RecordView::parse(bytes).unwrap())
+            .collect()
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
+    }
+
+    fn issue(&self, csr: &[u8], profile: Profile) -> Result<v1::Issued, Status> {
+        let cluster = &self.0.cluster;
+        let now = OffsetDateTime::now_utc();
+        let request =
+            CertificateRequest::parse(csr).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let serial = iap_testkit::certificates::random_serial().unwrap();
+        let issued = request
+            .approve(profile)
+            .prepare(now, serial, cluster.issuer(CaClass::System))
+            .unwrap()
+            .sign(cluster.issuer_key(CaClass::System))
+            .unwrap()
+            .finish(now)
+            .unwrap();
+        Ok(v1::Issued {
+            chain: issued.chain_der(),
+            not_after_unix_ms: 0,
+            serial: Vec::new(),
+        })
+    }
+
+    fn agent_of<T>(request: &Request<T>) -> Result<AgentId, Status> {
+        let info = request
+            .extensions()
+            .get::<ConnectInfo>()
+            .expect("every connection says who it is");
+        match info.peer.as_deref() {
+            Some(iap_identity::VerifiedPeer::Agent(agent)) => Ok(agent.id),
+            _ => Err(Status::unauthenticated("an agent's certificate is needed")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for FakeAuth {
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::Issued>, Status> {
+        let info = request.extensions().get::<ConnectInfo>().unwrap().clone();
+        let id = match info.expired_agent {
+            Some(agent) => agent.id,
+            None => Self::agent_of(&request)?,
+        };
+        self.state().renewals += 1;
+        let cluster = self.0.cluster.name.clone();
+        let issued = self.issue(
+            &request.get_ref().csr,
+            Profile::Agent(AgentProfile {
+                id,
+                cluster,
+                generation: 1,
+            }),
+        )?;
+        Ok(Response::new(issued))
+    }
+
+    async fn service_leaf(
+        &self,
+        request: Request<v1::ServiceLeafRequest>,
+    ) -> Result<Response<v1::Issued>, Status> {
+        let agent = Self::agent_of(&request)?;
+        let request = request.into_inner();
+        let service = ServiceName::parse(&request.service).unwrap();
+        let cluster = self.0.cluster.name.clone();
+        let issued = self.issue(
+            &request.csr,
+            Profile::ServiceLeaf {
+                agent,
+                service,
+                cluster,
+            },
+        )?;
+        Ok(Response::new(issued))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<FeedEvent, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Self::agent_of(&request)?;
+        let (sender, receiver) = mpsc::channel(64);
+        let auth = self.clone();
+        tokio::spawn(async move {
+            let mut changed = auth.0.changed.subscribe();
+            let mut first = true;
+            loop {
+                let mut events = Vec::new();
+                if first {
+                    events.push(Event::Bundle(auth.bundle()));
+                }
+                if first || changed.has_changed().unwrap() {
+                    changed.mark_unchanged();
+                    events.push(Event::Snapshot(auth.snapshot()));
+                    events.push(Event::Locks(auth.locks()));
+                }
+                let beats = auth.state().beats;
+                if beats {
+                    events.push(Event::Beat(auth.beat()));
+                }
+                first = false;
+                for event in events {
+                    if sender.send(Ok(FeedEvent { event: Some(event) })).await.is_err() {
+                        return;
+                    }
+                }
+                let _ = tokio::time::timeout(BEAT_EVERY, changed.changed())
+                    .await
+                    .map(|_| changed.mark_changed());
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn append_audit(&self, request: Request<v1::AuditBatch>) -> Result<Response<v1::AuditAck>, Status> {
+        let agent = Self::agent_of(&request)?;
+        let batch = request.into_inner();
+        let mut state = self.state();
+        if !state.takes_records {
+            return Err(Status::unavailable("no records now"));
+        }
+        for bytes in batch.records {
+            let view =
+                RecordView::parse(&bytes).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            assert_eq!(view.agent_id, agent.into());
+            let held = state.records.iter().map(|held| RecordView::parse(held).unwrap());
+            match held.into_iter().find(|held| held.agent_seq == view.agent_seq) {
+                Some(held) => assert_eq!(held.hash_hex, view.hash_hex, "the same number with other content"),
+                None => {
+                    let last = state
+                        .records
+                        .last()
+                        .map(|bytes| RecordView::parse(bytes).unwrap());
+                    iap_audit::verify_link(last.as_ref(), &view).unwrap();
+                    state.records.push(bytes);
+                }
+            }
+        }
+        let last = state
+            .records
+            .last()
+            .map(|bytes| RecordView::parse(bytes).unwrap().agent_seq);
+        Ok(Response::new(v1::AuditAck {
+            agent_seq: last.unwrap_or(0),
+        }))
+    }
+
+    async fn status(&self, request: Request<v1::AgentStatus>) -> Result<Response<v1::Empty>, Status> {
+        Self::agent_of(&request)?;
+        Ok(Response::new(v1::Empty {}))
+    }
+}
+
+#[tonic::async_trait]
+impl Join for FakeAuth {
+    async fn join_agent(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::JoinedAgent>, Status> {
+        let request = request.into_inner();
+        let (id, known) = {
+            let mut state = self.state();
+            let known = state
+                .token_secret
+                .take()
+                .is_some_and(|secret| secret == request.secret.as_slice());
+            (state.joins_as, known)
+        };
+        if !known {
+            return Err(Status::permission_denied(
+                "the token was used already or has expired",
+            ));
+        }
+        let cluster = self.0.cluster.name.clone();
+        let issued = self.issue(
+            &request.csr,
+            Profile::Agent(AgentProfile {
+                id,
+                cluster,
+                generation: 0,
+            }),
+        )?;
+        Ok(Response::new(v1::JoinedAgent {
+            agent_id: id.as_bytes().to_vec(),
+            issued: Some(issued),
+            bundle: Some(self.bundle()),
+            snapshot: Some(self.snapshot()),
+            locks: Some(self.locks()),
+        }))
+    }
+
+    async fn join_proxy(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinedProxy>, Status> {
+        Err(Status::unimplemented("agents only"))
+    }
+}

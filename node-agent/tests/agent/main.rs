@@ -1,0 +1,21 @@
+//! The agent against a stand-in for the rest of the plane: one loopback port that is a proxy and leads to an
+//! auth server, real TLS, real sockets, real files.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+#![allow(missing_docs, unreachable_pub)]
+
+mod auth;
+mod client;
+mod plane;
+mod proxy;
+
+mod joining;
+mod outages;
+mod records;
+mod refusals;
+mod reviews;
+mod sessions;

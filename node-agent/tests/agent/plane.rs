@@ -1,0 +1,309 @@
+//! A plane around one agent: cluster, stand-ins, state directory, backends.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use iap_agent::state::names;
+use iap_agent::{App, Config};
+use iap_identity::{AgentId, GroupName, Lock, LockKind, LoginName, ServiceName};
+use iap_policy::{ServiceFacts, Vocabulary};
+use iap_proto::{AuditMode, LockList, ServiceRecord, Snapshot};
+use iap_runtime::shutdown::Shutdown;
+use iap_testkit::TestCluster;
+use prost::Message as _;
+use tempfile::TempDir;
+use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::auth::FakeAuth;
+use crate::proxy::{FakeProxy, WAIT};
+
+pub const CLUSTER: &str = "iap.example.com";
+
+pub const POLICY: &str = r#"
+[[rule]]
+name = "engineers reach everything"
+effect = "allow"
+users = { groups = ["engineering"] }
+services = { names = ["echo", "db-prod", "other"] }
+"#;
+
+pub struct Plane {
+    pub cluster: Arc<TestCluster>,
+    pub auth: FakeAuth,
+    pub proxy: FakeProxy,
+    pub agent_id: AgentId,
+    pub folder: TempDir,
+    pub backends: Vec<(String, String)>,
+    /// Further lines of `[limits]`.
+    pub limits: String,
+    pub ceiling: String,
+    pub start_with_snapshot: bool,
+}
+
+/// A running agent.
+pub struct Running {
+    pub shutdown: Shutdown,
+    task: JoinHandle<Result<(), iap_agent::app::RunError>>,
+}
+
+impl Plane {
+    /// A plane whose agent is granted `echo` and `db-prod`, both with an echoing backend.
+    pub async fn new() -> Self {
+        Self::of(TestCluster::new(CLUSTER).unwrap()).await
+    }
+
+    /// The same in a cluster made at another time.
+    pub async fn of(cluster: TestCluster) -> Self {
+        let _ = iap_runtime::telemetry::init(
+            iap_runtime::telemetry::LogFormat::Text,
+            &std::env::var("IAP_TEST_LOG").unwrap_or_else(|_| "off".to_owned()),
+        );
+        let cluster = Arc::new(cluster);
+        let agent_id = AgentId::from_uuid(Uuid::now_v7());
+        let auth = FakeAuth::new(Arc::clone(&cluster), snapshot(agent_id), no_locks(), agent_id);
+        let proxy = FakeProxy::start(Arc::clone(&cluster), auth.clone()).await;
+        let echo = echo_backend().await.to_string();
+        let backends = vec![("echo".to_owned(), echo.clone()), ("db-prod".to_owned(), echo)];
+        let folder = iap_testkit::temp().unwrap();
+        let (limits, ceiling) = (String::new(), String::new());
+        Self {
+            cluster,
+            auth,
+            proxy,
+            agent_id,
+            folder,
+            backends,
+            limits,
+            ceiling,
+            start_with_snapshot: true,
+        }
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Points a service at another backend.
+    pub fn backend(&mut self, service: &str, address: &str) {
+        self.backends.retain(|(name, _)| name != service);
+        self.backends.push((service.to_owned(), address.to_owned()));
+    }
+
+    pub fn config(&self) -> Config {
+        let mut text = format!(
+            "cluster = {CLUSTER:?}\nstate_dir = {:?}\nproxies = [\"{}\"]\n[limits]\ndrain_seconds_max = 0\n{}\n",
+            self.state_dir(),
+            self.proxy.address(),
+            self.limits
+        );
+        for (name, backend) in &self.backends {
+            text.push_str(&format!(
+                "[[service]]\nname = {name:?}\nbackend = {backend:?}\n{}\n",
+                self.ceiling
+            ));
+        }
+        Config::parse(&text, "agent.toml").unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    /// Writes what `join` would have left.
+    pub fn write_state(&self, certificate_made: OffsetDateTime) {
+        let profile = iap_identity::Profile::Agent(iap_identity::AgentProfile {
+            id: self.agent_id,
+            cluster: self.cluster.name.clone(),
+            generation: 0,
+        });
+        let credential = self.cluster.issue_at(profile, certificate_made).unwrap();
+        let state = iap_agent::state::StateDir::open(&self.state_dir()).unwrap();
+        state.write(names::KEY, credential.key_pem().as_bytes()).unwrap();
+        state
+            .write(names::CERTIFICATE, credential.chain_pem().as_bytes())
+            .unwrap();
+        state
+            .write(names::PIN, self.cluster.pin().to_string().as_bytes())
+            .unwrap();
+        state
+            .write(names::BUNDLE, &self.auth.bundle().encode_to_vec())
+            .unwrap();
+        if self.start_with_snapshot {
+            state
+                .write(names::SNAPSHOT, &self.auth.snapshot().encode_to_vec())
+                .unwrap();
+            state
+                .write(names::LOCKS, &self.auth.locks().encode_to_vec())
+                .unwrap();
+        }
+        state
+            .write(names::AGENT_ID, self.agent_id.to_string().as_bytes())
+            .unwrap();
+    }
+
+    /// Gives the agent its leaves, as an earlier run would have left them.
+    pub fn write_leaves(&self) {
+        let state = iap_agent::state::StateDir::open(&self.state_dir()).unwrap();
+        for (name, _) in &self.backends {
+            let credential = self.cluster.service_leaf(self.agent_id, name).unwrap();
+            let service = ServiceName::parse(name).unwrap();
+            iap_runtime::keys::store(&state.leaf_key(&service).unwrap(), &credential.key).unwrap();
+            state
+                .write_leaf_certificate(&service, credential.chain_pem().as_bytes())
+                .unwrap();
+        }
+    }
+
+    /// Starts the agent from its state directory, which is written first if there is none.
+    pub async fn start(&self) -> Running {
+        if !self.state_dir().join(names::AGENT_ID).exists() {
+            self.write_state(OffsetDateTime::now_utc());
+        }
+        let app = App::build(self.config())
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        let shutdown = Shutdown::new();
+        let task = tokio::spawn(app.run(shutdown.clone()));
+        Running { shutdown, task }
+    }
+
+    /// A running agent that has announced everything it should.
+    pub async fn started() -> (Self, Running) {
+        let plane = Self::new().await;
+        let running = plane.start().await;
+        plane.proxy.announced(&["echo", "db-prod"]).await;
+        (plane, running)
+    }
+
+    /// Waits until the auth server holds a record that satisfies `wanted`.
+    pub async fn record(
+        &self,
+        wanted: impl Fn(&iap_audit::RecordView) -> bool,
+    ) -> serde_json::Map<String, serde_json::Value> {
+        let mut found = None;
+        let looking = iap_testkit::wait_until_async(
+            async || {
+                found = self.auth.records().into_iter().find(|record| wanted(record));
+                found.is_some()
+            },
+            WAIT,
+        );
+        if looking.await.is_err() {
+            let all: Vec<_> = self
+                .auth
+                .records()
+                .into_iter()
+                .map(|record| record.fields)
+                .collect();
+            panic!("no such record among {all:#?}");
+        }
+        found.unwrap().fields
+    }
+
+    /// Waits for the first record of an event.
+    pub async fn event(&self, event: &str) -> serde_json::Map<String, serde_json::Value> {
+        self.record(|record| record.event == event).await
+    }
+
+    pub fn lock(&self, kind: LockKind, target: &str, reason: &str) {
+        self.auth.lock(Lock {
+            id: Uuid::now_v7(),
+            kind,
+            target: target.to_owned(),
+            reason: reason.to_owned(),
+            created_by: "admin@example.com".to_owned(),
+            created_at: OffsetDateTime::now_utc(),
+            expires_at: None,
+        });
+    }
+}
+
+impl Running {
+    /// Stops in order.
+    pub async fn stop(self) {
+        self.shutdown.trigger("test");
+        tokio::time::timeout(WAIT, self.task)
+            .await
+            .expect("the agent stops")
+            .unwrap()
+            .unwrap();
+    }
+
+    /// Dies at once, writing nothing more.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+pub fn snapshot(agent_id: AgentId) -> Snapshot {
+    let now = OffsetDateTime::now_utc();
+    Snapshot {
+        epoch: 1,
+        version: 1,
+        cluster: iap_identity::ClusterName::parse(CLUSTER).unwrap(),
+        issued: now,
+        expires: now + time::Duration::hours(24),
+        policy_version: 1,
+        policy_toml: POLICY.to_owned(),
+        vocabulary: Vocabulary::new([(GroupName::parse("dev:engineering").unwrap(), 1)].into()),
+        services: vec![service("echo", &[agent_id]), service("db-prod", &[agent_id])],
+        proxies: Vec::new(),
+        reserved_logins: vec![LoginName::parse("root").unwrap()],
+    }
+}
+
+pub fn service(name: &str, agents: &[AgentId]) -> ServiceRecord {
+    let mut facts = ServiceFacts::tcp(ServiceName::parse(name).unwrap());
+    if name.starts_with("db") {
+        facts.protocol = iap_policy::Protocol::Postgres;
+    }
+    ServiceRecord {
+        facts,
+        description: String::new(),
+        contact: "#platform".to_owned(),
+        agents: agents.to_vec(),
+        audit: AuditMode::Required,
+        recording: String::new(),
+    }
+}
+
+pub fn no_locks() -> LockList {
+    LockList {
+        cluster: iap_identity::ClusterName::parse(CLUSTER).unwrap(),
+        epoch: 1,
+        version: 1,
+        issued: OffsetDateTime::now_utc(),
+        locks: iap_identity::Locks::default(),
+    }
+}
+
+/// Sends back every byte; on end of input, says "bye" and closes.
+pub async fn echo_backend() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 * 1024];
+                loop {
+                    match stream.read(&mut buffer).await {
+                        Ok(0) => {
+                            let _ = stream.write_all(b"bye").await;
+                            return;
+                        }
+                        Ok(count) => {
+                            if stream.write_all(&buffer[..count]).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(_) => return,
+                    }
+                }
+            });
+        }
+    });
+    address
+}

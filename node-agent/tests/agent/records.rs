@@ -1,0 +1,201 @@
+//! What is written down when things go wrong.
+
+use iap_proto::AuditMode;
+use iap_tunnel::Status;
+
+use crate::client::{echoes, ending, framed};
+use crate::plane::Plane;
+use crate::proxy::WAIT;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_of_a_killed_agent_get_their_end_before_it_announces_again() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (
+        mut first,
+        Status::Granted {
+            session_id: acknowledged,
+            ..
+        },
+    ) = framed(&plane, "echo", &alice).await
+    else {
+        panic!()
+    };
+    echoes(&mut first, "one").await;
+    // This start is acknowledged before the agent dies, the next one is not.
+    plane.event("session.start").await;
+    plane.auth.take_records(false);
+    let (
+        mut second,
+        Status::Granted {
+            session_id: spooled, ..
+        },
+    ) = framed(&plane, "echo", &alice).await
+    else {
+        panic!()
+    };
+    echoes(&mut second, "two").await;
+    running.kill().await;
+    plane.auth.take_records(true);
+    drop((first, second));
+
+    let again = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    for session in [acknowledged, spooled] {
+        let id = session.to_string();
+        let end = plane
+            .record(|record| record.event == "session.end" && record.fields["session_id"] == id)
+            .await;
+        assert_eq!(end["close_reason"], "agent_lost");
+        assert_eq!(end["user"]["name"], "alice@example.com");
+        assert!(
+            end["start"].is_string() && end.get("bytes_in").is_none(),
+            "{end:?}"
+        );
+    }
+    again.stop().await;
+    let third = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    third.stop().await;
+    let ends = plane
+        .auth
+        .records()
+        .iter()
+        .filter(|record| record.event == "session.end")
+        .count();
+    assert_eq!(ends, 2, "one end each, however often it starts");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_wait_for_the_auth_server_and_arrive_once_in_order() {
+    let (plane, running) = Plane::started().await;
+    plane.auth.take_records(false);
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    for _ in 0..5 {
+        let (mut stream, _) = framed(&plane, "echo", &alice).await;
+        echoes(&mut stream, "x").await;
+    }
+    assert!(
+        !plane
+            .auth
+            .records()
+            .iter()
+            .any(|record| record.event == "session.start")
+    );
+    plane.auth.take_records(true);
+    iap_testkit::wait_until(
+        || {
+            plane
+                .auth
+                .records()
+                .iter()
+                .filter(|record| record.event == "session.end")
+                .count()
+                == 5
+        },
+        WAIT,
+    )
+    .unwrap();
+    running.stop().await;
+    let records = plane.auth.records();
+    assert_eq!(
+        records
+            .iter()
+            .filter(|record| record.event == "session.start")
+            .count(),
+        5
+    );
+    for pair in records.windows(2) {
+        iap_audit::verify_link(Some(&pair[0]), &pair[1]).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_spool_refuses_and_ends_what_requires_records_and_lets_the_rest_go_on() {
+    let mut plane = Plane::new().await;
+    plane.limits = "spool_bytes_max = 65536\nspool_full_pause_seconds_max = 1".to_owned();
+    plane
+        .auth
+        .replace(|snapshot, _| snapshot.services[1].audit = AuditMode::BestEffort);
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    plane.event("agent.start").await;
+    plane.auth.take_records(false);
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (mut required, _) = framed(&plane, "echo", &alice).await;
+    let (mut best_effort, _) = framed(&plane, "db-prod", &alice).await;
+    echoes(&mut required, "before").await;
+    let mut refusal = None;
+    for _ in 0..200 {
+        match framed(&plane, "echo", &alice).await.1 {
+            Status::Granted { .. } => {}
+            other => {
+                refusal = Some(other);
+                break;
+            }
+        }
+    }
+    assert!(
+        matches!(refusal, Some(Status::Unavailable { retry: true, .. })),
+        "{refusal:?}"
+    );
+    ending(&mut required).await;
+    echoes(&mut best_effort, "after").await;
+    let (mut another, granted) = framed(&plane, "db-prod", &alice).await;
+    assert!(matches!(granted, Status::Granted { .. }), "{granted:?}");
+    echoes(&mut another, "unrecorded").await;
+
+    plane.auth.take_records(true);
+    let gap = plane.event("agent.gap").await;
+    assert_eq!(gap["records_lost"], 1);
+    plane
+        .record(|record| {
+            record
+                .fields
+                .get("close_reason")
+                .is_some_and(|why| why == "audit_unavailable")
+        })
+        .await;
+    let (mut stream, _) = framed(&plane, "echo", &alice).await;
+    echoes(&mut stream, "works again").await;
+    running.stop().await;
+    let records = plane.auth.records();
+    let starts = records.iter().filter(|record| record.event == "session.start");
+    for start in starts {
+        let id = &start.fields["session_id"];
+        let ends = records
+            .iter()
+            .filter(|end| end.event == "session.end" && end.fields["session_id"] == *id);
+        assert_eq!(ends.count(), 1, "a start has its one end");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn repeated_denials_become_one_record_and_a_count() {
+    let (plane, running) = Plane::started().await;
+    let bob = plane.cluster.user("bob@example.com", &["support"]).unwrap();
+    for _ in 0..4 {
+        framed(&plane, "echo", &bob).await;
+    }
+    framed(&plane, "db-prod", &bob).await;
+    running.stop().await;
+    let denials: Vec<_> = plane
+        .auth
+        .records()
+        .into_iter()
+        .filter(|record| record.event == "session.denied")
+        .collect();
+    assert_eq!(denials.len(), 3);
+    assert_eq!(
+        denials
+            .iter()
+            .filter(|record| record.fields.contains_key("count"))
+            .count(),
+        1
+    );
+    assert!(
+        denials
+            .iter()
+            .any(|record| record.fields.get("count").is_some_and(|count| *count == 3))
+    );
+}
