@@ -78,19 +78,36 @@ pub enum RunError {
 impl App {
     /// Opens `data_dir`, gets a certificate, binds the listener, and records the start.
     pub async fn build(config: Config, clock: Clock, random: Random) -> Result<Self, BuildError> {
-        let OpenedContext { context, is_first_start } = AppContext::open(config, clock, random).await?;
+        let OpenedContext {
+            context,
+            is_first_start,
+        } = AppContext::open(config, clock, random).await?;
         let context = Arc::new(context);
         let identity = OwnIdentity::issue(Arc::clone(&context)).await?;
         let web_tls = WebTls::load(context.config.web.clone(), &identity.material())?;
         let logins = Arc::new(Logins::new(Arc::clone(&context))?);
         let address = context.config.listen;
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| BuildError::Listen { address, source })?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| BuildError::Listen { address, source })?;
         let local = local::listen(&context.config.data_dir).map_err(BuildError::Local)?;
-        let event = context.audit.event(EventKind::AuthStart).map_err(RecordError::from)?;
-        let event = event.field("version", env!("CARGO_PKG_VERSION")).field("first_start", is_first_start);
+        let event = context
+            .audit
+            .event(EventKind::AuthStart)
+            .map_err(RecordError::from)?;
+        let event = event
+            .field("version", env!("CARGO_PKG_VERSION"))
+            .field("first_start", is_first_start);
         context.audit.record(event).await?;
-        Ok(Self { context, logins, identity, web_tls, listener, local, is_first_start })
+        Ok(Self {
+            context,
+            logins,
+            identity,
+            web_tls,
+            listener,
+            local,
+            is_first_start,
+        })
     }
 
     /// The parts, for those who look on.
@@ -119,12 +136,30 @@ impl App {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let config = Arc::clone(&self.context.config);
-        admin::serve(config.admin_listen, readiness.clone(), Arc::new(registry), shutdown.clone()).await?;
+        admin::serve(
+            config.admin_listen,
+            readiness.clone(),
+            Arc::new(registry),
+            shutdown.clone(),
+        )
+        .await?;
         let feed = self.context.feed.clone();
         shutdown.spawn(feed.run(readiness.condition("feed"), shutdown.clone()));
-        shutdown.spawn(count_watchers(Arc::clone(&self.context), metrics.clone(), shutdown.clone()));
-        shutdown.spawn(reload_on_hangup(self.web_tls.clone(), Hangups::listen()?, shutdown.clone()));
-        shutdown.spawn(local::serve(Arc::clone(&self.context), self.local, shutdown.clone()));
+        shutdown.spawn(count_watchers(
+            Arc::clone(&self.context),
+            metrics.clone(),
+            shutdown.clone(),
+        ));
+        shutdown.spawn(reload_on_hangup(
+            self.web_tls.clone(),
+            Hangups::listen()?,
+            shutdown.clone(),
+        ));
+        shutdown.spawn(local::serve(
+            Arc::clone(&self.context),
+            self.local,
+            shutdown.clone(),
+        ));
         let material = self.identity.material();
         shutdown.spawn(self.identity.run(shutdown.clone()));
 

@@ -133,7 +133,10 @@ impl Config {
 
     /// The configuration in `text`; `file` is what errors call it.
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigErrors> {
-        Self::check(iap_runtime::config::parse(text, file, ENVIRONMENT_PREFIX, [])?, file)
+        Self::check(
+            iap_runtime::config::parse(text, file, ENVIRONMENT_PREFIX, [])?,
+            file,
+        )
     }
 
     /// Checks values, reading only the secrets' files they name.

@@ -1,10 +1,11 @@
 //! What every request handler needs: configuration, time, randomness, and the parts of the server.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-use iap_runtime::files::{DataDir, FileError};
+use iap_runtime::files::{DataDir, FileError, PRIVATE_FILE_MODE};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -126,12 +127,28 @@ impl AppContext {
             clock: clock.clone(),
             random: random.clone(),
         });
-        let feed =
-            Feed::start(Arc::clone(&config), Arc::clone(&authority), Arc::clone(&store), policies.clone())
-                .await?;
-        let context =
-            AppContext { config, clock, random, store, authority, audit, policies, feed, data_dir_lock };
-        Ok(OpenedContext { context, is_first_start })
+        let feed = Feed::start(
+            Arc::clone(&config),
+            Arc::clone(&authority),
+            Arc::clone(&store),
+            policies.clone(),
+        )
+        .await?;
+        let context = AppContext {
+            config,
+            clock,
+            random,
+            store,
+            authority,
+            audit,
+            policies,
+            feed,
+            data_dir_lock,
+        };
+        Ok(OpenedContext {
+            context,
+            is_first_start,
+        })
     }
 }
 
@@ -144,9 +161,17 @@ impl Drop for AppContext {
 
 fn lock(dir: &DataDir) -> Result<File, OpenError> {
     let path = dir.path().display().to_string();
-    dir.write(LOCK_FILE, b"")?;
-    let failed = |source| OpenError::Lock { path: path.clone(), source };
-    let file = File::open(dir.join(LOCK_FILE)).map_err(failed)?;
+    let failed = |source| OpenError::Lock {
+        path: path.clone(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(PRIVATE_FILE_MODE);
+    let file = options.open(dir.join(LOCK_FILE)).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path }),
@@ -159,13 +184,20 @@ async fn check_belonging(
     config: &Config,
     keys: &AuthorityKeys,
 ) -> Result<(), OpenError> {
-    let ours = Belonging { cluster: config.cluster.clone(), auth_id: keys.auth_id, pin: keys.pin() };
+    let ours = Belonging {
+        cluster: config.cluster.clone(),
+        auth_id: keys.auth_id,
+        pin: keys.pin(),
+    };
     let found = store.belong(&ours).await?;
     match found == ours {
         true => Ok(()),
         false => Err(OpenError::OtherDatabase {
             path: config.data_dir.display().to_string(),
-            found: format!("cluster {}, auth server {}, root {}", found.cluster, found.auth_id, found.pin),
+            found: format!(
+                "cluster {}, auth server {}, root {}",
+                found.cluster, found.auth_id, found.pin
+            ),
         }),
     }
 }

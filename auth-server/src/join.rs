@@ -90,10 +90,14 @@ impl Joining {
     fn read(request: &v1::JoinRequest) -> Result<Self, RpcError> {
         let printable = |text: &str| !text.chars().any(char::is_control);
         if request.host_name.len() > HOST_NAME_BYTES_MAX || !printable(&request.host_name) {
-            return Err(RpcError::invalid(format!("a host name has at most {HOST_NAME_BYTES_MAX} bytes")));
+            return Err(RpcError::invalid(format!(
+                "a host name has at most {HOST_NAME_BYTES_MAX} bytes"
+            )));
         }
         if request.version.len() > VERSION_BYTES_MAX || !printable(&request.version) {
-            return Err(RpcError::invalid(format!("a version has at most {VERSION_BYTES_MAX} bytes")));
+            return Err(RpcError::invalid(format!(
+                "a version has at most {VERSION_BYTES_MAX} bytes"
+            )));
         }
         Ok(Self {
             secret_hash: JoinToken::hash_of(&request.secret),
@@ -135,7 +139,9 @@ async fn refuse(
         TokenRefusal::Expired | TokenRefusal::Used => {
             let recorded = match context.audit.event(EventKind::JoinFailure) {
                 Ok(event) => {
-                    let event = event.field("kind", kind.as_str()).field("client_ip", client_ip.to_string());
+                    let event = event
+                        .field("kind", kind.as_str())
+                        .field("client_ip", client_ip.to_string());
                     context.audit.record(event.reason(&refusal.to_string())).await
                 }
                 Err(error) => Err(error.into()),

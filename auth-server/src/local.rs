@@ -105,7 +105,9 @@ pub async fn serve(context: Arc<AppContext>, listener: UnixListener, shutdown: S
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            continue;
+        };
         let context = Arc::clone(&context);
         shutdown.spawn(async move {
             let _place = place;
@@ -127,7 +129,8 @@ pub async fn ask_for_proxy_token(data_dir: &Path, ttl_seconds: u32) -> Result<St
     let folder = File::open(data_dir).map_err(|source| not_running(data_dir, source))?;
     let stream = UnixStream::connect(short_path(&folder)).await;
     let mut stream = stream.map_err(|source| not_running(data_dir, source))?;
-    let mut request = serde_json::to_vec(&LocalRequest::ProxyToken { ttl_seconds }).map_err(io::Error::other)?;
+    let mut request =
+        serde_json::to_vec(&LocalRequest::ProxyToken { ttl_seconds }).map_err(io::Error::other)?;
     request.push(b'\n');
     stream.write_all(&request).await?;
     match serde_json::from_slice(&read_line(&mut stream, REPLY_BYTES_MAX).await?).map_err(io::Error::other)? {
@@ -154,8 +157,17 @@ async fn answer(context: &AppContext, mut stream: UnixStream) -> io::Result<()> 
 
 async fn proxy_token(context: &AppContext, uid: u32, ttl_seconds: u32) -> LocalReply {
     let name = format!("uid {uid} on the auth server's host");
-    let author = UserRecord { id: name.clone(), name, kind: "host".to_owned() };
-    let request = TokenCreateRequest { kind: "proxy".to_owned(), services: Vec::new(), uses: 1, ttl_seconds };
+    let author = UserRecord {
+        id: name.clone(),
+        name,
+        kind: "host".to_owned(),
+    };
+    let request = TokenCreateRequest {
+        kind: "proxy".to_owned(),
+        services: Vec::new(),
+        uses: 1,
+        ttl_seconds,
+    };
     match tokens::create(context, &author, request).await {
         Ok(TokenCreateReply { token, .. }) => LocalReply::Token(token),
         Err(error) => LocalReply::Refused(error.text),
@@ -164,7 +176,10 @@ async fn proxy_token(context: &AppContext, uid: u32, ttl_seconds: u32) -> LocalR
 
 async fn read_line(stream: &mut UnixStream, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
-    BufReader::new(stream).take(bytes_max).read_until(b'\n', &mut line).await?;
+    BufReader::new(stream)
+        .take(bytes_max)
+        .read_until(b'\n', &mut line)
+        .await?;
     Ok(line)
 }
 
@@ -174,5 +189,8 @@ fn short_path(folder: &File) -> PathBuf {
 }
 
 fn not_running(path: &Path, source: io::Error) -> LocalError {
-    LocalError::NotRunning { path: path.to_owned(), source }
+    LocalError::NotRunning {
+        path: path.to_owned(),
+        source,
+    }
 }

@@ -30,7 +30,9 @@ pub struct NewLock {
 pub async fn add(context: &AppContext, author: &UserRecord, new: NewLock) -> Result<Lock, RpcError> {
     check(&new)?;
     if context.feed.locks().len() >= LOCKS_MAX {
-        return Err(RpcError::conflict(format!("there are {LOCKS_MAX} locks already: remove some first")));
+        return Err(RpcError::conflict(format!(
+            "there are {LOCKS_MAX} locks already: remove some first"
+        )));
     }
     let now = context.clock.now();
     let lock = Lock {
@@ -72,22 +74,32 @@ fn describe(event: Event, author: &UserRecord, lock: &Lock) -> Event {
 
 fn check(new: &NewLock) -> Result<(), RpcError> {
     if new.reason.trim().is_empty() || new.reason.len() > REASON_BYTES_MAX {
-        return Err(RpcError::invalid(format!("a lock needs a reason of at most {REASON_BYTES_MAX} bytes")));
+        return Err(RpcError::invalid(format!(
+            "a lock needs a reason of at most {REASON_BYTES_MAX} bytes"
+        )));
     }
     if new.target.is_empty() || new.target.len() > TARGET_BYTES_MAX {
-        return Err(RpcError::invalid(format!("a lock's target has 1 to {TARGET_BYTES_MAX} bytes")));
+        return Err(RpcError::invalid(format!(
+            "a lock's target has 1 to {TARGET_BYTES_MAX} bytes"
+        )));
     }
     let is_uuid = || Uuid::try_parse(&new.target).is_ok_and(|id| id.hyphenated().to_string() == new.target);
-    let is_hex = || new.target.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'));
+    let is_hex = || {
+        new.target
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'))
+    };
     match new.kind {
         LockKind::User | LockKind::Device => Ok(()),
         LockKind::Login | LockKind::Session | LockKind::Agent if is_uuid() => Ok(()),
         LockKind::Serial if is_hex() => Ok(()),
-        LockKind::Login | LockKind::Session | LockKind::Agent => {
-            Err(RpcError::invalid(format!("{:?} is no id: a lower-case UUID is needed", new.target)))
-        }
-        LockKind::Serial => {
-            Err(RpcError::invalid(format!("{:?} is no serial: lower-case hex is needed", new.target)))
-        }
+        LockKind::Login | LockKind::Session | LockKind::Agent => Err(RpcError::invalid(format!(
+            "{:?} is no id: a lower-case UUID is needed",
+            new.target
+        ))),
+        LockKind::Serial => Err(RpcError::invalid(format!(
+            "{:?} is no serial: lower-case hex is needed",
+            new.target
+        ))),
     }
 }

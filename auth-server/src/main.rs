@@ -19,7 +19,12 @@ const EXIT_USAGE: u8 = 2;
 #[command(name = "iap-auth", version)]
 struct Arguments {
     /// The configuration file (TOML).
-    #[arg(long, value_name = "FILE", global = true, default_value = "/etc/iap/auth.toml")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        global = true,
+        default_value = "/etc/iap/auth.toml"
+    )]
     config: PathBuf,
     /// Check the configuration and exit.
     #[arg(long)]
@@ -62,7 +67,9 @@ fn main() -> ExitCode {
     }
     let outcome = match arguments.command {
         None => run(config),
-        Some(Command::Token { kind: TokenFor::Proxy { ttl } }) => proxy_token(&config, ttl),
+        Some(Command::Token {
+            kind: TokenFor::Proxy { ttl },
+        }) => proxy_token(&config, ttl),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,11 +83,16 @@ fn main() -> ExitCode {
 fn run(config: Config) -> anyhow::Result<()> {
     telemetry::init(config.log_format, &config.log_level)?;
     tls::install_provider();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(config))
 }
 
 fn proxy_token(config: &Config, ttl: u32) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     printer::token(&runtime.block_on(local::ask_for_proxy_token(&config.data_dir, ttl))?);
     Ok(())
 }

@@ -22,8 +22,16 @@ impl Metrics {
             "Connections by what became of them",
             metrics.connections.clone(),
         );
-        registry.register("iap_auth_calls", "Calls of the API by outcome at the gate", metrics.calls.clone());
-        registry.register("iap_auth_watchers", "Agents and proxies on the feed", metrics.watchers.clone());
+        registry.register(
+            "iap_auth_calls",
+            "Calls of the API by outcome at the gate",
+            metrics.calls.clone(),
+        );
+        registry.register(
+            "iap_auth_watchers",
+            "Agents and proxies on the feed",
+            metrics.watchers.clone(),
+        );
         metrics
     }
 
@@ -34,7 +42,9 @@ impl Metrics {
 
     /// A call of the table's path came to this at the gate.
     pub fn call(&self, path: &'static str, outcome: &'static str) {
-        self.calls.get_or_create(&[("call", path), ("outcome", outcome)]).inc();
+        self.calls
+            .get_or_create(&[("call", path), ("outcome", outcome)])
+            .inc();
     }
 
     /// So many follow the feed.

@@ -60,7 +60,11 @@ pub enum PoliciesError {
 impl Applied {
     /// Those of a user's groups that certificates carry: the ones the policy names.
     pub fn named(&self, groups: &[GroupName]) -> Vec<GroupName> {
-        groups.iter().filter(|group| self.vocabulary.first_version(group).is_some()).cloned().collect()
+        groups
+            .iter()
+            .filter(|group| self.vocabulary.first_version(group).is_some())
+            .cloned()
+            .collect()
     }
 }
 
@@ -76,8 +80,19 @@ impl Policies {
         let (source, with) = (toml.clone(), options.clone());
         let loaded = big_stack::run_async(move || Policy::load_with(&source, &with)).await;
         let policy = Arc::new(loaded.map_err(PoliciesError::Load)?.with_version(version));
-        let current = ArcSwap::from_pointee(Applied { version, toml, policy, vocabulary });
-        Ok(Self { shared: Arc::new(Shared { options, current, applying: Mutex::new(()) }) })
+        let current = ArcSwap::from_pointee(Applied {
+            version,
+            toml,
+            policy,
+            vocabulary,
+        });
+        Ok(Self {
+            shared: Arc::new(Shared {
+                options,
+                current,
+                applying: Mutex::new(()),
+            }),
+        })
     }
 
     /// The applied policy.
@@ -98,7 +113,12 @@ impl Policies {
             true => BTreeSet::from(Verb::ALL),
             false => self.current().policy.admin_verbs(&facts),
         };
-        Ok(UserCaller { peer: peer.clone(), facts, verbs, is_bootstrap_admin })
+        Ok(UserCaller {
+            peer: peer.clone(),
+            facts,
+            verbs,
+            is_bootstrap_admin,
+        })
     }
 }
 

@@ -21,14 +21,21 @@ pub fn token(token: &str) {
 
 /// After the first start: what to trust, and how to get the first admin.
 pub fn first_start(config: &Config, pin: &Pin) {
-    println!("A new cluster, {}, was made in {}.", config.cluster, config.data_dir.display());
+    println!(
+        "A new cluster, {}, was made in {}.",
+        config.cluster,
+        config.data_dir.display()
+    );
     println!();
     println!("  its CA pin:  {pin}");
     println!();
     println!("The first proxy joins with a token that this host makes:");
     println!();
     println!("  iap-auth token proxy --config FILE > proxy.token");
-    println!("  iap-proxy join --config FILE --auth HOST:{} --token-file proxy.token", config.listen.port());
+    println!(
+        "  iap-proxy join --config FILE --auth HOST:{} --token-file proxy.token",
+        config.listen.port()
+    );
     println!();
     if config.bootstrap_admins.is_empty() {
         println!("It has no administrator yet. Name yourself in the configuration and restart:");
@@ -39,7 +46,10 @@ pub fn first_start(config: &Config, pin: &Pin) {
         println!("Then log in:");
     } else {
         let admins: Vec<&str> = config.bootstrap_admins.iter().map(String::as_str).collect();
-        println!("Its first administrators are {}. Each of them logs in with:", admins.join(", "));
+        println!(
+            "Its first administrators are {}. Each of them logs in with:",
+            admins.join(", ")
+        );
     }
     println!();
     println!("  iapctl login {} --ca {pin}", config.public_address);

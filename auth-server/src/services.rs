@@ -52,11 +52,17 @@ pub async fn apply(
 ) -> Result<ServicesApplied, RpcError> {
     let changes = parse(document).map_err(RpcError::invalid)?;
     refuse_unknown_agents(context, &changes).await?;
-    let applied = context.store.apply_services(&changes, context.clock.now()).await?;
+    let applied = context
+        .store
+        .apply_services(&changes, context.clock.now())
+        .await?;
     for (change, names) in [("created", &applied.created), ("updated", &applied.updated)] {
         for name in names {
             let event = context.audit.event(EventKind::ServiceApplied)?;
-            context.audit.record(event.user(author).service(name).field("change", change)).await?;
+            context
+                .audit
+                .record(event.user(author).service(name).field("change", change))
+                .await?;
         }
     }
     if !applied.created.is_empty() || !applied.updated.is_empty() {
@@ -102,8 +108,13 @@ pub fn record_of(service: &GrantedService) -> Result<ServiceRecord, WireError> {
 }
 
 async fn refuse_unknown_agents(context: &AppContext, changes: &[ServiceChange]) -> Result<(), RpcError> {
-    let known: BTreeSet<AgentId> =
-        context.store.agents().await?.into_iter().map(|agent| agent.agent_id).collect();
+    let known: BTreeSet<AgentId> = context
+        .store
+        .agents()
+        .await?
+        .into_iter()
+        .map(|agent| agent.agent_id)
+        .collect();
     let unknown: Vec<String> = changes
         .iter()
         .flat_map(|change| change.agents.iter().flatten().map(move |agent| (change, agent)))
@@ -149,9 +160,15 @@ fn parse(document: &str) -> Result<Vec<ServiceChange>, String> {
 fn check(entry: Entry) -> Result<ServiceChange, Vec<String>> {
     let mut problems = Vec::new();
     let name = keep(&mut problems, ServiceName::parse(&entry.name));
-    let protocol = keep(&mut problems, Protocol::parse(entry.protocol.as_deref().unwrap_or("tcp")));
+    let protocol = keep(
+        &mut problems,
+        Protocol::parse(entry.protocol.as_deref().unwrap_or("tcp")),
+    );
     if let Some(login) = &entry.default_login {
-        keep(&mut problems, LoginName::parse(login).map_err(|error| format!("default_login: {error}")));
+        keep(
+            &mut problems,
+            LoginName::parse(login).map_err(|error| format!("default_login: {error}")),
+        );
     }
     let audit = entry.audit.as_deref().unwrap_or("required");
     let audit = AuditMode::parse(audit).filter(|_| !audit.is_empty());
@@ -161,12 +178,17 @@ fn check(entry: Entry) -> Result<ServiceChange, Vec<String>> {
     let texts = [("description", &entry.description), ("contact", &entry.contact)];
     for (key, text) in texts {
         if text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) {
-            problems.push(format!("{key} has at most {TEXT_BYTES_MAX} bytes and no control characters"));
+            problems.push(format!(
+                "{key} has at most {TEXT_BYTES_MAX} bytes and no control characters"
+            ));
         }
     }
     check_labels(&entry.labels, &mut problems);
     let agents = entry.agents.map(|agents| {
-        agents.iter().filter_map(|agent| keep(&mut problems, AgentId::parse(agent))).collect::<BTreeSet<_>>()
+        agents
+            .iter()
+            .filter_map(|agent| keep(&mut problems, AgentId::parse(agent)))
+            .collect::<BTreeSet<_>>()
     });
     let (Some(name), Some(protocol), Some(audit), true) = (name, protocol, audit, problems.is_empty()) else {
         return Err(problems);
@@ -192,7 +214,9 @@ fn check_labels(labels: &BTreeMap<String, String>, problems: &mut Vec<String>) {
     for (key, value) in labels {
         let long = key.is_empty() || key.len() > LABEL_BYTES_MAX || value.len() > LABEL_BYTES_MAX;
         if long || key.chars().chain(value.chars()).any(char::is_control) {
-            problems.push(format!("label {key:?}: keys and values have at most {LABEL_BYTES_MAX} bytes"));
+            problems.push(format!(
+                "label {key:?}: keys and values have at most {LABEL_BYTES_MAX} bytes"
+            ));
         }
     }
 }
@@ -203,7 +227,12 @@ fn keep<T, E: std::fmt::Display>(problems: &mut Vec<String>, result: Result<T, E
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
 
     use super::*;
 
@@ -236,7 +265,11 @@ mod tests {
 
     #[test]
     fn unknown_keys_and_empty_documents_are_refused() {
-        assert!(parse("[[service]]\nname = \"a\"\nbackend = \"h:1\"").unwrap_err().contains("backend"));
+        assert!(
+            parse("[[service]]\nname = \"a\"\nbackend = \"h:1\"")
+                .unwrap_err()
+                .contains("backend")
+        );
         assert!(parse("").unwrap_err().contains("no [[service]]"));
     }
 }

@@ -29,7 +29,9 @@ pub async fn create(
     let services = services(context, kind, &request.services).await?;
     let uses = if request.uses == 0 { 1 } else { request.uses };
     if uses > USES_MAX {
-        return Err(RpcError::invalid(format!("a token can be used at most {USES_MAX} times")));
+        return Err(RpcError::invalid(format!(
+            "a token can be used at most {USES_MAX} times"
+        )));
     }
     let life = match request.ttl_seconds {
         0 => LIFE_DEFAULT,
@@ -97,7 +99,11 @@ pub async fn remove(context: &AppContext, author: &UserRecord, id: &str) -> Resu
     if !context.store.remove_token(id).await? {
         return Err(RpcError::not_found(format!("there is no token {id}")));
     }
-    let event = context.audit.event(EventKind::TokenRemoved)?.user(author).field("token_id", id.to_string());
+    let event = context
+        .audit
+        .event(EventKind::TokenRemoved)?
+        .user(author)
+        .field("token_id", id.to_string());
     Ok(context.audit.record(event).await?)
 }
 
@@ -107,10 +113,14 @@ async fn services(
     names: &[String],
 ) -> Result<Vec<ServiceName>, RpcError> {
     if kind == TokenKind::Proxy && !names.is_empty() {
-        return Err(RpcError::invalid("a proxy serves no services: leave --service out"));
+        return Err(RpcError::invalid(
+            "a proxy serves no services: leave --service out",
+        ));
     }
     if names.len() > SERVICES_MAX {
-        return Err(RpcError::invalid(format!("a token names at most {SERVICES_MAX} services")));
+        return Err(RpcError::invalid(format!(
+            "a token names at most {SERVICES_MAX} services"
+        )));
     }
     let known = context.store.services().await?;
     let mut services = Vec::with_capacity(names.len());

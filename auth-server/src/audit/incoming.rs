@@ -60,28 +60,45 @@ fn session_change(view: &RecordView) -> Result<Option<SessionChange>, IncomingEr
 
 fn session_start(view: &RecordView, event: &'static str) -> Result<SessionChange, IncomingError> {
     let text = |value: Option<&Value>, field| {
-        value.and_then(Value::as_str).map(str::to_owned).ok_or(IncomingError::Lacks { event, field })
+        value
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+            .ok_or(IncomingError::Lacks { event, field })
     };
     let user = view.fields.get("user");
-    view.session_id.ok_or(IncomingError::Lacks { event, field: "session_id" })?;
+    view.session_id.ok_or(IncomingError::Lacks {
+        event,
+        field: "session_id",
+    })?;
     Ok(SessionChange::Start {
         user_id: text(user.and_then(|user| user.get("id")), "user.id")?,
         user_name: text(user.and_then(|user| user.get("name")), "user.name")?,
         service: text(view.fields.get("service"), "service")?,
         agent: view.agent_id.to_string(),
-        decision: view.fields.get("decision").map_or_else(|| "null".to_owned(), Value::to_string),
+        decision: view
+            .fields
+            .get("decision")
+            .map_or_else(|| "null".to_owned(), Value::to_string),
     })
 }
 
 fn session_end(view: &RecordView, event: &'static str) -> Result<SessionChange, IncomingError> {
     let number = |field| view.fields.get(field).and_then(Value::as_u64).unwrap_or(0);
-    view.session_id.ok_or(IncomingError::Lacks { event, field: "session_id" })?;
+    view.session_id.ok_or(IncomingError::Lacks {
+        event,
+        field: "session_id",
+    })?;
     let reason = view.fields.get("close_reason").and_then(Value::as_str);
     Ok(SessionChange::End {
         agent: view.agent_id.to_string(),
         bytes_in: number("bytes_in"),
         bytes_out: number("bytes_out"),
-        close_reason: reason.ok_or(IncomingError::Lacks { event, field: "close_reason" })?.to_owned(),
+        close_reason: reason
+            .ok_or(IncomingError::Lacks {
+                event,
+                field: "close_reason",
+            })?
+            .to_owned(),
     })
 }
 

@@ -63,7 +63,12 @@ pub enum IngestError {
 impl Ingest {
     /// Takes records into that store.
     pub fn new(store: SharedStore, audit: AuditLog, clock: Clock) -> Self {
-        Self { store, audit, clock, alarmed: Arc::default() }
+        Self {
+            store,
+            audit,
+            clock,
+            alarmed: Arc::default(),
+        }
     }
 
     /// Stores a batch and returns the agent's newest durable number. `leaf` is the certificate of the
@@ -76,7 +81,11 @@ impl Ingest {
     ) -> Result<u64, IngestError> {
         let records = read_batch(agent, batch)?;
         check_head(leaf, &records, &batch.head_signature)?;
-        match self.store.append_records(*agent.as_uuid(), &records, self.clock.now()).await? {
+        match self
+            .store
+            .append_records(*agent.as_uuid(), &records, self.clock.now())
+            .await?
+        {
             Appended::Stored { last, .. } => Ok(last),
             Appended::Missing { expected } => Err(IngestError::Missing { expected }),
             Appended::OtherContent { source_seq } => {
@@ -93,7 +102,10 @@ impl Ingest {
     async fn alarm(&self, agent: AgentId, source_seq: u64, why: String) -> Result<u64, IngestError> {
         if self.is_new_alarm(agent, source_seq) {
             tracing::error!(agent = %agent, source_seq, "audit alarm: {why}");
-            let event = self.audit.event(EventKind::AuditAlarm).map_err(RecordError::from)?;
+            let event = self
+                .audit
+                .event(EventKind::AuditAlarm)
+                .map_err(RecordError::from)?;
             let event = event.agent(&agent).field("agent_record", source_seq).reason(&why);
             self.audit.record(event).await?;
         }

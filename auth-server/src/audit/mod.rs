@@ -3,8 +3,8 @@
 //! Both end in the same table, byte for byte, each source a chain of its own. Ours carries the auth
 //! server's id where an agent's carries the agent's.
 
-pub mod ingest;
 mod incoming;
+pub mod ingest;
 pub mod search;
 pub mod sessions;
 
@@ -58,7 +58,15 @@ pub enum RecordError {
 impl AuditLog {
     /// The log of the auth server with that id.
     pub fn new(source: AuthId, store: SharedStore, clock: Clock, random: Random) -> Self {
-        Self { shared: Arc::new(Shared { source, store, clock, random, chain: Mutex::new(None) }) }
+        Self {
+            shared: Arc::new(Shared {
+                source,
+                store,
+                clock,
+                random,
+                chain: Mutex::new(None),
+            }),
+        }
     }
 
     /// An event that happens now, with an id of its own; fill in the rest and [`AuditLog::record`] it.
@@ -79,7 +87,12 @@ impl AuditLog {
         let record = read_record(&sealed.bytes)?;
         let source = *self.shared.source.as_uuid();
         let now = self.shared.clock.now();
-        match self.shared.store.append_records(source, &[record.record], now).await? {
+        match self
+            .shared
+            .store
+            .append_records(source, &[record.record], now)
+            .await?
+        {
             Appended::Stored { stored: 1, .. } => {
                 *place = Some(chain);
                 Ok(())
@@ -92,7 +105,11 @@ impl AuditLog {
     }
 
     async fn resume(&self) -> Result<Chain, StoreError> {
-        let newest = self.shared.store.newest_record(*self.shared.source.as_uuid()).await?;
+        let newest = self
+            .shared
+            .store
+            .newest_record(*self.shared.source.as_uuid())
+            .await?;
         Ok(match newest {
             Some((seq, hash)) => Chain::resume(self.shared.source, seq, &incoming::hex(&hash)),
             None => Chain::new(self.shared.source),
@@ -102,6 +119,9 @@ impl AuditLog {
 
 impl std::fmt::Debug for AuditLog {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("AuditLog").field("source", &self.shared.source).finish_non_exhaustive()
+        formatter
+            .debug_struct("AuditLog")
+            .field("source", &self.shared.source)
+            .finish_non_exhaustive()
     }
 }

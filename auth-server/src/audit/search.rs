@@ -27,15 +27,28 @@ pub async fn search(
     let limit = match request.limit {
         0 => MATCHES_DEFAULT,
         limit if limit <= MATCHES_MAX => limit,
-        _ => return Err(RpcError::invalid(format!("at most {MATCHES_MAX} records can be asked for"))),
+        _ => {
+            return Err(RpcError::invalid(format!(
+                "at most {MATCHES_MAX} records can be asked for"
+            )));
+        }
     };
     let filter = parse(request.expression.clone()).await?;
-    let event = context.audit.event(EventKind::AuditSearched)?.user(&caller.record());
-    context.audit.record(event.field("expression", request.expression)).await?;
+    let event = context
+        .audit
+        .event(EventKind::AuditSearched)?
+        .user(&caller.record());
+    context
+        .audit
+        .record(event.field("expression", request.expression))
+        .await?;
     let range = RecordRange {
         before_seq: i64::MAX as u64,
         since: time_or(request.since_unix_ms, OffsetDateTime::UNIX_EPOCH)?,
-        until: time_or(request.until_unix_ms, context.clock.now() + time::Duration::days(1))?,
+        until: time_or(
+            request.until_unix_ms,
+            context.clock.now() + time::Duration::days(1),
+        )?,
     };
     let mut found = find(context, filter, range, limit as usize).await?;
     found.reverse();
@@ -71,7 +84,10 @@ async fn parse(expression: String) -> Result<Arc<Filter>, RpcError> {
 async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>) -> Vec<String> {
     let matches = move |record: StoredRecord| {
         let value: serde_json::Value = serde_json::from_slice(&record.bytes).ok()?;
-        filter.matches(&value).then(|| String::from_utf8(record.bytes).ok()).flatten()
+        filter
+            .matches(&value)
+            .then(|| String::from_utf8(record.bytes).ok())
+            .flatten()
     };
     big_stack::run_async(move || page.into_iter().filter_map(matches).collect()).await
 }

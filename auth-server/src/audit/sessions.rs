@@ -22,7 +22,11 @@ pub async fn list(
     let limit = match request.limit {
         0 => SESSIONS_DEFAULT,
         limit if limit <= SESSIONS_MAX => limit,
-        _ => return Err(RpcError::invalid(format!("at most {SESSIONS_MAX} sessions can be asked for"))),
+        _ => {
+            return Err(RpcError::invalid(format!(
+                "at most {SESSIONS_MAX} sessions can be asked for"
+            )));
+        }
     };
     let since = match request.since_unix_ms {
         0 => None,

@@ -34,12 +34,21 @@ pub fn judge(row: &GenerationRow, presented: u64, now: OffsetDateTime) -> Renewa
         (false, true) if row.previous_until.is_some_and(|until| now < until) => None,
         (false, _) => return Renewal::Reused,
     };
-    Renewal::Allowed(GenerationRow { generation: row.generation + 1, previous_until, ..row.clone() })
+    Renewal::Allowed(GenerationRow {
+        generation: row.generation + 1,
+        previous_until,
+        ..row.clone()
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
 
     use iap_identity::{LoginId, UserId};
     use uuid::Uuid;
@@ -97,7 +106,10 @@ mod tests {
 
     #[test]
     fn a_login_that_was_ended_renews_no_more() {
-        let ended = GenerationRow { ended_at: Some(START), ..first() };
+        let ended = GenerationRow {
+            ended_at: Some(START),
+            ..first()
+        };
         assert_eq!(judge(&ended, 1, START), Renewal::Ended);
     }
 }

@@ -90,7 +90,11 @@ impl FeedSigner {
     /// Signs a payload as what it is.
     pub fn sign(&self, kind: SignedKind, payload: Vec<u8>) -> Result<v1::Signed, SignError> {
         let signature = self.key.sign(&signed_message(kind, &payload))?;
-        Ok(v1::Signed { key_id: self.key_id.clone(), payload, signature })
+        Ok(v1::Signed {
+            key_id: self.key_id.clone(),
+            payload,
+            signature,
+        })
     }
 }
 
@@ -178,7 +182,9 @@ impl AuthorityKeys {
             signing_keys: vec![self.signer.certificate.clone()],
         };
         TrustBundle::verify(raw, &self.pin(), cluster, now).map_err(|error| {
-            KeysError::Inconsistent(format!("the keys in data_dir do not belong to this cluster: {error}"))
+            KeysError::Inconsistent(format!(
+                "the keys in data_dir do not belong to this cluster: {error}"
+            ))
         })
     }
 }
@@ -201,7 +207,11 @@ impl FeedSigner {
         let certificate = read_certificate(dir, SNAPSHOT_FILE)?;
         let key = keys::load(&dir.join(SNAPSHOT_KEY_FILE), KeyKind::Ed25519)?;
         let key_id = key_id(&raw_public_key(&key)?);
-        Ok(Self { key, key_id, certificate })
+        Ok(Self {
+            key,
+            key_id,
+            certificate,
+        })
     }
 }
 
@@ -227,7 +237,9 @@ fn read_certificate(dir: &DataDir, name: &str) -> Result<Vec<u8>, KeysError> {
     let path = dir.join(name);
     let pem = dir.read(name)?.ok_or_else(|| inconsistent(&path, "is missing"))?;
     let certificates = certificates_from_pem(&pem).map_err(|error| inconsistent(&path, error))?;
-    let first = certificates.first().ok_or_else(|| inconsistent(&path, "holds no certificate"))?;
+    let first = certificates
+        .first()
+        .ok_or_else(|| inconsistent(&path, "holds no certificate"))?;
     Ok(first.to_vec())
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use iap_audit::{Event, EventKind, UserRecord};
 use iap_identity::{
-    AgentId, AgentProfile, AuthProfile, ClusterName, GroupName, IdentityProvider, Issued, LoginId,
-    Pin, PrepareError, Profile, ProxyId, ProxyProfile, Request, Serial, ServiceName, TrustBundle, UserId,
+    AgentId, AgentProfile, AuthProfile, ClusterName, GroupName, IdentityProvider, Issued, LoginId, Pin,
+    PrepareError, Profile, ProxyId, ProxyProfile, Request, Serial, ServiceName, TrustBundle, UserId,
     UserPeer, UserProfile,
 };
 use iap_proto::v1;
@@ -130,7 +130,9 @@ impl Authority {
         if peer.login_deadline <= now {
             return Err(IssueError::LoginOver);
         }
-        let Some(row) = self.store.generations(peer.login_id).await? else { return Ok(Renewed::Ended) };
+        let Some(row) = self.store.generations(peer.login_id).await? else {
+            return Ok(Renewed::Ended);
+        };
         let next = match generation::judge(&row, peer.generation, now) {
             Renewal::Allowed(next) => next,
             Renewal::Ended => return Ok(Renewed::Ended),
@@ -140,7 +142,9 @@ impl Authority {
             return Ok(Renewed::Overtaken);
         }
         let login = self.login_of(peer).await?;
-        let issued = self.issue_user_generation(&login, next.generation, request).await?;
+        let issued = self
+            .issue_user_generation(&login, next.generation, request)
+            .await?;
         Ok(Renewed::Issued(Box::new(issued)))
     }
 
@@ -151,9 +155,15 @@ impl Authority {
         generation: u64,
         request: Request,
     ) -> Result<Issued, IssueError> {
-        let profile = Profile::Agent(AgentProfile { id, cluster: self.cluster.clone(), generation });
+        let profile = Profile::Agent(AgentProfile {
+            id,
+            cluster: self.cluster.clone(),
+            generation,
+        });
         let issued = self.issue(profile, request, |event| event.agent(&id)).await?;
-        self.store.agent_certified(id, issued.serial_hex(), issued.not_after()).await?;
+        self.store
+            .agent_certified(id, issued.serial_hex(), issued.not_after())
+            .await?;
         Ok(issued)
     }
 
@@ -164,20 +174,31 @@ impl Authority {
         service: &ServiceName,
         request: Request,
     ) -> Result<Issued, IssueError> {
-        let profile =
-            Profile::ServiceLeaf { agent, service: service.clone(), cluster: self.cluster.clone() };
-        self.issue(profile, request, |event| event.agent(&agent).service(service)).await
+        let profile = Profile::ServiceLeaf {
+            agent,
+            service: service.clone(),
+            cluster: self.cluster.clone(),
+        };
+        self.issue(profile, request, |event| event.agent(&agent).service(service))
+            .await
     }
 
     /// Issues a proxy's certificate.
     pub async fn issue_proxy(&self, id: ProxyId, request: Request) -> Result<Issued, IssueError> {
-        let profile = Profile::Proxy(ProxyProfile { id, cluster: self.cluster.clone() });
-        self.issue(profile, request, |event| event.field("proxy", id.to_string())).await
+        let profile = Profile::Proxy(ProxyProfile {
+            id,
+            cluster: self.cluster.clone(),
+        });
+        self.issue(profile, request, |event| event.field("proxy", id.to_string()))
+            .await
     }
 
     /// Issues this auth server's own certificate.
     pub async fn issue_auth(&self, request: Request) -> Result<Issued, IssueError> {
-        let profile = Profile::Auth(AuthProfile { id: self.keys.auth_id, cluster: self.cluster.clone() });
+        let profile = Profile::Auth(AuthProfile {
+            id: self.keys.auth_id,
+            cluster: self.cluster.clone(),
+        });
         self.issue(profile, request, |event| event).await
     }
 
@@ -220,7 +241,10 @@ impl Authority {
             life: self.user_life,
         });
         let describe = |event: Event| {
-            event.user(&user).login_id(&login.login_id).field("generation", generation)
+            event
+                .user(&user)
+                .login_id(&login.login_id)
+                .field("generation", generation)
         };
         self.issue(profile, request, describe).await
     }
@@ -261,7 +285,9 @@ impl Authority {
         };
         let key = request.spki_sha256();
         let serial = Serial::from_random(self.random.bytes()?);
-        let prepared = request.approve(profile).prepare(now, serial, &issuer.certificate)?;
+        let prepared = request
+            .approve(profile)
+            .prepare(now, serial, &issuer.certificate)?;
         let issued = prepared.sign(&issuer.key)?.finish(now)?;
         let event = self
             .audit
@@ -269,7 +295,10 @@ impl Authority {
             .serial(issued.serial_hex())
             .field("class", class)
             .field("not_after", format_time(issued.not_after()))
-            .field("key_sha256", key.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+            .field(
+                "key_sha256",
+                key.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            );
         self.audit.record(describe(event)).await?;
         Ok(issued)
     }
@@ -301,7 +330,9 @@ pub fn issued_to_wire(issued: &Issued) -> v1::Issued {
 pub(crate) fn format_time(time: OffsetDateTime) -> String {
     use time::macros::format_description;
     let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    time.to_offset(time::UtcOffset::UTC).format(&format).unwrap_or_default()
+    time.to_offset(time::UtcOffset::UTC)
+        .format(&format)
+        .unwrap_or_default()
 }
 
 fn bytes_of_hex(hex: &str) -> Vec<u8> {

@@ -137,7 +137,10 @@ pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> 
         proxy_protocol_from: raw.proxy_protocol_from,
         development: raw.development,
         bootstrap_admins: raw.bootstrap.admins.into_iter().collect(),
-        web: raw.web.map(|web| WebCertificate { certificate: web.certificate, key: web.key }),
+        web: raw.web.map(|web| WebCertificate {
+            certificate: web.certificate,
+            key: web.key,
+        }),
         reserved_logins: raw
             .policy
             .reserved_logins
@@ -161,7 +164,10 @@ fn public_address(raw: &RawConfig, errors: &mut ConfigErrors) -> HostPort {
 fn admin_listen(address: Option<SocketAddr>, errors: &mut ConfigErrors) -> SocketAddr {
     let address = address.unwrap_or_else(|| (Ipv4Addr::LOCALHOST, ADMIN_PORT_DEFAULT).into());
     if !address.ip().to_canonical().is_loopback() {
-        errors.push("admin_listen", "must be a loopback address: nobody has to prove who they are there");
+        errors.push(
+            "admin_listen",
+            "must be a loopback address: nobody has to prove who they are there",
+        );
     }
     address
 }
@@ -170,24 +176,39 @@ fn login(raw: &RawLogin, errors: &mut ConfigErrors) -> LoginConfig {
     let ttl = raw.ttl.unwrap_or(TTL_DEFAULT).get();
     let deadline = raw.deadline.unwrap_or(DEADLINE_DEFAULT).get();
     if ttl < TTL_MIN || ttl > TTL_MAX.min(deadline) {
-        errors.push("login.ttl", "must be at least 1m, at most 12h, and not longer than login.deadline");
+        errors.push(
+            "login.ttl",
+            "must be at least 1m, at most 12h, and not longer than login.deadline",
+        );
     }
     if deadline > DEADLINE_MAX {
         errors.push("login.deadline", "must be at most 7d");
     }
-    LoginConfig { ttl, deadline, methods: methods(raw.methods.as_deref(), errors) }
+    LoginConfig {
+        ttl,
+        deadline,
+        methods: methods(raw.methods.as_deref(), errors),
+    }
 }
 
 fn methods(names: Option<&[String]>, errors: &mut ConfigErrors) -> BTreeSet<LoginMethod> {
-    let Some(names) = names else { return LoginMethod::ALL.into_iter().collect() };
+    let Some(names) = names else {
+        return LoginMethod::ALL.into_iter().collect();
+    };
     if names.is_empty() {
-        errors.push("login.methods", "must name at least one of browser, no-browser, headless");
+        errors.push(
+            "login.methods",
+            "must name at least one of browser, no-browser, headless",
+        );
     }
     let mut methods = BTreeSet::new();
     for name in names {
         match LoginMethod::parse(name) {
             Some(method) => drop(methods.insert(method)),
-            None => errors.push("login.methods", format!("{name:?} is none of browser, no-browser, headless")),
+            None => errors.push(
+                "login.methods",
+                format!("{name:?} is none of browser, no-browser, headless"),
+            ),
         }
     }
     methods
@@ -200,7 +221,10 @@ fn connectors(raw: &RawConfig, errors: &mut ConfigErrors) -> Vec<ConnectorConfig
         .enumerate()
         .map(|(index, connector)| {
             if !names.insert(connector.name.as_str()) {
-                errors.push(&format!("connector.{index}.name"), format!("{:?} is used twice", connector.name));
+                errors.push(
+                    &format!("connector.{index}.name"),
+                    format!("{:?} is used twice", connector.name),
+                );
             }
             check_connector(index, connector, raw.development, errors)
         })
@@ -216,16 +240,24 @@ fn check_connector(
     let key = |field: &str| format!("connector.{index}.{field}");
     let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if raw.name.is_empty() || raw.name.len() > 32 || !raw.name.bytes().all(label) {
-        errors.push(&key("name"), "must be 1 to 32 lower-case letters, digits and hyphens");
+        errors.push(
+            &key("name"),
+            "must be 1 to 32 lower-case letters, digits and hyphens",
+        );
     }
     if !issuer_is_allowed(&raw.issuer, development) {
-        errors.push(&key("issuer"), "must be an https:// URL without query and fragment");
+        errors.push(
+            &key("issuer"),
+            "must be an https:// URL without query and fragment",
+        );
     }
     if raw.client_id.is_empty() {
         errors.push(&key("client_id"), "must not be empty");
     }
     let client_secret = raw.client_secret_file.as_deref().and_then(|path| {
-        read_secret(path).map_err(|error| errors.push(&key("client_secret_file"), error)).ok()
+        read_secret(path)
+            .map_err(|error| errors.push(&key("client_secret_file"), error))
+            .ok()
     });
     ConnectorConfig {
         name: raw.name.clone(),
@@ -238,13 +270,20 @@ fn check_connector(
             Some(claim) => Some(claim.to_owned()),
             None => Some("groups".to_owned()),
         },
-        domains: raw.domains.iter().map(|domain| domain.to_ascii_lowercase()).collect(),
+        domains: raw
+            .domains
+            .iter()
+            .map(|domain| domain.to_ascii_lowercase())
+            .collect(),
         allow_private: raw.allow_private,
     }
 }
 
 fn scopes(named: Option<&[String]>) -> Vec<String> {
-    let mut scopes = named.map_or_else(|| ["openid", "email", "profile"].map(str::to_owned).to_vec(), <[_]>::to_vec);
+    let mut scopes = named.map_or_else(
+        || ["openid", "email", "profile"].map(str::to_owned).to_vec(),
+        <[_]>::to_vec,
+    );
     if !scopes.iter().any(|scope| scope == "openid") {
         scopes.insert(0, "openid".to_owned());
     }
@@ -252,7 +291,9 @@ fn scopes(named: Option<&[String]>) -> Vec<String> {
 }
 
 fn issuer_is_allowed(issuer: &str, development: bool) -> bool {
-    let Ok(url) = reqwest::Url::parse(issuer) else { return false };
+    let Ok(url) = reqwest::Url::parse(issuer) else {
+        return false;
+    };
     let plain = url.query().is_none() && url.fragment().is_none() && url.host_str().is_some();
     let loopback = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
     plain && (url.scheme() == "https" || (development && loopback && url.scheme() == "http"))
@@ -261,7 +302,10 @@ fn issuer_is_allowed(issuer: &str, development: bool) -> bool {
 fn read_secret(path: &Path) -> Result<SecretString, String> {
     let in_file = |error: std::io::Error| format!("{}: {error}", path.display());
     if std::fs::metadata(path).map_err(in_file)?.len() > CLIENT_SECRET_BYTES_MAX {
-        return Err(format!("{} is longer than {CLIENT_SECRET_BYTES_MAX} bytes", path.display()));
+        return Err(format!(
+            "{} is longer than {CLIENT_SECRET_BYTES_MAX} bytes",
+            path.display()
+        ));
     }
     let text = std::fs::read_to_string(path).map_err(in_file)?;
     match text.trim() {
@@ -285,8 +329,12 @@ fn snapshot(raw: &RawSnapshot, errors: &mut ConfigErrors) -> SnapshotConfig {
 fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
     let default = Limits::default();
     let limits = Limits {
-        unauthenticated_connections_max: raw.unauthenticated_connections_max.unwrap_or(default.unauthenticated_connections_max),
-        handshake_timeout: raw.handshake_timeout.map_or(default.handshake_timeout, ConfigDuration::get),
+        unauthenticated_connections_max: raw
+            .unauthenticated_connections_max
+            .unwrap_or(default.unauthenticated_connections_max),
+        handshake_timeout: raw
+            .handshake_timeout
+            .map_or(default.handshake_timeout, ConfigDuration::get),
         connections_max: raw.connections_max.unwrap_or(default.connections_max),
         streams_per_connection_max: raw
             .streams_per_connection_max
@@ -294,12 +342,20 @@ fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
         message_bytes_max: raw.message_bytes_max.map_or(default.message_bytes_max, |size| {
             usize::try_from(size.bytes()).unwrap_or(usize::MAX)
         }),
-        drain_timeout: raw.drain_timeout.map_or(default.drain_timeout, ConfigDuration::get),
+        drain_timeout: raw
+            .drain_timeout
+            .map_or(default.drain_timeout, ConfigDuration::get),
     };
     let at_least_one = [
-        ("limits.unauthenticated_connections_max", limits.unauthenticated_connections_max),
+        (
+            "limits.unauthenticated_connections_max",
+            limits.unauthenticated_connections_max,
+        ),
         ("limits.connections_max", limits.connections_max),
-        ("limits.streams_per_connection_max", limits.streams_per_connection_max as usize),
+        (
+            "limits.streams_per_connection_max",
+            limits.streams_per_connection_max as usize,
+        ),
     ];
     for (key, value) in at_least_one {
         if value == 0 {
@@ -307,7 +363,10 @@ fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
         }
     }
     if !(2 << 20..=64 << 20).contains(&limits.message_bytes_max) {
-        errors.push("limits.message_bytes_max", "must be between 2MiB and 64MiB: an audit batch has to fit");
+        errors.push(
+            "limits.message_bytes_max",
+            "must be between 2MiB and 64MiB: an audit batch has to fit",
+        );
     }
     limits
 }

@@ -21,7 +21,7 @@ use crate::policies::Policies;
 use crate::services;
 use crate::store::{Counter, SharedStore, StoreError};
 
-pub use watchers::{Watching, Watchers};
+pub use watchers::{Watchers, Watching};
 
 /// The feed's newest state, and the way to change it.
 #[derive(Clone, Debug)]
@@ -90,7 +90,12 @@ impl Feed {
         store: SharedStore,
         policies: Policies,
     ) -> Result<Self, FeedError> {
-        let builder = Builder { config: &config, authority: &authority, store: &store, policies: &policies };
+        let builder = Builder {
+            config: &config,
+            authority: &authority,
+            store: &store,
+            policies: &policies,
+        };
         let bundle = authority
             .keys
             .signer
@@ -110,7 +115,9 @@ impl Feed {
             store,
             policies,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
     }
 
     /// The trust bundle, signed, as `Login.Finish` and `Join` return it.
@@ -191,8 +198,19 @@ impl Feed {
     }
 
     fn builder(&self) -> Builder<'_> {
-        let Shared { config, authority, store, policies, .. } = &*self.shared;
-        Builder { config, authority, store, policies }
+        let Shared {
+            config,
+            authority,
+            store,
+            policies,
+            ..
+        } = &*self.shared;
+        Builder {
+            config,
+            authority,
+            store,
+            policies,
+        }
     }
 }
 
@@ -224,7 +242,10 @@ impl Builder<'_> {
             proxies: proxies
                 .into_iter()
                 .filter_map(|proxy| {
-                    Some(ProxyAddress { proxy_id: proxy.proxy_id, address: proxy.public_address? })
+                    Some(ProxyAddress {
+                        proxy_id: proxy.proxy_id,
+                        address: proxy.public_address?,
+                    })
                 })
                 .collect(),
             reserved_logins: self.reserved_logins(),
@@ -237,13 +258,19 @@ impl Builder<'_> {
         let stored = self.store.services().await?;
         stored
             .iter()
-            .map(|service| services::record_of(service).map_err(|error| FeedError::Service(error.to_string())))
+            .map(|service| {
+                services::record_of(service).map_err(|error| FeedError::Service(error.to_string()))
+            })
             .collect()
     }
 
     /// Names that are no login names cannot be produced by a template either.
     fn reserved_logins(&self) -> Vec<LoginName> {
-        self.config.reserved_logins.iter().filter_map(|login| LoginName::parse(login).ok()).collect()
+        self.config
+            .reserved_logins
+            .iter()
+            .filter_map(|login| LoginName::parse(login).ok())
+            .collect()
     }
 
     async fn locks(&self) -> Result<PublishedLocks, FeedError> {

@@ -105,7 +105,10 @@ impl Follower {
         self.send(Event::Locks(published.signed.clone())).await?;
         match self.lock_on_us(&published.content.locks) {
             None => Ok(()),
-            Some(reason) => self.end(RpcError::denied(format!("locked: {reason}"))).await.and(Err(Over)),
+            Some(reason) => self
+                .end(RpcError::denied(format!("locked: {reason}")))
+                .await
+                .and(Err(Over)),
         }
     }
 
@@ -115,7 +118,9 @@ impl Follower {
     }
 
     fn lock_on_us(&self, locks: &Locks) -> Option<String> {
-        locks.matching_peer(&self.peer, self.clock.now()).map(|lock| lock.reason.clone())
+        locks
+            .matching_peer(&self.peer, self.clock.now())
+            .map(|lock| lock.reason.clone())
     }
 
     fn time_left(&self) -> std::time::Duration {
@@ -124,7 +129,10 @@ impl Follower {
     }
 
     async fn send(&self, event: Event) -> Result<(), Over> {
-        self.events.send(Ok(v1::FeedEvent { event: Some(event) })).await.map_err(|_| Over)
+        self.events
+            .send(Ok(v1::FeedEvent { event: Some(event) }))
+            .await
+            .map_err(|_| Over)
     }
 
     async fn end(&self, error: RpcError) -> Result<(), Over> {

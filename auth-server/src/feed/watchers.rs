@@ -22,7 +22,10 @@ impl Watchers {
     /// Counts a stream until the returned value is dropped.
     pub fn enter(&self, id: Uuid) -> Watching {
         *self.open().entry(id).or_insert(0) += 1;
-        Watching { watchers: self.clone(), id }
+        Watching {
+            watchers: self.clone(),
+            id,
+        }
     }
 
     /// Whether it has a stream open.

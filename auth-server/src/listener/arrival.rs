@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 
 use iap_identity::ServerName;
 use iap_runtime::proxy_protocol::{self, ProxyHeaderError};
-use iap_runtime::tls::{
-    self, AlertDescription, ClientHelloError, ClientHelloLimits, HandshakeError, Replay,
-};
+use iap_runtime::tls::{self, AlertDescription, ClientHelloError, ClientHelloLimits, HandshakeError, Replay};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
@@ -86,7 +84,10 @@ pub(super) async fn receive(
     peer: SocketAddr,
 ) -> Result<Arrival, ArrivalError> {
     let (client, read) = read_proxy_header(config, &mut stream, peer).await?;
-    let limits = ClientHelloLimits { timeout: config.limits.handshake_timeout, ..Default::default() };
+    let limits = ClientHelloLimits {
+        timeout: config.limits.handshake_timeout,
+        ..Default::default()
+    };
     let (facts, read) = match tls::peek(&mut stream, read, limits).await {
         Ok(hello) => hello,
         Err(error) => {
@@ -96,7 +97,10 @@ pub(super) async fn receive(
             return Err(error.into());
         }
     };
-    let name = facts.sni.as_deref().and_then(|sni| ServerName::parse(sni, &config.cluster).ok());
+    let name = facts
+        .sni
+        .as_deref()
+        .and_then(|sni| ServerName::parse(sni, &config.cluster).ok());
     let destination = match name {
         Some(ServerName::Cluster) => Destination::Pages,
         Some(ServerName::Auth) => Destination::Api,
@@ -105,7 +109,11 @@ pub(super) async fn receive(
             return Err(ArrivalError::UnknownName(facts.sni));
         }
     };
-    Ok(Arrival { stream: Replay::new(read, stream), client, destination })
+    Ok(Arrival {
+        stream: Replay::new(read, stream),
+        client,
+        destination,
+    })
 }
 
 /// A listed peer may forward (with a header) or speak for itself (without one).

@@ -47,7 +47,11 @@ impl OwnIdentity {
     pub async fn issue(context: Arc<AppContext>) -> Result<Self, IdentityError> {
         let material = Material::new(context.authority.bundle.as_ref().clone());
         let half_life = renew(&context, &material).await?;
-        Ok(Self { context, material, half_life })
+        Ok(Self {
+            context,
+            material,
+            half_life,
+        })
     }
 
     /// What the listener shows and trusts.
@@ -58,7 +62,9 @@ impl OwnIdentity {
     /// Renews until shutdown.
     pub async fn run(mut self, shutdown: Shutdown) {
         loop {
-            let wait = (self.half_life - self.context.clock.now()).try_into().unwrap_or(RETRY_PAUSE);
+            let wait = (self.half_life - self.context.clock.now())
+                .try_into()
+                .unwrap_or(RETRY_PAUSE);
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}

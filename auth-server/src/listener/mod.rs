@@ -134,9 +134,12 @@ impl Front {
         let timeout = self.context.config.limits.handshake_timeout;
         let deadline = tokio::time::Instant::now() + timeout;
         let arriving = arrival::receive(&self.context.config, stream, peer);
-        let arrival = tokio::time::timeout_at(deadline, arriving)
-            .await
-            .map_err(|_| ArrivalError::TimedOut { milliseconds: timeout.as_millis() })??;
+        let arrival =
+            tokio::time::timeout_at(deadline, arriving)
+                .await
+                .map_err(|_| ArrivalError::TimedOut {
+                    milliseconds: timeout.as_millis(),
+                })??;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         match arrival.destination {
             Destination::Pages => self.serve_pages(arrival, left, slots).await,
@@ -147,7 +150,10 @@ impl Front {
     async fn serve_pages(&self, arrival: Arrival, left: Duration, slots: Slots) -> Result<(), ArrivalError> {
         let stream = tls::handshake(arrival.stream, self.web_tls.config(), left).await?;
         self.metrics.connection("web");
-        let connection = Connection { address: arrival.client, certificate: Presented::NoCertificate };
+        let connection = Connection {
+            address: arrival.client,
+            certificate: Presented::NoCertificate,
+        };
         let pages = self.pages.clone().layer(axum::Extension(connection));
         web::serve(stream, pages, self.shutdown.clone()).await;
         drop(slots);
@@ -173,9 +179,15 @@ impl Front {
             Presented::Valid { .. } | Presented::ExpiredAgent(_) => None,
         };
         self.metrics.connection("api");
-        let connection = Connection { address: arrival.client, certificate };
+        let connection = Connection {
+            address: arrival.client,
+            certificate,
+        };
         let stream = ApiStream::new(stream, connection, slots.connection, unauthenticated);
-        self.api.send(stream).await.map_err(|_| ArrivalError::ShuttingDown)
+        self.api
+            .send(stream)
+            .await
+            .map_err(|_| ArrivalError::ShuttingDown)
     }
 }
 
@@ -189,5 +201,8 @@ fn presented(verifier: &PeerVerifier, leaf: Option<tls::CertificateDer<'static>>
 
 fn leaf_of<S>(stream: &tls::ServerStream<S>) -> Option<tls::CertificateDer<'static>> {
     let (_, connection) = stream.get_ref();
-    connection.peer_certificates()?.first().map(|leaf| leaf.clone().into_owned())
+    connection
+        .peer_certificates()?
+        .first()
+        .map(|leaf| leaf.clone().into_owned())
 }

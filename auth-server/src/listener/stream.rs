@@ -29,7 +29,12 @@ impl ApiStream {
         slot: OwnedSemaphorePermit,
         unauthenticated: Option<OwnedSemaphorePermit>,
     ) -> Self {
-        Self { stream, connection, _slot: slot, _unauthenticated: unauthenticated }
+        Self {
+            stream,
+            connection,
+            _slot: slot,
+            _unauthenticated: unauthenticated,
+        }
     }
 }
 

@@ -64,7 +64,10 @@ impl WebTls {
             Some(files) => public(files)?,
             None => tls::web_server_config(Arc::clone(own) as _, &[ALPN_H2, ALPN_HTTP1])?,
         };
-        Ok(Self { config: Arc::new(ArcSwap::new(config)), files })
+        Ok(Self {
+            config: Arc::new(ArcSwap::new(config)),
+            files,
+        })
     }
 
     /// Reads a public certificate again; what was there stays if the new one cannot be used.
@@ -82,17 +85,28 @@ impl WebTls {
 
 fn public(certificate: &WebCertificate) -> Result<Arc<ServerConfig>, WebCertificateError> {
     let path = &certificate.certificate;
-    let chain = std::fs::read(path)
-        .map_err(|source| WebCertificateError::Unreadable { path: path.display().to_string(), source })?;
+    let chain = std::fs::read(path).map_err(|source| WebCertificateError::Unreadable {
+        path: path.display().to_string(),
+        source,
+    })?;
     let key = files::read_private(&certificate.key)?;
-    let identity = tls::certified_key(tls::certificates_from_pem(&chain)?, tls::private_key_from_pem(&key)?)?;
-    Ok(tls::web_server_config(Arc::new(FixedIdentity(identity)), &[ALPN_H2, ALPN_HTTP1])?)
+    let identity = tls::certified_key(
+        tls::certificates_from_pem(&chain)?,
+        tls::private_key_from_pem(&key)?,
+    )?;
+    Ok(tls::web_server_config(
+        Arc::new(FixedIdentity(identity)),
+        &[ALPN_H2, ALPN_HTTP1],
+    )?)
 }
 
 /// Serves one connection until it ends, is old, or the server stops.
 pub(super) async fn serve(stream: ServerStream<Replay<TcpStream>>, pages: Router, shutdown: Shutdown) {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT);
     builder
         .http2()
         .timer(TokioTimer::new())

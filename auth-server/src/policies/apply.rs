@@ -47,19 +47,23 @@ impl Policies {
             current: Arc::clone(&current),
             author: author.facts.clone(),
         };
-        let checked = big_stack::run_async(move || checking.check()).await.map_err(RpcError::invalid)?;
+        let checked = big_stack::run_async(move || checking.check())
+            .await
+            .map_err(RpcError::invalid)?;
         if current.version > 0 && request.policy_toml == current.toml {
             return Ok(reply(current.version, false, checked.warnings));
         }
         if checked.locks_out_author && !author.is_bootstrap_admin && !request.force {
-            let text = "this policy takes policy.write from you, its author: apply it with --force if that is meant";
+            let text =
+                "this policy takes policy.write from you, its author: apply it with --force if that is meant";
             return Err(RpcError::new(ErrorCode::NeedsForce, text));
         }
         if request.dry_run {
             return Ok(reply(current.version, true, checked.warnings));
         }
         let version = current.version + 1;
-        self.keep(context, author, version, request.policy_toml, checked.policy).await?;
+        self.keep(context, author, version, request.policy_toml, checked.policy)
+            .await?;
         context.feed.publish_snapshot().await?;
         Ok(reply(version, true, checked.warnings))
     }
@@ -81,12 +85,20 @@ impl Policies {
             applied_by: author.facts.name.clone(),
             applied_at: context.clock.now(),
         };
-        let groups = vocabulary.iter().map(|(group, first)| (group.clone(), first)).collect();
+        let groups = vocabulary
+            .iter()
+            .map(|(group, first)| (group.clone(), first))
+            .collect();
         if !context.store.apply_policy(&row, &groups).await? {
             return Err(RpcError::conflict("another policy was applied at the same time"));
         }
         let policy = Arc::new(policy.with_version(version));
-        self.shared.current.store(Arc::new(Applied { version, toml, policy, vocabulary }));
+        self.shared.current.store(Arc::new(Applied {
+            version,
+            toml,
+            policy,
+            vocabulary,
+        }));
         let event = context
             .audit
             .event(EventKind::PolicyApplied)?
@@ -103,7 +115,9 @@ impl Checking {
     /// Runs on a large stack. The error is every reason to refuse, in words.
     fn check(self) -> Result<Checked, String> {
         let policy = Policy::load_with(&self.toml, &self.options).map_err(|errors| errors.to_string())?;
-        policy.run_tests_with(&self.services).map_err(|failures| render(&failures))?;
+        policy
+            .run_tests_with(&self.services)
+            .map_err(|failures| render(&failures))?;
         Ok(Checked {
             warnings: policy.warnings(&self.services),
             locks_out_author: policy.locks_out_author(&self.current.policy, &self.author),
@@ -116,8 +130,12 @@ fn render(failures: &[TestFailure]) -> String {
     let mut text = format!("{} of the policy's own tests failed:", failures.len());
     for failure in failures {
         text.push_str(&format!(
-            "\nline {}: {}: expected {}, got {}",
-            failure.line, failure.test, failure.expected, failure.got
+            "\nline {}: {}: expected {}, got {}\n  {}",
+            failure.line,
+            failure.test,
+            failure.expected,
+            failure.got,
+            failure.explanation.trim_end().replace('\n', "\n  ")
         ));
     }
     text
@@ -134,9 +152,20 @@ fn refuse_overtaken(current: &Applied, expected: u64) -> Result<(), RpcError> {
 }
 
 pub(super) fn service_facts(context: &AppContext) -> Vec<ServiceFacts> {
-    context.feed.snapshot().content.services.iter().map(|service| service.facts.clone()).collect()
+    context
+        .feed
+        .snapshot()
+        .content
+        .services
+        .iter()
+        .map(|service| service.facts.clone())
+        .collect()
 }
 
 fn reply(version: u64, changed: bool, warnings: Vec<String>) -> v1::PolicyApplyReply {
-    v1::PolicyApplyReply { version, changed, warnings }
+    v1::PolicyApplyReply {
+        version,
+        changed,
+        warnings,
+    }
 }

@@ -44,7 +44,9 @@ impl Policies {
             let services = snapshot.content.services.iter();
             let see = |service: &iap_proto::ServiceRecord| {
                 let facts = &service.facts;
-                let seen = applied.policy.visible(&user, facts, &applied.vocabulary, client_ip, now)?;
+                let seen = applied
+                    .policy
+                    .visible(&user, facts, &applied.vocabulary, client_ip, now)?;
                 Some(visible_to_wire(service, seen))
             };
             services.filter_map(see).collect()
@@ -61,9 +63,11 @@ impl Policies {
         request: v1::ExplainRequest,
     ) -> Result<v1::ExplainReply, RpcError> {
         let reads_policy = caller.may(Verb::PolicyRead);
-        let asks_beyond = !request.user.is_empty() || !request.groups.is_empty() || !request.policy_toml.is_empty();
+        let asks_beyond =
+            !request.user.is_empty() || !request.groups.is_empty() || !request.policy_toml.is_empty();
         if asks_beyond && !reads_policy {
-            let text = "explaining decisions about others, with other groups or by another policy needs policy.read";
+            let text =
+                "explaining decisions about others, with other groups or by another policy needs policy.read";
             return Err(RpcError::denied(text));
         }
         let asking = self.asking(context, caller, client_ip, &request).await?;
@@ -85,27 +89,41 @@ impl Policies {
         let applied = self.current();
         let service = ServiceName::parse(&request.service).map_err(RpcError::invalid)?;
         let snapshot = context.feed.snapshot();
-        let found = snapshot.content.services.iter().find(|known| known.facts.name == service);
+        let found = snapshot
+            .content
+            .services
+            .iter()
+            .find(|known| known.facts.name == service);
         let service = found.ok_or_else(|| RpcError::not_found(format!("there is no service {service}")))?;
         let login = Some(request.login.as_str()).filter(|login| !login.is_empty());
         let client_ip = match request.client_ip.as_str() {
             "" => client_ip,
-            text => text.parse().map_err(|_| RpcError::invalid(format!("{text:?} is no IP address")))?,
+            text => text
+                .parse()
+                .map_err(|_| RpcError::invalid(format!("{text:?} is no IP address")))?,
         };
         if request.database.len() > DATABASE_BYTES_MAX {
-            return Err(RpcError::invalid(format!("a database's name has at most {DATABASE_BYTES_MAX} bytes")));
+            return Err(RpcError::invalid(format!(
+                "a database's name has at most {DATABASE_BYTES_MAX} bytes"
+            )));
         }
         let (policy, vocabulary) = match request.policy_toml.is_empty() {
             true => (Arc::clone(&applied.policy), applied.vocabulary.clone()),
             // A document that is not applied has named no group yet.
-            false => (self.load_other(request.policy_toml.clone()).await?, Vocabulary::default()),
+            false => (
+                self.load_other(request.policy_toml.clone()).await?,
+                Vocabulary::default(),
+            ),
         };
         Ok(Asking {
             policy,
             vocabulary,
             user: self.asked_about(context, caller, request).await?,
             service: service.facts.clone(),
-            login: login.map(LoginName::parse).transpose().map_err(RpcError::invalid)?,
+            login: login
+                .map(LoginName::parse)
+                .transpose()
+                .map_err(RpcError::invalid)?,
             database: Some(request.database.clone()).filter(|database| !database.is_empty()),
             client_ip,
             now: context.clock.now(),
@@ -138,13 +156,19 @@ impl Policies {
 
     fn groups(&self, names: &[String]) -> Result<Vec<GroupName>, RpcError> {
         if names.len() > GROUPS_ASKED_MAX {
-            return Err(RpcError::invalid(format!("at most {GROUPS_ASKED_MAX} groups can be asked about")));
+            return Err(RpcError::invalid(format!(
+                "at most {GROUPS_ASKED_MAX} groups can be asked about"
+            )));
         }
         let group = |name: &String| match (&self.shared.options.connectors, name.contains(':')) {
             (Connectors::One(connector), false) => GroupName::new(connector, name),
             (Connectors::One(_) | Connectors::Several | Connectors::Unknown, _) => GroupName::parse(name),
         };
-        names.iter().map(group).collect::<Result<_, _>>().map_err(RpcError::invalid)
+        names
+            .iter()
+            .map(group)
+            .collect::<Result<_, _>>()
+            .map_err(RpcError::invalid)
     }
 }
 
@@ -216,7 +240,11 @@ impl Asking {
                     "detail": denial.text,
                     "rules": [],
                 });
-                Ok(v1::ExplainReply { json: json.to_string(), text: format!("{}\n", denial.text), allowed: false })
+                Ok(v1::ExplainReply {
+                    json: json.to_string(),
+                    text: format!("{}\n", denial.text),
+                    allowed: false,
+                })
             }
         }
     }

@@ -44,8 +44,12 @@ impl AdminRpc {
             "" => "ended by an administrator".to_owned(),
             reason => reason.to_owned(),
         };
-        let new =
-            NewLock { kind: LockKind::Session, target: id.to_string(), reason, life: Some(KILL_LIFE) };
+        let new = NewLock {
+            kind: LockKind::Session,
+            target: id.to_string(),
+            reason,
+            life: Some(KILL_LIFE),
+        };
         let lock = locks::add(&self.context, &caller.user()?.record(), new).await?;
         Ok(v1::Lock::from(&lock))
     }
@@ -76,8 +80,13 @@ impl AdminRpc {
 
     async fn listed_services(&self) -> Result<Vec<v1::Service>, RpcError> {
         let stored = self.context.store.services().await?;
-        let wire = |service: &GrantedService| services::record_of(service).map(|record| v1::Service::from(&record));
-        stored.iter().map(wire).collect::<Result<_, WireError>>().map_err(RpcError::internal)
+        let wire =
+            |service: &GrantedService| services::record_of(service).map(|record| v1::Service::from(&record));
+        stored
+            .iter()
+            .map(wire)
+            .collect::<Result<_, WireError>>()
+            .map_err(RpcError::internal)
     }
 
     async fn policy(&self, version: u64) -> Result<v1::PolicyGetReply, RpcError> {
@@ -88,7 +97,11 @@ impl AdminRpc {
         let row = match (row, version) {
             (Some(row), _) => row,
             (None, 0) => return Err(RpcError::not_found("no policy has been applied yet")),
-            (None, version) => return Err(RpcError::not_found(format!("there is no policy version {version}"))),
+            (None, version) => {
+                return Err(RpcError::not_found(format!(
+                    "there is no policy version {version}"
+                )));
+            }
         };
         Ok(v1::PolicyGetReply {
             version: row.version,
@@ -103,7 +116,10 @@ type Reply<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl v1::admin_server::Admin for AdminRpc {
-    async fn services_apply(&self, request: Request<v1::ServicesApplyRequest>) -> Reply<v1::ServicesApplyReply> {
+    async fn services_apply(
+        &self,
+        request: Request<v1::ServicesApplyRequest>,
+    ) -> Reply<v1::ServicesApplyReply> {
         let author = Caller::of(&request)?.user()?.record();
         let applied = services::apply(&self.context, &author, &request.get_ref().services_toml).await?;
         let names = |names: Vec<iap_identity::ServiceName>| names.iter().map(ToString::to_string).collect();
@@ -115,7 +131,9 @@ impl v1::admin_server::Admin for AdminRpc {
     }
 
     async fn services_list(&self, _request: Request<v1::Empty>) -> Reply<v1::ServicesListReply> {
-        Ok(Response::new(v1::ServicesListReply { services: self.listed_services().await? }))
+        Ok(Response::new(v1::ServicesListReply {
+            services: self.listed_services().await?,
+        }))
     }
 
     async fn services_remove(&self, request: Request<v1::NameRequest>) -> Reply<v1::Empty> {
@@ -126,7 +144,11 @@ impl v1::admin_server::Admin for AdminRpc {
 
     async fn policy_apply(&self, request: Request<v1::PolicyApplyRequest>) -> Reply<v1::PolicyApplyReply> {
         let caller = Caller::of(&request)?;
-        let applied = self.context.policies.apply(&self.context, caller.user()?, request.into_inner()).await?;
+        let applied = self
+            .context
+            .policies
+            .apply(&self.context, caller.user()?, request.into_inner())
+            .await?;
         Ok(Response::new(applied))
     }
 
@@ -136,11 +158,15 @@ impl v1::admin_server::Admin for AdminRpc {
 
     async fn token_create(&self, request: Request<v1::TokenCreateRequest>) -> Reply<v1::TokenCreateReply> {
         let author = Caller::of(&request)?.user()?.record();
-        Ok(Response::new(tokens::create(&self.context, &author, request.into_inner()).await?))
+        Ok(Response::new(
+            tokens::create(&self.context, &author, request.into_inner()).await?,
+        ))
     }
 
     async fn tokens_list(&self, _request: Request<v1::Empty>) -> Reply<v1::JsonReply> {
-        Ok(Response::new(v1::JsonReply { json: tokens::list(&self.context).await? }))
+        Ok(Response::new(v1::JsonReply {
+            json: tokens::list(&self.context).await?,
+        }))
     }
 
     async fn token_remove(&self, request: Request<v1::NameRequest>) -> Reply<v1::Empty> {
@@ -156,9 +182,16 @@ impl v1::admin_server::Admin for AdminRpc {
             .ok_or_else(|| RpcError::invalid(format!("{:?} cannot be locked", request.kind)))?;
         let life = Some(Duration::from_secs(request.ttl_seconds)).filter(|life| !life.is_zero());
         if life.is_some_and(|life| life > LOCK_LIFE_MAX) {
-            return Err(RpcError::invalid("a lock lives at most ten years; without a time it has no end").into());
+            return Err(
+                RpcError::invalid("a lock lives at most ten years; without a time it has no end").into(),
+            );
         }
-        let new = NewLock { kind, target: request.target, reason: request.reason, life };
+        let new = NewLock {
+            kind,
+            target: request.target,
+            reason: request.reason,
+            life,
+        };
         let lock = locks::add(&self.context, &author, new).await?;
         Ok(Response::new(v1::Lock::from(&lock)))
     }
@@ -166,7 +199,9 @@ impl v1::admin_server::Admin for AdminRpc {
     async fn locks_list(&self, _request: Request<v1::Empty>) -> Reply<v1::LocksReply> {
         let now = self.context.clock.now();
         let locks = self.context.store.locks(now).await.map_err(RpcError::from)?;
-        Ok(Response::new(v1::LocksReply { locks: locks.iter().map(v1::Lock::from).collect() }))
+        Ok(Response::new(v1::LocksReply {
+            locks: locks.iter().map(v1::Lock::from).collect(),
+        }))
     }
 
     async fn lock_remove(&self, request: Request<v1::NameRequest>) -> Reply<v1::Empty> {
@@ -183,7 +218,9 @@ impl v1::admin_server::Admin for AdminRpc {
     }
 
     async fn agents_list(&self, _request: Request<v1::Empty>) -> Reply<v1::JsonReply> {
-        Ok(Response::new(v1::JsonReply { json: self.agents().await? }))
+        Ok(Response::new(v1::JsonReply {
+            json: self.agents().await?,
+        }))
     }
 
     type AuditSearchStream = Iter<std::vec::IntoIter<Result<v1::JsonReply, Status>>>;
@@ -198,5 +235,9 @@ impl v1::admin_server::Admin for AdminRpc {
 
 fn services_of(agent: &AgentRow, granted: &[GrantedService]) -> Vec<String> {
     let has = |service: &&GrantedService| service.agents.contains(&agent.agent_id);
-    granted.iter().filter(has).map(|service| service.row.name.to_string()).collect()
+    granted
+        .iter()
+        .filter(has)
+        .map(|service| service.row.name.to_string())
+        .collect()
 }

@@ -27,13 +27,19 @@ pub(super) struct AgentRpc {
 
 impl AgentRpc {
     pub(super) fn new(context: Arc<AppContext>, ingest: Ingest, shutdown: Shutdown) -> Self {
-        Self { context, ingest, shutdown }
+        Self {
+            context,
+            ingest,
+            shutdown,
+        }
     }
 
     async fn refuse_unknown(&self, agent: &AgentPeer) -> Result<(), RpcError> {
         match self.context.store.agent(agent.id).await? {
             Some(_) => Ok(()),
-            None => Err(RpcError::denied("this agent is not enrolled: join again with a new token")),
+            None => Err(RpcError::denied(
+                "this agent is not enrolled: join again with a new token",
+            )),
         }
     }
 
@@ -51,7 +57,11 @@ impl v1::agent_server::Agent for AgentRpc {
         self.refuse_unknown(agent).await?;
         let csr = CertificateRequest::parse(&request.get_ref().csr).map_err(RpcError::invalid)?;
         let generation = agent.generation.saturating_add(1);
-        let issued = self.context.authority.issue_agent(agent.id, generation, csr).await;
+        let issued = self
+            .context
+            .authority
+            .issue_agent(agent.id, generation, csr)
+            .await;
         Ok(Response::new(issued_to_wire(&issued.map_err(RpcError::from)?)))
     }
 
@@ -62,11 +72,23 @@ impl v1::agent_server::Agent for AgentRpc {
         let caller = Caller::of(&request)?;
         let (agent, _) = caller.agent()?;
         let service = ServiceName::parse(&request.get_ref().service).map_err(RpcError::invalid)?;
-        if !self.context.store.is_granted(agent.id, &service).await.map_err(RpcError::from)? {
-            return Err(RpcError::denied(format!("the service {service} is not granted to this agent")).into());
+        if !self
+            .context
+            .store
+            .is_granted(agent.id, &service)
+            .await
+            .map_err(RpcError::from)?
+        {
+            return Err(
+                RpcError::denied(format!("the service {service} is not granted to this agent")).into(),
+            );
         }
         let csr = CertificateRequest::parse(&request.get_ref().csr).map_err(RpcError::invalid)?;
-        let issued = self.context.authority.issue_service_leaf(agent.id, &service, csr).await;
+        let issued = self
+            .context
+            .authority
+            .issue_service_leaf(agent.id, &service, csr)
+            .await;
         Ok(Response::new(issued_to_wire(&issued.map_err(RpcError::from)?)))
     }
 
@@ -87,7 +109,13 @@ impl v1::agent_server::Agent for AgentRpc {
         };
         let watching = self.context.feed.watchers().enter(*agent.id.as_uuid());
         let (feed, clock) = (&self.context.feed, self.context.clock.clone());
-        Ok(Response::new(follow(feed, clock, Arc::clone(peer), watching, self.shutdown.clone())))
+        Ok(Response::new(follow(
+            feed,
+            clock,
+            Arc::clone(peer),
+            watching,
+            self.shutdown.clone(),
+        )))
     }
 
     async fn append_audit(&self, request: Request<v1::AuditBatch>) -> Result<Response<v1::AuditAck>, Status> {
@@ -95,7 +123,9 @@ impl v1::agent_server::Agent for AgentRpc {
         let (agent, leaf) = caller.agent()?;
         let leaf = leaf.ok_or_else(|| RpcError::denied("an expired certificate is good for renewal only"))?;
         let appended = self.ingest.append(agent.id, leaf, request.get_ref()).await;
-        Ok(Response::new(v1::AuditAck { agent_seq: appended.map_err(RpcError::from)? }))
+        Ok(Response::new(v1::AuditAck {
+            agent_seq: appended.map_err(RpcError::from)?,
+        }))
     }
 
     async fn status(&self, request: Request<v1::AgentStatus>) -> Result<Response<v1::Empty>, Status> {
@@ -115,14 +145,18 @@ impl v1::agent_server::Agent for AgentRpc {
 
 fn names(given: &[String]) -> Result<Vec<String>, RpcError> {
     if given.len() > NAMES_MAX {
-        return Err(RpcError::invalid(format!("at most {NAMES_MAX} names can be reported")));
+        return Err(RpcError::invalid(format!(
+            "at most {NAMES_MAX} names can be reported"
+        )));
     }
     given.iter().map(|name| short(name)).collect()
 }
 
 fn short(text: &str) -> Result<String, RpcError> {
     if text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
-        return Err(RpcError::invalid(format!("a name has at most {NAME_BYTES_MAX} bytes")));
+        return Err(RpcError::invalid(format!(
+            "a name has at most {NAME_BYTES_MAX} bytes"
+        )));
     }
     Ok(text.to_owned())
 }

@@ -65,7 +65,11 @@ impl UserCaller {
 
     /// How records name them.
     pub fn record(&self) -> UserRecord {
-        UserRecord { id: self.facts.id.clone(), name: self.facts.name.clone(), kind: "user".to_owned() }
+        UserRecord {
+            id: self.facts.id.clone(),
+            name: self.facts.name.clone(),
+            kind: "user".to_owned(),
+        }
     }
 }
 
@@ -78,7 +82,9 @@ impl Caller {
 
     /// The user; the table lets nobody else reach handlers that ask.
     pub fn user(&self) -> Result<&UserCaller, RpcError> {
-        self.user.as_deref().ok_or_else(|| RpcError::denied("only users may do this"))
+        self.user
+            .as_deref()
+            .ok_or_else(|| RpcError::denied("only users may do this"))
     }
 
     /// The agent, and its certificate where that is still valid.

@@ -75,7 +75,11 @@ pub struct RpcError {
 impl RpcError {
     /// A refusal that says the same to the caller and to the log.
     pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
-        Self { code, text: text.into(), log: None }
+        Self {
+            code,
+            text: text.into(),
+            log: None,
+        }
     }
 
     /// The caller may not do this.
@@ -121,7 +125,10 @@ impl From<RpcError> for Status {
             | ErrorCode::NeedsForce => tracing::debug!(%error, "a call was refused"),
         }
         let mut status = Status::new(error.code.grpc(), error.text);
-        status.metadata_mut().insert(ERROR_METADATA_KEY, MetadataValue::from_static(error.code.as_str()));
+        status.metadata_mut().insert(
+            ERROR_METADATA_KEY,
+            MetadataValue::from_static(error.code.as_str()),
+        );
         status
     }
 }
@@ -158,4 +165,3 @@ impl From<IssueError> for RpcError {
         }
     }
 }
-

@@ -32,7 +32,13 @@ pub struct GateLayer {
 impl GateLayer {
     /// A gate that judges by that context's policy, locks and clock.
     pub fn new(context: Arc<AppContext>, metrics: Metrics) -> Self {
-        Self { gate: Arc::new(Gate { context, metrics, refused: Mutex::default() }) }
+        Self {
+            gate: Arc::new(Gate {
+                context,
+                metrics,
+                refused: Mutex::default(),
+            }),
+        }
     }
 }
 
@@ -40,7 +46,10 @@ impl<S> Layer<S> for GateLayer {
     type Service = Gated<S>;
 
     fn layer(&self, inner: S) -> Gated<S> {
-        Gated { gate: Arc::clone(&self.gate), inner }
+        Gated {
+            gate: Arc::clone(&self.gate),
+            inner,
+        }
     }
 }
 
@@ -93,7 +102,9 @@ impl Gate {
     async fn admit(&self, path: &str, connection: Option<Connection>) -> Result<Caller, RpcError> {
         let row = row_of(path).ok_or_else(|| RpcError::denied("there is no such call"))?;
         let judged = self.judge(row, connection).await;
-        let outcome = judged.as_ref().map_or_else(|refused| refused.code.as_str(), |_| "admitted");
+        let outcome = judged
+            .as_ref()
+            .map_or_else(|refused| refused.code.as_str(), |_| "admitted");
         self.metrics.call(row.path, outcome);
         judged
     }
@@ -103,15 +114,22 @@ impl Gate {
         let now = self.context.clock.now();
         self.check_class(row, &connection, now)?;
         let Presented::Valid { peer, .. } = &connection.certificate else {
-            return Ok(Caller { connection, user: None });
+            return Ok(Caller {
+                connection,
+                user: None,
+            });
         };
         let user = match &**peer {
             VerifiedPeer::User(user) => Some(self.admit_user(row, user, now).await?),
-            VerifiedPeer::Bot(_) | VerifiedPeer::Agent(_) | VerifiedPeer::Proxy(_) | VerifiedPeer::Auth(_) => {
-                None
-            }
+            VerifiedPeer::Bot(_)
+            | VerifiedPeer::Agent(_)
+            | VerifiedPeer::Proxy(_)
+            | VerifiedPeer::Auth(_) => None,
         };
-        Ok(Caller { user: user.map(Arc::new), connection })
+        Ok(Caller {
+            user: user.map(Arc::new),
+            connection,
+        })
     }
 
     /// Class, validity and locks.
@@ -123,7 +141,9 @@ impl Gate {
                 ErrorCode::LoginRequired,
                 "this needs a client certificate: run `iapctl login`",
             )),
-            (Presented::Valid { peer, .. }, Callers::Classes(accepted)) if accepted.contains(peer.class()) => {
+            (Presented::Valid { peer, .. }, Callers::Classes(accepted))
+                if accepted.contains(peer.class()) =>
+            {
                 check_valid(peer, now)?;
                 refuse_locked(locks.matching_peer(peer, now))
             }
@@ -171,7 +191,12 @@ impl Gate {
     }
 
     async fn refuse_admin(&self, row: &'static Row, caller: &UserCaller, now: OffsetDateTime) -> RpcError {
-        let verbs = row.verbs.iter().map(|verb| verb.as_str()).collect::<Vec<_>>().join(" or ");
+        let verbs = row
+            .verbs
+            .iter()
+            .map(|verb| verb.as_str())
+            .collect::<Vec<_>>()
+            .join(" or ");
         if self.is_news(row, caller, now) {
             let recorded = match self.context.audit.event(EventKind::AdminDenied) {
                 Ok(event) => {
@@ -185,7 +210,9 @@ impl Gate {
                 return error.into();
             }
         }
-        RpcError::denied(format!("this needs the admin verb {verbs}; ask an administrator to grant it in the policy"))
+        RpcError::denied(format!(
+            "this needs the admin verb {verbs}; ask an administrator to grant it in the policy"
+        ))
     }
 
     fn is_news(&self, row: &'static Row, caller: &UserCaller, now: OffsetDateTime) -> bool {

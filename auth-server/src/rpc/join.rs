@@ -23,13 +23,23 @@ impl JoinRpc {
 
 #[tonic::async_trait]
 impl v1::join_server::Join for JoinRpc {
-    async fn join_agent(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinedAgent>, Status> {
+    async fn join_agent(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::JoinedAgent>, Status> {
         let client_ip = Caller::of(&request)?.connection.address.ip();
-        Ok(Response::new(join::join_agent(&self.context, request.into_inner(), client_ip).await?))
+        Ok(Response::new(
+            join::join_agent(&self.context, request.into_inner(), client_ip).await?,
+        ))
     }
 
-    async fn join_proxy(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinedProxy>, Status> {
+    async fn join_proxy(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::JoinedProxy>, Status> {
         let client_ip = Caller::of(&request)?.connection.address.ip();
-        Ok(Response::new(join::join_proxy(&self.context, request.into_inner(), client_ip).await?))
+        Ok(Response::new(
+            join::join_proxy(&self.context, request.into_inner(), client_ip).await?,
+        ))
     }
 }

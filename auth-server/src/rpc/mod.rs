@@ -43,7 +43,11 @@ pub fn server(
     shutdown: &Shutdown,
 ) -> Router<Stack<GateLayer, Identity>> {
     let bytes_max = context.config.limits.message_bytes_max;
-    let ingest = Ingest::new(Arc::clone(&context.store), context.audit.clone(), context.clock.clone());
+    let ingest = Ingest::new(
+        Arc::clone(&context.store),
+        context.audit.clone(),
+        context.clock.clone(),
+    );
     let agents = agent::AgentRpc::new(Arc::clone(context), ingest, shutdown.clone());
     let proxies = proxy::ProxyRpc::new(Arc::clone(context), shutdown.clone());
     Server::builder()
@@ -53,7 +57,9 @@ pub fn server(
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .layer(GateLayer::new(Arc::clone(context), metrics))
-        .add_service(v1::login_server::LoginServer::new(LoginRpc::new(logins)).max_decoding_message_size(bytes_max))
+        .add_service(
+            v1::login_server::LoginServer::new(LoginRpc::new(logins)).max_decoding_message_size(bytes_max),
+        )
         .add_service(
             v1::join_server::JoinServer::new(join::JoinRpc::new(Arc::clone(context)))
                 .max_decoding_message_size(bytes_max),

@@ -35,11 +35,22 @@ impl ProxyRpc {
             HostPort::parse(address).map_err(RpcError::invalid)?;
         }
         if request.version.len() > VERSION_BYTES_MAX {
-            return Err(RpcError::invalid(format!("a version has at most {VERSION_BYTES_MAX} bytes")));
+            return Err(RpcError::invalid(format!(
+                "a version has at most {VERSION_BYTES_MAX} bytes"
+            )));
         }
         let (id, now) = (caller.proxy()?.id, self.context.clock.now());
-        if self.context.store.proxy_reported(id, &request.version, address, now).await? {
-            self.context.feed.publish_snapshot().await.map_err(|error: FeedError| RpcError::internal(error))?;
+        if self
+            .context
+            .store
+            .proxy_reported(id, &request.version, address, now)
+            .await?
+        {
+            self.context
+                .feed
+                .publish_snapshot()
+                .await
+                .map_err(|error: FeedError| RpcError::internal(error))?;
         }
         Ok(())
     }
@@ -49,11 +60,23 @@ impl ProxyRpc {
 impl v1::proxy_server::Proxy for ProxyRpc {
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::Issued>, Status> {
         let id = Caller::of(&request)?.proxy()?.id;
-        if self.context.store.proxy(id).await.map_err(RpcError::from)?.is_none() {
+        if self
+            .context
+            .store
+            .proxy(id)
+            .await
+            .map_err(RpcError::from)?
+            .is_none()
+        {
             return Err(RpcError::denied("this proxy is not enrolled").into());
         }
         let csr = CertificateRequest::parse(&request.get_ref().csr).map_err(RpcError::invalid)?;
-        let issued = self.context.authority.issue_proxy(id, csr).await.map_err(RpcError::from)?;
+        let issued = self
+            .context
+            .authority
+            .issue_proxy(id, csr)
+            .await
+            .map_err(RpcError::from)?;
         Ok(Response::new(issued_to_wire(&issued)))
     }
 
@@ -67,6 +90,12 @@ impl v1::proxy_server::Proxy for ProxyRpc {
         };
         let watching = self.context.feed.watchers().enter(*caller.proxy()?.id.as_uuid());
         let (feed, clock) = (&self.context.feed, self.context.clock.clone());
-        Ok(Response::new(follow(feed, clock, Arc::clone(peer), watching, self.shutdown.clone())))
+        Ok(Response::new(follow(
+            feed,
+            clock,
+            Arc::clone(peer),
+            watching,
+            self.shutdown.clone(),
+        )))
     }
 }

@@ -39,15 +39,27 @@ const AGENT: Callers = Callers::Classes(ClassSet::of(&[Class::Agent]));
 const PROXY: Callers = Callers::Classes(ClassSet::of(&[Class::Proxy]));
 
 const fn open(path: &'static str) -> Row {
-    Row { path, callers: Callers::NoCertificate, verbs: &[] }
+    Row {
+        path,
+        callers: Callers::NoCertificate,
+        verbs: &[],
+    }
 }
 
 const fn row(path: &'static str, callers: Callers) -> Row {
-    Row { path, callers, verbs: &[] }
+    Row {
+        path,
+        callers,
+        verbs: &[],
+    }
 }
 
 const fn admin(path: &'static str, verbs: &'static [Verb]) -> Row {
-    Row { path, callers: USER, verbs }
+    Row {
+        path,
+        callers: USER,
+        verbs,
+    }
 }
 
 /// Every RPC there is. Reading what one may write is allowed to those who may write it.
@@ -74,12 +86,18 @@ pub const TABLE: &[Row] = &[
     row("/iap.v1.Proxy/Renew", PROXY),
     row("/iap.v1.Proxy/Watch", PROXY),
     admin("/iap.v1.Admin/ServicesApply", &[Verb::ServiceWrite]),
-    admin("/iap.v1.Admin/ServicesList", &[Verb::InventoryRead, Verb::ServiceWrite]),
+    admin(
+        "/iap.v1.Admin/ServicesList",
+        &[Verb::InventoryRead, Verb::ServiceWrite],
+    ),
     admin("/iap.v1.Admin/ServicesRemove", &[Verb::ServiceWrite]),
     admin("/iap.v1.Admin/PolicyApply", &[Verb::PolicyWrite]),
     admin("/iap.v1.Admin/PolicyGet", &[Verb::PolicyRead, Verb::PolicyWrite]),
     admin("/iap.v1.Admin/TokenCreate", &[Verb::TokenWrite]),
-    admin("/iap.v1.Admin/TokensList", &[Verb::InventoryRead, Verb::TokenWrite]),
+    admin(
+        "/iap.v1.Admin/TokensList",
+        &[Verb::InventoryRead, Verb::TokenWrite],
+    ),
     admin("/iap.v1.Admin/TokenRemove", &[Verb::TokenWrite]),
     admin("/iap.v1.Admin/LockAdd", &[Verb::LockWrite]),
     admin("/iap.v1.Admin/LocksList", &[Verb::InventoryRead, Verb::LockWrite]),
@@ -96,7 +114,12 @@ pub fn row_of(path: &str) -> Option<&'static Row> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )]
 
     use std::collections::BTreeSet;
 
@@ -111,7 +134,12 @@ mod tests {
         for file in &files.file {
             for service in &file.service {
                 for method in &service.method {
-                    paths.insert(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+                    paths.insert(format!(
+                        "/{}.{}/{}",
+                        file.package(),
+                        service.name(),
+                        method.name()
+                    ));
                 }
             }
         }
@@ -136,10 +164,22 @@ mod tests {
 
     #[test]
     fn rpcs_that_change_policy_tokens_or_locks_need_a_recent_login() {
-        let recent: BTreeSet<&str> =
-            TABLE.iter().filter(|row| row.needs_recent_login()).map(|row| row.path).collect();
-        for method in ["PolicyApply", "TokenCreate", "TokenRemove", "LockAdd", "LockRemove"] {
-            assert!(recent.contains(format!("/iap.v1.Admin/{method}").as_str()), "{method}");
+        let recent: BTreeSet<&str> = TABLE
+            .iter()
+            .filter(|row| row.needs_recent_login())
+            .map(|row| row.path)
+            .collect();
+        for method in [
+            "PolicyApply",
+            "TokenCreate",
+            "TokenRemove",
+            "LockAdd",
+            "LockRemove",
+        ] {
+            assert!(
+                recent.contains(format!("/iap.v1.Admin/{method}").as_str()),
+                "{method}"
+            );
         }
         assert!(!recent.contains("/iap.v1.Admin/PolicyGet"));
     }

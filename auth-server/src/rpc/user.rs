@@ -37,7 +37,9 @@ impl UserRpc {
                 return Err(RpcError::new(ErrorCode::LoginRequired, text));
             }
             Renewed::Overtaken => {
-                return Err(RpcError::conflict("another renewal of this certificate came first; try again"));
+                return Err(RpcError::conflict(
+                    "another renewal of this certificate came first; try again",
+                ));
             }
             Renewed::Reused => return Err(self.lock_both(user).await?),
         };
@@ -46,15 +48,24 @@ impl UserRpc {
             issued: Some(issued_to_wire(&issued)),
             login_deadline_unix_ms: iap_proto::convert::time_to_wire(user.peer.login_deadline),
             bundle: Some(self.context.feed.bundle()),
-            services: services.into_iter().filter_map(|visible| visible.service).collect(),
+            services: services
+                .into_iter()
+                .filter_map(|visible| visible.service)
+                .collect(),
         })
     }
 
     /// An old certificate was used again: its key is in two hands, and we cannot tell whose are honest.
     async fn lock_both(&self, user: &UserCaller) -> Result<RpcError, RpcError> {
         let event = self.context.audit.event(EventKind::LoginReused)?;
-        let event = event.user(&user.record()).login_id(&user.peer.login_id).serial(&user.peer.serial);
-        self.context.audit.record(event.field("generation", user.peer.generation)).await?;
+        let event = event
+            .user(&user.record())
+            .login_id(&user.peer.login_id)
+            .serial(&user.peer.serial);
+        self.context
+            .audit
+            .record(event.field("generation", user.peer.generation))
+            .await?;
         let left = user.peer.login_deadline - self.context.clock.now();
         let lock = NewLock {
             kind: LockKind::Login,
@@ -69,19 +80,32 @@ impl UserRpc {
     async fn end_login(&self, user: &UserCaller) -> Result<(), RpcError> {
         let row = self.context.store.generations(user.peer.login_id).await?;
         if let Some(row) = row.filter(|row| row.ended_at.is_none()) {
-            let ended = GenerationRow { ended_at: Some(self.context.clock.now()), ..row.clone() };
+            let ended = GenerationRow {
+                ended_at: Some(self.context.clock.now()),
+                ..row.clone()
+            };
             if !self.context.store.replace_generations(&row, &ended).await? {
-                return Err(RpcError::conflict("the login was renewed at the same time; try again"));
+                return Err(RpcError::conflict(
+                    "the login was renewed at the same time; try again",
+                ));
             }
         }
         let event = self.context.audit.event(EventKind::LoginLogout)?;
-        Ok(self.context.audit.record(event.user(&user.record()).login_id(&user.peer.login_id)).await?)
+        Ok(self
+            .context
+            .audit
+            .record(event.user(&user.record()).login_id(&user.peer.login_id))
+            .await?)
     }
 
     async fn visible(&self, caller: &Caller) -> Result<Vec<v1::VisibleService>, RpcError> {
         let facts = caller.user()?.facts.clone();
         let client_ip = caller.connection.address.ip();
-        Ok(self.context.policies.visible(&self.context, facts, client_ip).await)
+        Ok(self
+            .context
+            .policies
+            .visible(&self.context, facts, client_ip)
+            .await)
     }
 }
 
@@ -89,7 +113,9 @@ impl UserRpc {
 impl v1::user_server::User for UserRpc {
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::LoginFinished>, Status> {
         let caller = Caller::of(&request)?;
-        Ok(Response::new(self.renew_certificate(&caller, &request.get_ref().csr).await?))
+        Ok(Response::new(
+            self.renew_certificate(&caller, &request.get_ref().csr).await?,
+        ))
     }
 
     async fn logout(&self, request: Request<v1::Empty>) -> Result<Response<v1::Empty>, Status> {
@@ -104,18 +130,30 @@ impl v1::user_server::User for UserRpc {
 
     async fn whoami(&self, request: Request<v1::Empty>) -> Result<Response<v1::WhoamiReply>, Status> {
         let caller = Caller::of(&request)?;
-        Ok(Response::new(v1::WhoamiReply { json: whoami(caller.user()?) }))
+        Ok(Response::new(v1::WhoamiReply {
+            json: whoami(caller.user()?),
+        }))
     }
 
-    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainReply>, Status> {
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainReply>, Status> {
         let caller = Caller::of(&request)?;
         let client_ip = caller.connection.address.ip();
         let asked = request.into_inner();
-        let reply = self.context.policies.explain(&self.context, caller.user()?, client_ip, asked).await?;
+        let reply = self
+            .context
+            .policies
+            .explain(&self.context, caller.user()?, client_ip, asked)
+            .await?;
         Ok(Response::new(reply))
     }
 
-    async fn sessions(&self, request: Request<v1::SessionsRequest>) -> Result<Response<v1::JsonReply>, Status> {
+    async fn sessions(
+        &self,
+        request: Request<v1::SessionsRequest>,
+    ) -> Result<Response<v1::JsonReply>, Status> {
         let caller = Caller::of(&request)?;
         let json = sessions::list(&self.context, caller.user()?, request.into_inner()).await?;
         Ok(Response::new(v1::JsonReply { json }))

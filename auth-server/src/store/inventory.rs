@@ -137,7 +137,9 @@ impl TokenKind {
 
     /// The kind of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        [TokenKind::Agent, TokenKind::Proxy].into_iter().find(|kind| kind.as_str() == name)
+        [TokenKind::Agent, TokenKind::Proxy]
+            .into_iter()
+            .find(|kind| kind.as_str() == name)
     }
 }
 

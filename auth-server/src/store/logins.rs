@@ -21,7 +21,11 @@ pub enum LoginMethod {
 
 impl LoginMethod {
     /// Every method, in the order in which they are preferred.
-    pub const ALL: [LoginMethod; 3] = [LoginMethod::Browser, LoginMethod::NoBrowser, LoginMethod::Headless];
+    pub const ALL: [LoginMethod; 3] = [
+        LoginMethod::Browser,
+        LoginMethod::NoBrowser,
+        LoginMethod::Headless,
+    ];
 
     /// The name on the wire, in configuration, certificates and policy.
     pub fn as_str(self) -> &'static str {

@@ -65,6 +65,9 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn damaged(what: &'static str, why: impl std::fmt::Display) -> Self {
-        StoreError::Damaged { what, why: why.to_string() }
+        StoreError::Damaged {
+            what,
+            why: why.to_string(),
+        }
     }
 }

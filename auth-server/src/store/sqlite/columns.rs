@@ -73,12 +73,16 @@ impl<'a> Columns<'a> {
     }
 
     pub(super) fn hash(&self, column: &str) -> Result<Hash, StoreError> {
-        self.bytes(column)?.try_into().map_err(|_| self.damaged(column, "not 32 bytes"))
+        self.bytes(column)?
+            .try_into()
+            .map_err(|_| self.damaged(column, "not 32 bytes"))
     }
 
     pub(super) fn hash_or_none(&self, column: &str) -> Result<Option<Hash>, StoreError> {
         let bytes: Option<Vec<u8>> = self.row.try_get(column)?;
-        bytes.map(|bytes| bytes.try_into().map_err(|_| self.damaged(column, "not 32 bytes"))).transpose()
+        bytes
+            .map(|bytes| bytes.try_into().map_err(|_| self.damaged(column, "not 32 bytes")))
+            .transpose()
     }
 
     pub(super) fn uuid(&self, column: &str) -> Result<Uuid, StoreError> {

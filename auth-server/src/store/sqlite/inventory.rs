@@ -53,7 +53,9 @@ async fn stored_service(
         .bind(name.as_str())
         .fetch_optional(&mut **transaction)
         .await?;
-    row.as_ref().map(|row| Columns::new("service", row).json("record")).transpose()
+    row.as_ref()
+        .map(|row| Columns::new("service", row).json("record"))
+        .transpose()
 }
 
 async fn stored_agents(
@@ -65,7 +67,11 @@ async fn stored_agents(
         .fetch_all(&mut **transaction)
         .await?;
     rows.iter()
-        .map(|row| Columns::new("grant", row).uuid("agent_id").map(AgentId::from_uuid))
+        .map(|row| {
+            Columns::new("grant", row)
+                .uuid("agent_id")
+                .map(AgentId::from_uuid)
+        })
         .collect()
 }
 
@@ -90,7 +96,9 @@ async fn replace_agents(
     transaction: &mut Transaction<'static, Sqlite>,
     change: &ServiceChange,
 ) -> Result<(), StoreError> {
-    let Some(agents) = &change.agents else { return Ok(()) };
+    let Some(agents) = &change.agents else {
+        return Ok(());
+    };
     sqlx::query("DELETE FROM service_agents WHERE service = ?")
         .bind(change.row.name.as_str())
         .execute(&mut **transaction)
@@ -114,7 +122,10 @@ impl InventoryStore for SqliteStore {
             let name = change.row.name.clone();
             let before = stored_service(&mut transaction, &name).await?;
             let granted = stored_agents(&mut transaction, &name).await?;
-            let same_agents = change.agents.as_ref().is_none_or(|agents| agents.iter().eq(&granted));
+            let same_agents = change
+                .agents
+                .as_ref()
+                .is_none_or(|agents| agents.iter().eq(&granted));
             let list = match &before {
                 None => &mut applied.created,
                 Some(before) if *before == change.row && same_agents => &mut applied.unchanged,
@@ -138,13 +149,22 @@ impl InventoryStore for SqliteStore {
 
     async fn services(&self) -> Result<Vec<GrantedService>, StoreError> {
         let mut transaction = self.readers.begin().await?;
-        let services = sqlx::query("SELECT record FROM services ORDER BY name").fetch_all(&mut *transaction).await?;
-        let grants =
-            sqlx::query("SELECT service, agent_id FROM service_agents").fetch_all(&mut *transaction).await?;
+        let services = sqlx::query("SELECT record FROM services ORDER BY name")
+            .fetch_all(&mut *transaction)
+            .await?;
+        let grants = sqlx::query("SELECT service, agent_id FROM service_agents")
+            .fetch_all(&mut *transaction)
+            .await?;
         let mut all = BTreeMap::new();
         for row in &services {
             let row: ServiceRow = Columns::new("service", row).json("record")?;
-            all.insert(row.name.clone(), GrantedService { row, agents: Default::default() });
+            all.insert(
+                row.name.clone(),
+                GrantedService {
+                    row,
+                    agents: Default::default(),
+                },
+            );
         }
         for row in &grants {
             let columns = Columns::new("grant", row);
@@ -187,11 +207,12 @@ impl InventoryStore for SqliteStore {
     }
 
     async fn tokens(&self, now: OffsetDateTime) -> Result<Vec<TokenRow>, StoreError> {
-        let rows =
-            sqlx::query("SELECT * FROM tokens WHERE uses_left > 0 AND expires_at > ? ORDER BY created_at, token_id")
-                .bind(milliseconds(now))
-                .fetch_all(&self.readers)
-                .await?;
+        let rows = sqlx::query(
+            "SELECT * FROM tokens WHERE uses_left > 0 AND expires_at > ? ORDER BY created_at, token_id",
+        )
+        .bind(milliseconds(now))
+        .fetch_all(&self.readers)
+        .await?;
         rows.iter().map(joining::token_from).collect()
     }
 
@@ -241,7 +262,9 @@ impl InventoryStore for SqliteStore {
     }
 
     async fn agents(&self) -> Result<Vec<AgentRow>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM agents ORDER BY agent_id").fetch_all(&self.readers).await?;
+        let rows = sqlx::query("SELECT * FROM agents ORDER BY agent_id")
+            .fetch_all(&self.readers)
+            .await?;
         rows.iter().map(agent_from).collect()
     }
 
@@ -291,7 +314,9 @@ impl InventoryStore for SqliteStore {
     }
 
     async fn proxies(&self) -> Result<Vec<ProxyRow>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM proxies ORDER BY proxy_id").fetch_all(&self.readers).await?;
+        let rows = sqlx::query("SELECT * FROM proxies ORDER BY proxy_id")
+            .fetch_all(&self.readers)
+            .await?;
         rows.iter().map(proxy_from).collect()
     }
 

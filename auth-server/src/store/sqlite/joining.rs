@@ -34,7 +34,9 @@ pub(super) async fn redeem(
         .bind(secret_hash.as_slice())
         .fetch_optional(&mut **transaction)
         .await?;
-    let Some(row) = row else { return Ok(Err(TokenRefusal::Unknown)) };
+    let Some(row) = row else {
+        return Ok(Err(TokenRefusal::Unknown));
+    };
     let token = token_from(&row)?;
     if token.kind != kind {
         return Ok(Err(TokenRefusal::Unknown));

@@ -197,7 +197,11 @@ impl LoginStore for SqliteStore {
         let id = id.as_bytes().as_slice();
         let (from, now) = (from.as_str(), milliseconds(now));
         let changing = match &change {
-            LoginChange::SentToProvider { connector, state_hash, cookie_hash } => sqlx::query(
+            LoginChange::SentToProvider {
+                connector,
+                state_hash,
+                cookie_hash,
+            } => sqlx::query(
                 "UPDATE logins SET state = ?, connector = ?, state_hash = ?, cookie_hash = ?
                  WHERE login_id = ? AND state = ? AND expires_at > ? RETURNING *",
             )
@@ -229,7 +233,12 @@ impl LoginStore for SqliteStore {
             .bind(to)
             .bind(why),
         };
-        let row = changing.bind(id).bind(from).bind(now).fetch_optional(&self.writer).await?;
+        let row = changing
+            .bind(id)
+            .bind(from)
+            .bind(now)
+            .fetch_optional(&self.writer)
+            .await?;
         row.as_ref().map(login_from).transpose()
     }
 
@@ -238,7 +247,8 @@ impl LoginStore for SqliteStore {
             .bind(id.as_bytes().as_slice())
             .fetch_optional(&self.writer)
             .await?;
-        row.as_ref().map_or(Ok(u32::MAX), |row| Columns::new("login", row).number("tries"))
+        row.as_ref()
+            .map_or(Ok(u32::MAX), |row| Columns::new("login", row).number("tries"))
     }
 
     async fn forget_logins(&self, before: OffsetDateTime) -> Result<u64, StoreError> {

@@ -16,7 +16,10 @@ use crate::store::{
 
 fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
     let columns = Columns::new("record", row);
-    Ok(StoredRecord { seq: columns.number("seq")?, bytes: columns.bytes("bytes")? })
+    Ok(StoredRecord {
+        seq: columns.number("seq")?,
+        bytes: columns.bytes("bytes")?,
+    })
 }
 
 fn session_from(row: &SqliteRow) -> Result<SessionRow, StoreError> {
@@ -99,7 +102,13 @@ async fn change_session(
     change: &SessionChange,
 ) -> Result<(), StoreError> {
     let changing = match change {
-        SessionChange::Start { user_id, user_name, service, agent, decision } => sqlx::query(
+        SessionChange::Start {
+            user_id,
+            user_name,
+            service,
+            agent,
+            decision,
+        } => sqlx::query(
             "INSERT OR IGNORE INTO sessions (session_id, user_id, user_name, service, agent, start, decision)
              VALUES (?, ?, ?, ?, ?, ?, ?)",
         )
@@ -110,7 +119,12 @@ async fn change_session(
         .bind(agent)
         .bind(milliseconds(time))
         .bind(decision),
-        SessionChange::End { agent, bytes_in, bytes_out, close_reason } => sqlx::query(
+        SessionChange::End {
+            agent,
+            bytes_in,
+            bytes_out,
+            close_reason,
+        } => sqlx::query(
             "UPDATE sessions SET \"end\" = ?, bytes_in = ?, bytes_out = ?, close_reason = ?
              WHERE session_id = ? AND agent = ?",
         )
@@ -139,7 +153,9 @@ impl RecordStore for SqliteStore {
         for record in records {
             if record.source_seq <= last {
                 if !has_same_content(&mut transaction, source, record).await? {
-                    return Ok(Appended::OtherContent { source_seq: record.source_seq });
+                    return Ok(Appended::OtherContent {
+                        source_seq: record.source_seq,
+                    });
                 }
                 continue;
             }
@@ -147,7 +163,9 @@ impl RecordStore for SqliteStore {
                 return Ok(Appended::Missing { expected: last + 1 });
             }
             if record.previous != last_hash {
-                return Ok(Appended::BrokenLink { source_seq: record.source_seq });
+                return Ok(Appended::BrokenLink {
+                    source_seq: record.source_seq,
+                });
             }
             insert(&mut transaction, source, record, received_at).await?;
             (last, last_hash) = (record.source_seq, record.hash);

@@ -55,7 +55,9 @@ impl RuleStore for SqliteStore {
             .bind(belonging.pin.to_string())
             .execute(&mut *transaction)
             .await?;
-        let row = sqlx::query("SELECT * FROM belonging").fetch_one(&mut *transaction).await?;
+        let row = sqlx::query("SELECT * FROM belonging")
+            .fetch_one(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         belonging_from(&row)
     }
@@ -87,15 +89,19 @@ impl RuleStore for SqliteStore {
         if newest + 1 != integer(row.version) {
             return Ok(false);
         }
-        sqlx::query("INSERT INTO policies (version, toml, sha256, applied_by, applied_at) VALUES (?, ?, ?, ?, ?)")
-            .bind(integer(row.version))
-            .bind(&row.toml)
-            .bind(row.sha256.as_slice())
-            .bind(&row.applied_by)
-            .bind(milliseconds(row.applied_at))
+        sqlx::query(
+            "INSERT INTO policies (version, toml, sha256, applied_by, applied_at) VALUES (?, ?, ?, ?, ?)",
+        )
+        .bind(integer(row.version))
+        .bind(&row.toml)
+        .bind(row.sha256.as_slice())
+        .bind(&row.applied_by)
+        .bind(milliseconds(row.applied_at))
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query("DELETE FROM vocabulary")
             .execute(&mut *transaction)
             .await?;
-        sqlx::query("DELETE FROM vocabulary").execute(&mut *transaction).await?;
         for (group, first_version) in vocabulary {
             sqlx::query("INSERT INTO vocabulary (group_name, first_version) VALUES (?, ?)")
                 .bind(group.as_str())
@@ -108,11 +114,16 @@ impl RuleStore for SqliteStore {
     }
 
     async fn vocabulary(&self) -> Result<BTreeMap<GroupName, u64>, StoreError> {
-        let rows = sqlx::query("SELECT * FROM vocabulary").fetch_all(&self.readers).await?;
+        let rows = sqlx::query("SELECT * FROM vocabulary")
+            .fetch_all(&self.readers)
+            .await?;
         rows.iter()
             .map(|row| {
                 let columns = Columns::new("vocabulary", row);
-                Ok((columns.parsed("group_name", GroupName::parse)?, columns.number("first_version")?))
+                Ok((
+                    columns.parsed("group_name", GroupName::parse)?,
+                    columns.number("first_version")?,
+                ))
             })
             .collect()
     }

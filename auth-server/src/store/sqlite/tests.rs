@@ -1,0 +1,218 @@
+//! What every engine has to keep, tried on this one.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use iap_identity::{GroupName, LoginId, UserId};
+use tempfile::TempDir;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::*;
+use crate::store::{
+    Counter, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore as _, RuleStore as _,
+};
+
+const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+async fn store() -> (TempDir, SqliteStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&dir.path().join("auth.db")).await.unwrap();
+    (dir, store)
+}
+
+fn login() -> LoginRow {
+    LoginRow {
+        login_id: LoginId::from_uuid(Uuid::now_v7()),
+        state: LoginState::Started,
+        method: LoginMethod::Headless,
+        connector: None,
+        key_thumbprint: [1; 32],
+        host_name: "laptop".to_owned(),
+        user_name: "alice".to_owned(),
+        redirect_port: 0,
+        client_version: "0.1.0".to_owned(),
+        client_address: "2001:db8::1".parse().unwrap(),
+        words: "one two three".to_owned(),
+        created_at: NOW,
+        expires_at: NOW + Duration::minutes(5),
+        user_code_hash: Some([2; 32]),
+        poll_secret_hash: Some([3; 32]),
+        state_hash: None,
+        cookie_hash: None,
+        code_hash: None,
+        identity: None,
+        denial: None,
+        tries: 0,
+    }
+}
+
+fn sent() -> LoginChange {
+    LoginChange::SentToProvider {
+        connector: "okta".to_owned(),
+        state_hash: [4; 32],
+        cookie_hash: [5; 32],
+    }
+}
+
+fn identity() -> Identity {
+    Identity {
+        user_id: UserId::derive("okta", "https://issuer", "alice"),
+        connector: "okta".to_owned(),
+        issuer: "https://issuer".to_owned(),
+        subject: "alice".to_owned(),
+        name: "alice@example.com".to_owned(),
+        email: Some("alice@example.com".to_owned()),
+        groups: vec![GroupName::new("okta", "engineering").unwrap()],
+        auth_time: NOW,
+        mfa_time: Some(NOW),
+        acr: None,
+    }
+}
+
+#[tokio::test]
+async fn a_login_goes_through_its_states_and_forgets_each_secret_after_use() {
+    let (_dir, store) = store().await;
+    let (row, id) = (login(), login().login_id);
+    let row = LoginRow { login_id: id, ..row };
+    store.create_login(&row).await.unwrap();
+    assert!(store.login_by_user_code(&[2; 32], NOW).await.unwrap().is_some());
+
+    let at_provider = store
+        .advance_login(id, LoginState::Started, NOW, sent())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(at_provider.state, LoginState::AtProvider);
+    assert!(store.login_by_state(&[4; 32]).await.unwrap().is_some());
+
+    let change = LoginChange::Identified(Box::new(identity()));
+    let identified = store
+        .advance_login(id, LoginState::AtProvider, NOW, change)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(identified.identity, Some(identity()));
+    assert!(
+        store.login_by_state(&[4; 32]).await.unwrap().is_none(),
+        "a callback works once"
+    );
+
+    let change = LoginChange::Approved { code_hash: [6; 32] };
+    let approved = store
+        .advance_login(id, LoginState::Identified, NOW, change)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(approved.code_hash, Some([6; 32]));
+
+    let finished = store
+        .advance_login(id, LoginState::Approved, NOW, LoginChange::Finished)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(finished.code_hash, None);
+    assert!(
+        store
+            .advance_login(id, LoginState::Approved, NOW, LoginChange::Finished)
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn of_many_who_advance_a_login_at_once_one_does() {
+    let (_dir, store) = store().await;
+    let row = LoginRow {
+        state: LoginState::Approved,
+        ..login()
+    };
+    store.create_login(&row).await.unwrap();
+    let racing = (0..8).map(|_| {
+        let store = store.clone();
+        let id = row.login_id;
+        tokio::spawn(async move {
+            store
+                .advance_login(id, LoginState::Approved, NOW, LoginChange::Finished)
+                .await
+                .unwrap()
+                .is_some()
+        })
+    });
+    let mut winners = 0;
+    for racer in racing.collect::<Vec<_>>() {
+        winners += usize::from(racer.await.unwrap());
+    }
+    assert_eq!(winners, 1);
+}
+
+#[tokio::test]
+async fn an_expired_login_moves_no_more_and_is_forgotten() {
+    let (_dir, store) = store().await;
+    let row = login();
+    store.create_login(&row).await.unwrap();
+    let late = NOW + Duration::minutes(5);
+    assert!(
+        store
+            .advance_login(row.login_id, LoginState::Started, late, sent())
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(store.login_by_user_code(&[2; 32], late).await.unwrap().is_none());
+    assert_eq!(store.forget_logins(late).await.unwrap(), 0);
+    assert_eq!(store.forget_logins(late + Duration::seconds(1)).await.unwrap(), 1);
+    assert!(store.login(row.login_id).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn wrong_codes_are_counted_and_unknown_logins_have_none_left() {
+    let (_dir, store) = store().await;
+    let row = login();
+    store.create_login(&row).await.unwrap();
+    assert_eq!(store.count_login_try(row.login_id).await.unwrap(), 1);
+    assert_eq!(store.count_login_try(row.login_id).await.unwrap(), 2);
+    let unknown = LoginId::from_uuid(Uuid::now_v7());
+    assert_eq!(store.count_login_try(unknown).await.unwrap(), u32::MAX);
+}
+
+#[tokio::test]
+async fn counters_only_grow_and_survive_a_restart() {
+    let (dir, store) = store().await;
+    assert_eq!(store.next(Counter::SnapshotVersion).await.unwrap(), 1);
+    assert_eq!(store.next(Counter::SnapshotVersion).await.unwrap(), 2);
+    store.close().await;
+    let store = SqliteStore::open(&dir.path().join("auth.db")).await.unwrap();
+    assert_eq!(store.counter(Counter::SnapshotVersion).await.unwrap(), 2);
+    assert_eq!(store.counter(Counter::Epoch).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn what_is_committed_is_on_the_disk_and_readers_cannot_write() {
+    let (_dir, store) = store().await;
+    let full: i64 = sqlx::query_scalar("PRAGMA synchronous")
+        .fetch_one(&store.writer)
+        .await
+        .unwrap();
+    assert_eq!(full, 2, "FULL");
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode")
+        .fetch_one(&store.writer)
+        .await
+        .unwrap();
+    assert_eq!(mode, "wal");
+    let keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys")
+        .fetch_one(&store.writer)
+        .await
+        .unwrap();
+    assert_eq!(keys, 1);
+    assert!(
+        sqlx::query("DELETE FROM counters")
+            .execute(&store.readers)
+            .await
+            .is_err()
+    );
+}

@@ -1,0 +1,18 @@
+//! The auth server as its clients see it: real gRPC over real TLS on loopback.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod authorization;
+mod first_start;
+mod harness;
+mod ingest;
+mod joining;
+mod listening;
+mod locking;
+mod policy;
+mod renewal;
+mod services;

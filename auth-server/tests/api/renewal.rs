@@ -1,0 +1,134 @@
+//! Renewing a user's certificate: generations, deadline, groups.
+
+use iap_identity::{Class, ClassSet, UserPeer, VerifiedPeer, verify_client};
+use iap_proto::v1;
+use time::{Duration, OffsetDateTime};
+
+use crate::harness::{ADMIN, Identity, Plane, key_and_csr, refused};
+
+async fn renew(plane: &Plane, identity: &Identity) -> Result<Identity, tonic::Status> {
+    let (key, csr) = key_and_csr();
+    let reply = plane
+        .user(identity)
+        .renew(v1::RenewRequest { csr })
+        .await?
+        .into_inner();
+    Ok(Identity::from_wire(key, &reply.issued.unwrap()))
+}
+
+fn peer(plane: &Plane, identity: &Identity) -> UserPeer {
+    let bundle = &plane.context.authority.bundle;
+    let now = OffsetDateTime::now_utc();
+    match verify_client(&identity.chain, ClassSet::of(&[Class::User]), bundle, now).unwrap() {
+        VerifiedPeer::User(user) => user,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn each_renewal_is_one_generation_of_the_same_login() {
+    let plane = Plane::start().await;
+    let first = plane.log_in("alice@example.com").await;
+    let second = renew(&plane, &first).await.unwrap();
+    let third = renew(&plane, &second).await.unwrap();
+    let peers = [&first, &second, &third].map(|identity| peer(&plane, identity));
+    assert_eq!(peers.clone().map(|peer| peer.generation), [1, 2, 3]);
+    assert_eq!(peers[0].login_id, peers[2].login_id);
+    assert_eq!(peers[0].auth_time, peers[2].auth_time);
+    assert_eq!(peers[0].login_deadline, peers[2].login_deadline);
+}
+
+#[tokio::test]
+async fn a_renewal_never_outlives_the_login() {
+    let plane = Plane::start().await;
+    let short = Duration::minutes(20);
+    let alice = plane
+        .log_in_with("alice@example.com", &[], Duration::ZERO, short)
+        .await;
+    let renewed = peer(&plane, &renew(&plane, &alice).await.unwrap());
+    assert_eq!(renewed.not_after, renewed.login_deadline);
+    plane.offset.set(Duration::minutes(21));
+    assert_eq!(refused(renew(&plane, &alice).await), "login_required");
+}
+
+#[tokio::test]
+async fn a_lost_answer_can_be_asked_for_once_more() {
+    let plane = Plane::start().await;
+    let first = plane.log_in("alice@example.com").await;
+    renew(&plane, &first).await.unwrap();
+    let again = renew(&plane, &first).await.unwrap();
+    assert_eq!(peer(&plane, &again).generation, 3);
+    renew(&plane, &again).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_generation_used_a_third_time_locks_both_holders() {
+    let plane = Plane::start().await;
+    let admin = plane.log_in(ADMIN).await;
+    let first = plane.log_in("alice@example.com").await;
+    let second = renew(&plane, &first).await.unwrap();
+    let third = renew(&plane, &first).await.unwrap();
+    assert_eq!(refused(renew(&plane, &first).await), "denied");
+    for holder in [&first, &second, &third] {
+        assert_eq!(refused(plane.user(holder).whoami(v1::Empty {}).await), "denied");
+    }
+    assert_eq!(plane.records(&admin, "login.reused").await.len(), 1);
+    assert_eq!(plane.context.feed.locks().len(), 1);
+}
+
+#[tokio::test]
+async fn a_generation_used_ten_minutes_later_locks_both_holders() {
+    let plane = Plane::start().await;
+    let first = plane.log_in("alice@example.com").await;
+    let second = renew(&plane, &first).await.unwrap();
+    plane.offset.set(Duration::minutes(10));
+    assert_eq!(refused(renew(&plane, &first).await), "denied");
+    assert_eq!(refused(renew(&plane, &second).await), "denied");
+}
+
+#[tokio::test]
+async fn a_login_that_was_ended_renews_no_more() {
+    let plane = Plane::start().await;
+    let alice = plane.log_in("alice@example.com").await;
+    plane.user(&alice).logout(v1::Empty {}).await.unwrap();
+    assert_eq!(refused(renew(&plane, &alice).await), "login_required");
+}
+
+#[tokio::test]
+async fn certificates_carry_the_groups_the_policy_names_and_renewals_pick_up_new_ones() {
+    let plane = Plane::start().await;
+    let admin = plane.log_in(ADMIN).await;
+    let groups = ["engineering", "football"];
+    let alice = plane
+        .log_in_with("alice@example.com", &groups, Duration::ZERO, Duration::hours(1))
+        .await;
+    assert!(peer(&plane, &alice).groups.is_empty());
+    assert_eq!(peer(&plane, &alice).groups_vocabulary, 0);
+    let policy_toml = "[[rule]]\nname = \"r\"\neffect = \"allow\"\nusers = { groups = [\"engineering\"] }\n\
+                       services = { names = [\"*\"] }\n";
+    let request = v1::PolicyApplyRequest {
+        policy_toml: policy_toml.to_owned(),
+        ..Default::default()
+    };
+    plane.admin(&admin).policy_apply(request).await.unwrap();
+    let renewed = peer(&plane, &renew(&plane, &alice).await.unwrap());
+    let carried: Vec<String> = renewed.groups.iter().map(ToString::to_string).collect();
+    assert_eq!(carried, ["okta:engineering"]);
+    assert_eq!(renewed.groups_vocabulary, 1);
+}
+
+#[tokio::test]
+async fn every_certificate_is_on_record() {
+    let plane = Plane::start().await;
+    let admin = plane.log_in(ADMIN).await;
+    let alice = plane.log_in("alice@example.com").await;
+    let renewed = renew(&plane, &alice).await.unwrap();
+    let records = plane.records(&admin, "certificate.issued").await;
+    for identity in [&alice, &renewed] {
+        let serial = peer(&plane, identity).serial;
+        assert!(
+            records.iter().any(|record| record["serial"] == serial.as_str()),
+            "{serial}"
+        );
+    }
+}
