@@ -37,7 +37,6 @@ struct State {
     locks: LockList,
     records: Vec<Vec<u8>>,
     takes_records: bool,
-    beats: bool,
     renewals: u32,
     token_secret: Option<[u8; 32]>,
     joins_as: AgentId,
@@ -50,7 +49,6 @@ impl FakeAuth {
             locks,
             records: Vec::new(),
             takes_records: true,
-            beats: true,
             renewals: 0,
             token_secret: None,
             joins_as,
@@ -60,10 +58,6 @@ impl FakeAuth {
             changed: watch::Sender::new(0),
             state: Mutex::new(state),
         }))
-    }
-
-    pub fn cluster(&self) -> &TestCluster {
-        &self.0.cluster
     }
 
     pub fn signed(&self, kind: SignedKind, payload: Vec<u8>) -> Signed {
@@ -138,10 +132,6 @@ impl FakeAuth {
 
     pub fn take_records(&self, takes: bool) {
         self.state().takes_records = takes;
-    }
-
-    pub fn stop_beats(&self) {
-        self.state().beats = false;
     }
 
     pub fn invite(&self, secret: [u8; 32]) {
@@ -256,10 +246,7 @@ impl Agent for FakeAuth {
                     events.push(Event::Snapshot(auth.snapshot()));
                     events.push(Event::Locks(auth.locks()));
                 }
-                let beats = auth.state().beats;
-                if beats {
-                    events.push(Event::Beat(auth.beat()));
-                }
+                events.push(Event::Beat(auth.beat()));
                 first = false;
                 for event in events {
                     if sender.send(Ok(FeedEvent { event: Some(event) })).await.is_err() {

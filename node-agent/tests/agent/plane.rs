@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -45,9 +46,10 @@ pub struct Plane {
     pub start_with_snapshot: bool,
 }
 
-/// A running agent.
+/// A running agent, on a runtime of its own, as a process would be.
 pub struct Running {
     pub shutdown: Shutdown,
+    runtime: Runtime,
     task: JoinHandle<Result<(), iap_agent::app::RunError>>,
 }
 
@@ -160,12 +162,21 @@ impl Plane {
         if !self.state_dir().join(names::AGENT_ID).exists() {
             self.write_state(OffsetDateTime::now_utc());
         }
-        let app = App::build(self.config())
-            .await
-            .unwrap_or_else(|error| panic!("{error}"));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let config = self.config();
+        let app = runtime.spawn(async { App::build(config).await }).await.unwrap();
+        let app = app.unwrap_or_else(|error| panic!("{error}"));
         let shutdown = Shutdown::new();
-        let task = tokio::spawn(app.run(shutdown.clone()));
-        Running { shutdown, task }
+        let task = runtime.spawn(app.run(shutdown.clone()));
+        Running {
+            shutdown,
+            runtime,
+            task,
+        }
     }
 
     /// A running agent that has announced everything it should.
@@ -221,19 +232,22 @@ impl Plane {
 
 impl Running {
     /// Stops in order.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.shutdown.trigger("test");
-        tokio::time::timeout(WAIT, self.task)
+        tokio::time::timeout(WAIT, &mut self.task)
             .await
             .expect("the agent stops")
             .unwrap()
             .unwrap();
+        self.kill().await;
     }
 
-    /// Dies at once, writing nothing more.
+    /// Dies at once: every task is dropped where it stands.
     pub async fn kill(self) {
-        self.task.abort();
-        let _ = self.task.await;
+        let runtime = self.runtime;
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(WAIT))
+            .await
+            .unwrap();
     }
 }
 

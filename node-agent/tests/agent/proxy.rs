@@ -170,17 +170,6 @@ impl FakeProxy {
         (connection_id, arrives)
     }
 
-    /// Sends a message to the agent.
-    pub fn say(&self, message: ControlMessage) {
-        self.0
-            .control
-            .borrow()
-            .as_ref()
-            .expect("an agent is connected")
-            .send(message)
-            .unwrap();
-    }
-
     pub async fn verdict(&self, id: ConnectionId) -> bool {
         let mut verdicts = self.0.verdicts.subscribe();
         let find =

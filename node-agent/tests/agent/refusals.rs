@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iap_identity::{AgentId, CaClass, LockKind, Profile};
+use iap_identity::{AgentId, AgentProfile, CaClass, LockKind, Profile, UserProfile};
 use iap_runtime::tls::AlertDescription;
 use iap_testkit::{Forgery, TestCluster};
 use iap_tunnel::Status;
@@ -82,19 +82,28 @@ async fn a_locked_raw_client_gets_the_alert_certificate_revoked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_that_do_not_belong_here_are_refused_before_anything_is_decided() {
-    let (plane, running) = Plane::started().await;
-    let cluster = &plane.cluster;
     let now = OffsetDateTime::now_utc();
+    let plane = Plane::of(TestCluster::at(CLUSTER, now - time::Duration::days(1)).unwrap()).await;
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    let cluster = &plane.cluster;
     let user = || {
-        Profile::User(
-            cluster
-                .user_profile("alice@example.com", &["engineering"])
-                .unwrap(),
-        )
+        let profile = cluster.user_profile("alice@example.com", &["engineering"]);
+        let login_deadline = now + time::Duration::hours(12);
+        Profile::User(UserProfile {
+            login_deadline,
+            ..profile.unwrap()
+        })
     };
     let expired = cluster.issue_at(user(), now - time::Duration::hours(3)).unwrap();
     let future = cluster.issue_at(user(), now + time::Duration::hours(2)).unwrap();
-    let agent = cluster.agent(AgentId::from_uuid(Uuid::now_v7())).unwrap();
+    let (id, name) = (AgentId::from_uuid(Uuid::now_v7()), cluster.name.clone());
+    let agent = Profile::Agent(AgentProfile {
+        id,
+        cluster: name,
+        generation: 0,
+    });
+    let agent = cluster.issue_at(agent, now).unwrap();
     let elsewhere = TestCluster::new("other.example.com").unwrap();
     let stranger = elsewhere.user("alice@example.com", &["engineering"]).unwrap();
     let namesake = TestCluster::new(CLUSTER)

@@ -87,7 +87,7 @@ async fn a_new_deny_rule_cuts_in_its_own_name_and_an_unrelated_change_cuts_nothi
         .publish(|snapshot| snapshot.policy_toml = POLICY.replace(", \"other\"", ""));
     plane.auth.publish(|snapshot| {
         snapshot.policy_toml = format!(
-            "{POLICY}\n[[rule]]\nname = \"db is closed\"\neffect = \"deny\"\nservices = {{ names = [\"db-prod\"] }}\n"
+            "{POLICY}\n[[rule]]\nname = \"db is closed\"\neffect = \"deny\"\nusers = {{ kinds = [\"user\"] }}\nservices = {{ names = [\"db-prod\"] }}\n"
         );
     });
     let (mut other, _) = framed(&plane, "echo", &alice).await;
@@ -95,7 +95,7 @@ async fn a_new_deny_rule_cuts_in_its_own_name_and_an_unrelated_change_cuts_nothi
     echoes(&mut stream, "live").await;
     plane.auth.publish(|snapshot| {
         snapshot.policy_toml = format!(
-            "{POLICY}\n[[rule]]\nname = \"closed for today\"\neffect = \"deny\"\nservices = {{ names = [\"echo\"] }}\n"
+            "{POLICY}\n[[rule]]\nname = \"closed for today\"\neffect = \"deny\"\nusers = {{ kinds = [\"user\"] }}\nservices = {{ names = [\"echo\"] }}\n"
         );
     });
     ending(&mut stream).await;
