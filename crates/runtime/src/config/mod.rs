@@ -8,6 +8,7 @@ mod environment;
 mod errors;
 mod reader;
 mod stand_in;
+mod suggest;
 mod values;
 
 use std::collections::BTreeMap;

@@ -273,3 +273,41 @@ fn refuse(group: Group, error: &SpoolError) {
 fn unrecordable(error: SealError) -> SpoolError {
     SpoolError::Unrecordable(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use iap_audit::{Event, EventKind, SourceId};
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_refused_leaves_no_gap_in_its_group() {
+        let source = SourceId::from_uuid(Uuid::nil());
+        let mut group = Group {
+            chain: Chain::new(source),
+            frames: Vec::new(),
+            sealed: Vec::new(),
+        };
+        let mut add = |room| {
+            let (reply, mut answer) = oneshot::channel();
+            let body = Event::new(EventKind::AgentStart, OffsetDateTime::UNIX_EPOCH, Uuid::nil()).into_body();
+            group.add(
+                Job {
+                    body,
+                    room: Room::Free,
+                    reply,
+                },
+                room,
+            );
+            answer.try_recv()
+        };
+        assert!(add(u64::MAX).is_err(), "sealed: nobody is told before the sync");
+        assert!(matches!(add(0), Ok(Err(SpoolError::Full))));
+        assert!(add(u64::MAX).is_err());
+        let numbers: Vec<u64> = group.sealed.iter().map(|sealed| sealed.receipt.seq).collect();
+        assert_eq!(numbers, [1, 2]);
+    }
+}
