@@ -29,7 +29,7 @@ pub struct NewLock {
 /// Adds a lock in the name of `author`.
 pub async fn add(context: &AppContext, author: &UserRecord, new: NewLock) -> Result<Lock, RpcError> {
     check(&new)?;
-    if context.feed.locks().len() >= LOCKS_MAX {
+    if context.feed.published_locks().content.locks.len() >= LOCKS_MAX {
         return Err(RpcError::conflict(format!(
             "there are {LOCKS_MAX} locks already: remove some first"
         )));

@@ -130,14 +130,9 @@ impl Feed {
         self.shared.snapshot.borrow().clone()
     }
 
-    /// The newest lock list.
+    /// The newest lock list: the locks in force.
     pub fn published_locks(&self) -> Arc<PublishedLocks> {
         self.shared.locks.borrow().clone()
-    }
-
-    /// The locks in force.
-    pub fn locks(&self) -> Locks {
-        self.shared.locks.borrow().content.locks.clone()
     }
 
     /// Who follows the feed at the moment.

@@ -54,8 +54,7 @@ impl Policies {
             return Ok(reply(current.version, false, checked.warnings));
         }
         if checked.locks_out_author && !author.is_bootstrap_admin && !request.force {
-            let text =
-                "this policy takes policy.write from you, its author: apply it with --force if that is meant";
+            let text = "this policy takes policy.write from you, its author";
             return Err(RpcError::new(ErrorCode::NeedsForce, text));
         }
         if request.dry_run {

@@ -154,9 +154,7 @@ impl From<NoRandomness> for RpcError {
 impl From<IssueError> for RpcError {
     fn from(error: IssueError) -> Self {
         match error {
-            IssueError::LoginOver => {
-                RpcError::new(ErrorCode::LoginRequired, "your login is over: run `iapctl login`")
-            }
+            IssueError::LoginOver => RpcError::new(ErrorCode::LoginRequired, "your login is over"),
             IssueError::Prepare(_)
             | IssueError::Unsound(_)
             | IssueError::Record(_)

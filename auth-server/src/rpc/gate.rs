@@ -134,13 +134,13 @@ impl Gate {
 
     /// Class, validity and locks.
     fn check_class(&self, row: &Row, connection: &Connection, now: OffsetDateTime) -> Result<(), RpcError> {
-        let locks = self.context.feed.locks();
+        let published = self.context.feed.published_locks();
+        let locks = &published.content.locks;
         match (&connection.certificate, row.callers) {
             (Presented::NoCertificate, Callers::NoCertificate) => Ok(()),
-            (Presented::NoCertificate, Callers::Classes(_) | Callers::AgentOrExpired) => Err(RpcError::new(
-                ErrorCode::LoginRequired,
-                "this needs a client certificate: run `iapctl login`",
-            )),
+            (Presented::NoCertificate, Callers::Classes(_) | Callers::AgentOrExpired) => {
+                Err(RpcError::new(ErrorCode::LoginRequired, "this needs a login"))
+            }
             (Presented::Valid { peer, .. }, Callers::Classes(accepted))
                 if accepted.contains(peer.class()) =>
             {
@@ -173,7 +173,7 @@ impl Gate {
         now: OffsetDateTime,
     ) -> Result<UserCaller, RpcError> {
         if peer.login_deadline <= now {
-            return Err(login_required("your login is over: run `iapctl login`"));
+            return Err(login_required("your login is over"));
         }
         let caller = self.context.policies.caller(&self.context, peer).await?;
         if row.verbs.is_empty() {
@@ -184,7 +184,7 @@ impl Gate {
         }
         let age = now - peer.auth_time;
         if row.needs_recent_login() && age.whole_seconds() > ADMIN_AUTH_AGE_SECONDS_MAX {
-            let text = "your login is older than 15 minutes: log in again with `iapctl login` for this";
+            let text = "your login is older than 15 minutes, and this needs a newer one";
             return Err(RpcError::new(ErrorCode::Reauthenticate, text));
         }
         Ok(caller)

@@ -33,7 +33,7 @@ impl UserRpc {
         let issued = match self.context.authority.renew_user(&user.peer, csr).await? {
             Renewed::Issued(issued) => issued,
             Renewed::Ended => {
-                let text = "this login was ended: run `iapctl login`";
+                let text = "this login was ended";
                 return Err(RpcError::new(ErrorCode::LoginRequired, text));
             }
             Renewed::Overtaken => {

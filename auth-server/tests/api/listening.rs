@@ -5,7 +5,7 @@ use std::sync::Arc;
 use iap_runtime::tls::{self, ClientConfig, HandshakeError, Material, ServerVerifier};
 use iap_runtime::{proxy_protocol, rpc};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use iap_proto::v1::{self, join_client::JoinClient};
 
@@ -123,4 +123,17 @@ async fn a_malformed_proxy_header_is_not_forwarded() {
     let mut header = proxy_protocol::encode("203.0.113.7:4711".parse().unwrap(), plane.address);
     header[1] ^= 1;
     assert!(join_behind(&plane, secret, header).await.is_err());
+}
+
+#[tokio::test]
+async fn an_unlisted_peer_is_not_believed() {
+    let plane = Plane::start().await;
+    let unlisted = TcpSocket::new_v4().unwrap();
+    unlisted.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut stream = unlisted.connect(plane.address).await.unwrap();
+    let header = proxy_protocol::encode("203.0.113.7:4711".parse().unwrap(), plane.address);
+    stream.write_all(&header).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert_eq!(answer.first(), Some(&21), "a TLS alert: {answer:?}");
 }

@@ -73,7 +73,7 @@ async fn a_generation_used_a_third_time_locks_both_holders() {
         assert_eq!(refused(plane.user(holder).whoami(v1::Empty {}).await), "denied");
     }
     assert_eq!(plane.records(&admin, "login.reused").await.len(), 1);
-    assert_eq!(plane.context.feed.locks().len(), 1);
+    assert_eq!(plane.context.feed.published_locks().content.locks.len(), 1);
 }
 
 #[tokio::test]
