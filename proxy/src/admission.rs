@@ -129,14 +129,22 @@ impl Admission {
             }
         }
         let record = places.by_source.entry(source).or_default();
-        if record.is_throttled(self.limits.failures_per_source_per_minute_max, now) {
-            return Err(Refusal::SourceThrottled);
-        }
         if record.waiting >= self.limits.waiting_connections_per_source_max {
             return Err(Refusal::TooManyWaiting);
         }
         record.waiting += 1;
         Ok(())
+    }
+
+    /// Whether this source's clients keep failing, and none of them was good lately. Asked before an agent is
+    /// bothered; logging in and agents' own connections are not held up.
+    pub fn is_throttled(&self, source: Source, now: Instant) -> bool {
+        let places = self.places();
+        let failures_max = self.limits.failures_per_source_per_minute_max;
+        places
+            .by_source
+            .get(&source)
+            .is_some_and(|record| record.is_throttled(failures_max, now))
     }
 
     fn route(&self, source: Source) -> Result<RoutedPlace, Refusal> {
@@ -295,14 +303,11 @@ mod tests {
         let now = Instant::now();
         let _place = admission.admit(Some(source(1)), now).unwrap();
         admission.judged(source(1), false, now);
-        assert!(admission.admit(Some(source(1)), now).is_ok());
+        assert!(!admission.is_throttled(source(1), now));
         admission.judged(source(1), false, now);
-        assert_eq!(
-            admission.admit(Some(source(1)), now).err(),
-            Some(Refusal::SourceThrottled)
-        );
-        assert!(admission.admit(Some(source(2)), now).is_ok());
-        assert!(admission.admit(Some(source(1)), now + FAILURE_WINDOW).is_ok());
+        assert!(admission.is_throttled(source(1), now));
+        assert!(!admission.is_throttled(source(2), now));
+        assert!(!admission.is_throttled(source(1), now + FAILURE_WINDOW));
     }
 
     #[test]
@@ -312,7 +317,9 @@ mod tests {
         let _place = admission.admit(Some(source(1)), now).unwrap();
         admission.judged(source(1), true, now);
         admission.judged(source(1), false, now);
-        assert!(admission.admit(Some(source(1)), now).is_ok());
+        assert!(!admission.is_throttled(source(1), now));
+        admission.judged(source(1), false, now + PROVEN_FOR);
+        assert!(admission.is_throttled(source(1), now + PROVEN_FOR));
     }
 
     #[test]

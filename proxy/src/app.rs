@@ -27,10 +27,11 @@ use crate::front::fetch::Fetcher;
 use crate::front::forward::AuthDialer;
 use crate::front::greet::Rules;
 use crate::metrics::Metrics;
-use crate::state::{State, StateError};
+use crate::state::{Reloader, State, StateError};
 use crate::switchboard::Switchboard;
 use crate::trust::Trust;
 
+const STOPPING: &str = "the proxy is stopping";
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 /// For closing what the drain did not see end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -124,6 +125,14 @@ impl App {
         self.door.metrics.clone()
     }
 
+    /// Takes over what `iap-proxy join` left in the state directory, while the proxy runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            directory: self.renewal.directory.clone(),
+            material: Arc::clone(&self.renewal.material),
+        }
+    }
+
     /// The table of agents and sessions, likewise.
     pub fn switchboard(&self) -> Switchboard {
         self.door.fetcher.board.clone()
@@ -211,7 +220,8 @@ async fn drain(door: &Door, seconds_max: Duration, shutdown: &Shutdown) -> Drain
     };
     let in_time = tokio::time::timeout(seconds_max, idle).await;
     let left = door.admission.taken().1;
-    door.end.cancel("the proxy is stopping");
+    door.end.cancel(STOPPING);
+    board.cut_all(STOPPING);
     let ended = shutdown.drain(LAST_WORDS).await;
     match in_time {
         Ok(()) => ended,

@@ -199,7 +199,7 @@ limits_section! {
     waiting_connections_max: usize = 8_192, at least 1;
     waiting_connections_per_source_max: usize = 1_024, at least 1;
     sources_max: usize = 65_536, at least 16;
-    failures_per_source_per_minute_max: u32 = 60, at least 1;
+    failures_per_source_per_minute_max: u32 = 600, at least 1;
     client_hello_bytes_max: usize = 16_384, at least 4_096;
     client_hello_seconds_max: u64 = 5, at least 1;
     pending_opens_max: usize = 4_096, at least 1;

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
+use iap_proxy::state::Reloader;
 use iap_proxy::{App, Config};
 use iap_runtime::net::HostPort;
-use iap_runtime::shutdown::Shutdown;
+use iap_runtime::shutdown::{Hangups, Shutdown};
 use iap_runtime::{telemetry, tls};
+use time::OffsetDateTime;
 
 /// The user's fault, as `sysexits.h` numbers it in spirit: bad usage or configuration.
 const EXIT_USAGE: u8 = 2;
@@ -68,7 +70,7 @@ fn main() -> ExitCode {
     match start(config, arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("iap-proxy: {error:#}"));
+            say(&format!("iap-proxy: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -83,20 +85,32 @@ async fn start(config: Config, command: Option<Command>) -> anyhow::Result<()> {
             let auth = auth.unwrap_or_else(|| config.auth.clone());
             let id = iap_proxy::join::join(&config, auth, &token_file)
                 .await
-                .context("cannot join")?;
+                .map_err(|error| anyhow!("cannot join: {error}"))?;
             say(&format!("joined {} as proxy {id}", config.cluster));
         }
         None => {
-            let shutdown = Shutdown::on_signals().context("cannot listen for signals")?;
+            let shutdown = Shutdown::on_signals()?;
             let app = App::build(config).await?;
             for address in app.local_addresses() {
                 tracing::info!(%address, "listening");
             }
+            tokio::spawn(reload_on_hangup(app.reloader(), Hangups::listen()?));
             let drained = app.run(shutdown).await?;
             tracing::info!(?drained, "stopped");
         }
     }
     Ok(())
+}
+
+/// The configuration file is read at the start alone; what changes while the proxy runs is its certificate.
+async fn reload_on_hangup(reloader: Reloader, mut hangups: Hangups) {
+    loop {
+        hangups.received().await;
+        match reloader.reload(OffsetDateTime::now_utc()) {
+            Ok(()) => tracing::info!("the certificate was read again"),
+            Err(error) => tracing::error!(%error, "the certificate was not read again"),
+        }
+    }
 }
 
 /// The one place that writes for people.

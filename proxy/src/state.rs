@@ -104,6 +104,28 @@ impl State {
     }
 }
 
+/// Shows the certificate on disk from now on: what SIGHUP does after the proxy has joined again.
+#[derive(Debug, Clone)]
+pub struct Reloader {
+    pub(crate) directory: DataDir,
+    pub(crate) material: Arc<Material>,
+}
+
+impl Reloader {
+    /// Checks and shows the key and certificate now on disk. After an error the old ones stay.
+    pub fn reload(&self, now: OffsetDateTime) -> Result<(), StateError> {
+        let key = keys::load(&self.directory.join(KEY_FILE), KeyKind::P256)?;
+        let missing = || StateError::NotJoined {
+            directory: self.directory.path().display().to_string(),
+        };
+        let chain = self.directory.read(CERTIFICATE_FILE)?.ok_or_else(missing)?;
+        let chain = certificates_from_pem(&chain)?;
+        Ok(self
+            .material
+            .publish_identity(chain, keys::private_key_der(&key), now)?)
+    }
+}
+
 fn show(
     material: &Material,
     chain: Vec<CertificateDer<'static>>,

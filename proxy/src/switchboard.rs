@@ -253,6 +253,14 @@ impl Switchboard {
         (lines.len(), sessions.len())
     }
 
+    /// Ends every session.
+    pub fn cut_all(&self, reason: &str) {
+        self.table()
+            .sessions
+            .values()
+            .for_each(|session| session.cut.cancel(reason));
+    }
+
     /// Tells every agent that no more sessions will come this way.
     pub fn drain(&self, deadline_seconds: u32) {
         for line in self.table().lines.values() {

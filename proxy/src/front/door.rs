@@ -76,7 +76,7 @@ impl Door {
         }
         let known = |client: SocketAddr| place.attribute(Source::of(client.ip()), Instant::now());
         let greeting = tokio::select! {
-            greeting = self.rules.greet(stream, peer, known) => greeting,
+            greeting = Box::pin(self.rules.greet(stream, peer, known)) => greeting,
             _ = self.end.cancelled() => return,
         };
         drop(waiting);
@@ -99,7 +99,7 @@ impl Door {
     async fn client(&self, client: Client, place: WaitingPlace, shutdown: Shutdown) {
         if client.name == ServerName::Proxy {
             // An agent's line is counted by limits.agents_max; it waits until its handshake is done.
-            self.control.serve(client, place, shutdown).await;
+            Box::pin(self.control.serve(client, place, shutdown)).await;
             return;
         }
         let routed = match place.route(Source::of(client.address.ip())) {
@@ -117,19 +117,24 @@ impl Door {
         let other = match self.auth.dial(client.address).await {
             Ok(stream) => stream,
             Err(error) => {
-                return self
-                    .refuse(client, Refusal::AuthUnreachable, &error.to_string())
-                    .await;
+                let detail = error.to_string();
+                return self.refuse(client, Refusal::AuthUnreachable, &detail).await;
             }
         };
         self.metrics.routed(Destination::Auth);
-        let closed = session::relay(client.stream, other, &client.hello, &self.end).await;
+        let closed = session::relay(client.stream, other, client.hello, &self.end).await;
         self.closed(&client.name, client.address, closed);
     }
 
     async fn to_agent(&self, client: Client, routed: &RoutedPlace) {
+        if self.admission.is_throttled(routed.source(), Instant::now()) {
+            let limit = "limits.failures_per_source_per_minute_max";
+            return self.refuse(client, Refusal::SourceThrottled, limit).await;
+        }
+        // Boxed, as everything that is over before the bytes flow: a session at rest should weigh little.
+        let fetching = Box::pin(self.fetcher.fetch(&client.name, client.address, routed.source()));
         let fetched = tokio::select! {
-            fetched = self.fetcher.fetch(&client.name, client.address, routed.source()) => fetched,
+            fetched = fetching => fetched,
             _ = self.end.cancelled() => return,
         };
         let fetched = match fetched {
@@ -140,14 +145,7 @@ impl Door {
             }
         };
         self.metrics.routed(Destination::Agent);
-        let cut = &fetched.slot.cut;
-        let relay = session::relay(client.stream, fetched.stream, &client.hello, cut);
-        let ended = async { cut.cancel(&self.end.cancelled().await) };
-        tokio::pin!(relay);
-        let closed = tokio::select! {
-            closed = &mut relay => closed,
-            () = ended => relay.await,
-        };
+        let closed = session::relay(client.stream, fetched.stream, client.hello, &fetched.slot.cut).await;
         self.closed(&client.name, client.address, closed);
     }
 
@@ -176,7 +174,7 @@ impl Door {
         };
         tracing::info!(client = %client.address, name = ?client.name, reason = reason.as_str(), detail, "turned away");
         self.metrics.refused(reason);
-        session::turn_away(client.stream, Some(alert)).await;
+        Box::pin(session::turn_away(client.stream, Some(alert))).await;
     }
 
     async fn turn_away(&self, refused: Refused, peer: SocketAddr) {
@@ -189,7 +187,7 @@ impl Door {
         tracing::debug!(%peer, reason = reason.as_str(), detail, "turned away");
         self.metrics.refused(reason);
         if let Some(stream) = stream {
-            session::turn_away(stream, alert).await;
+            Box::pin(session::turn_away(stream, alert)).await;
         }
     }
 

@@ -14,10 +14,12 @@ const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
 pub(crate) async fn relay(
     mut client: TcpStream,
     mut other: TcpStream,
-    hello: &[u8],
+    hello: Vec<u8>,
     cut: &Cancellation,
 ) -> std::io::Result<Closed> {
-    other.write_all(hello).await?;
+    other.write_all(&hello).await?;
+    // A session may last for hours; these bytes have done their work.
+    drop(hello);
     let counters = Counters::new();
     let limits = PumpLimits::default();
     Ok(pump::splice(&mut client, &mut other, &limits, &counters, cut).await)

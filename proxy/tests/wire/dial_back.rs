@@ -125,8 +125,7 @@ async fn an_agent_cannot_refuse_or_judge_another_agents_connection() {
             authenticated: false,
         })
         .await;
-    second.send(ControlMessage::Ping(9)).await;
-    while !matches!(second.next().await, Some(ControlMessage::Pong(9))) {}
+    second.settled().await;
     let mut fetched = first.dial_back(&opened).await;
     assert_joined(&mut db, &mut fetched, &plane, "db").await;
 }
@@ -238,9 +237,29 @@ async fn a_source_whose_clients_keep_failing_is_turned_away() {
             authenticated: false,
         })
         .await;
-    let throttled = async || {
-        let _ = answer(plane.address, b"?").await;
-        plane.metrics.refusals(Refusal::SourceThrottled) > 0
-    };
-    iap_testkit::wait_until_async(throttled, PATIENCE).await.unwrap();
+    agent.settled().await;
+    assert_eq!(rest(&mut client(&plane, "db").await).await, INTERNAL_ERROR);
+    plane.refused_once(Refusal::SourceThrottled).await;
+}
+
+#[tokio::test]
+async fn a_source_with_a_good_client_is_not_held_up_by_bad_ones() {
+    let plane = Plane::start_with(|config| config.limits.failures_per_source_per_minute_max = 1).await;
+    let mut agent = TestAgent::serving(&plane, &["db"]).await;
+    let mut held = Vec::new();
+    for authenticated in [true, false] {
+        held.push(client(&plane, "db").await);
+        let (opened, fetched) = agent.fetch().await;
+        held.push(fetched);
+        agent
+            .send(ControlMessage::Verdict {
+                connection_id: opened.connection_id,
+                authenticated,
+            })
+            .await;
+        agent.settled().await;
+    }
+    let _client = client(&plane, "db").await;
+    agent.opened().await;
+    assert_eq!(plane.metrics.refusals(Refusal::SourceThrottled), 0);
 }

@@ -3,13 +3,17 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use iap_identity::ProxyId;
 use iap_proxy::{App, AppError};
+use iap_runtime::files::DataDir;
 use iap_runtime::shutdown::Drained;
+use iap_testkit::{Credential, new_uuid};
 use iap_tunnel::ControlMessage;
+use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::support::plane::{Prepared, signed_locks};
+use crate::support::plane::{Prepared, aged_cluster, signed_locks};
 use crate::support::*;
 
 /// One page of the admin address: status line and body.
@@ -74,6 +78,25 @@ async fn state_of_another_cluster_is_refused() {
         App::build(prepared.config).await,
         Err(AppError::State(_))
     ));
+}
+
+#[tokio::test]
+async fn a_new_certificate_on_disk_is_shown_after_a_reload_and_a_foreign_one_is_not() {
+    let prepared = Prepared::new();
+    let app = App::build(prepared.config.clone()).await.unwrap();
+    let directory = DataDir::open_or_create(&prepared.config.state_dir).unwrap();
+    let reload = |credential: &Credential| {
+        directory
+            .write("key.pem", credential.key_pem().as_bytes())
+            .unwrap();
+        directory
+            .write("cert.pem", credential.chain_pem().as_bytes())
+            .unwrap();
+        app.reloader().reload(OffsetDateTime::now_utc())
+    };
+    let id = ProxyId::from_uuid(new_uuid());
+    assert!(reload(&aged_cluster().proxy(id).unwrap()).is_err());
+    assert!(reload(&prepared.cluster.proxy(id).unwrap()).is_ok());
 }
 
 #[tokio::test]

@@ -141,6 +141,12 @@ impl TestAgent {
         self.stream.flush().await.unwrap();
     }
 
+    /// Returns once the proxy has acted on everything sent before.
+    pub async fn settled(&mut self) {
+        self.send(ControlMessage::Ping(99)).await;
+        while !matches!(self.next().await, Some(ControlMessage::Pong(99))) {}
+    }
+
     pub async fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
         self.stream.flush().await.unwrap();
