@@ -37,7 +37,8 @@ pub struct Global {
         global = true,
         value_name = "DIR",
         env = "IAPCTL_HOME",
-        hide_env_values = true
+        hide_env_values = true,
+        help_heading = "Global options"
     )]
     pub home: Option<PathBuf>,
     /// The cluster to work with [default: the one logged in to last]

@@ -51,7 +51,13 @@ pub fn from_unix_ms(milliseconds: i64) -> OffsetDateTime {
 
 /// How long until or since, in the two largest units: `58m`, `3h 12m`, `2d 4h`.
 pub fn rough(duration: time::Duration) -> String {
-    let seconds = duration.whole_seconds().unsigned_abs();
+    let exact = duration.whole_seconds().unsigned_abs();
+    // Nobody wants to read 59m of what was given as an hour.
+    let seconds = if exact < 600 {
+        exact
+    } else {
+        (exact + 30) / 60 * 60
+    };
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),
@@ -109,6 +115,8 @@ mod tests {
     fn lengths_and_sizes_are_short() {
         assert_eq!(rough(time::Duration::seconds(59)), "59s");
         assert_eq!(rough(time::Duration::seconds(3_600 * 27)), "1d 3h");
+        assert_eq!(rough(time::Duration::seconds(3_599)), "1h");
+        assert_eq!(rough(time::Duration::seconds(-125)), "2m");
         assert_eq!(size(999), "999 B");
         assert_eq!(size(1_250), "1.2 kB");
         assert_eq!(size(34_000_000), "34 MB");

@@ -13,6 +13,7 @@ use rustls_pki_types::pem::PemObject as _;
 use serde::Deserialize;
 
 use crate::address::ClusterAddress;
+use crate::api;
 use crate::failure::Failure;
 use crate::home::{ClusterHome, ClusterRecord, Home};
 
@@ -167,27 +168,15 @@ fn unknown(address: &ClusterAddress) -> Failure {
 }
 
 fn is_certificate_problem(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        let tls = current.downcast_ref::<rustls::Error>().is_some()
-            || current
-                .downcast_ref::<std::io::Error>()
-                .and_then(std::io::Error::get_ref)
-                .is_some_and(|inner| inner.is::<rustls::Error>());
-        if tls {
-            return true;
-        }
-        cause = current.source();
-    }
-    false
+    let tls = api::causes(error).find_map(api::tls_error);
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+    api::causes(error)
+        .last()
+        .map(ToString::to_string)
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

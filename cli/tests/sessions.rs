@@ -357,3 +357,16 @@ async fn a_later_denial_reaches_a_postgres_client_in_its_own_words() {
     );
     assert!(run.stderr.contains("not any more."), "{}", run.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_users_connection_to_the_local_end_is_refused() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root can be somebody else.
+        return;
+    }
+    let plane = Plane::start(granting("tcp")).await;
+    let script = "setpriv --reuid=65534 --clear-groups bash -c 'exec 3<>/dev/tcp/$IAP_HOST/$IAP_PORT; cat <&3' | wc -c";
+    let run = plane.run(&["connect", "echo", "--", "bash", "-c", script]).await;
+    assert_eq!(run.stdout, "0\n", "{}", run.stderr);
+    assert!(run.stderr.contains("it is another user's"), "{}", run.stderr);
+}

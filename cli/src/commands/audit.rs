@@ -82,7 +82,9 @@ pub(super) fn line(record: &Value) -> String {
             text => text,
         };
         let short = path.rsplit('.').next().unwrap_or(path);
-        if !value.is_empty() {
+        if value.contains(' ') {
+            parts.push(format!("{short}={value:?}"));
+        } else if !value.is_empty() {
             parts.push(format!("{short}={value}"));
         }
     }
@@ -104,7 +106,7 @@ mod tests {
         });
         assert_eq!(
             line(&record),
-            "2026-11-22 14:03:07 S1002W session.denied bob@example.com service=db-prod reason=no rule\\nallows it"
+            "2026-11-22 14:03:07 S1002W session.denied bob@example.com service=db-prod reason=\"no rule\\nallows it\""
         );
     }
 }

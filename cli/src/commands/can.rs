@@ -35,7 +35,7 @@ pub struct CanArguments {
 pub(super) async fn run(arguments: CanArguments, context: &Context) -> anyhow::Result<ExitStatus> {
     let service = api::service_name(&arguments.service)?;
     let request = v1::ExplainRequest {
-        user: arguments.user.clone(),
+        user: super::policy::other_than_self(context, &arguments.user).await?,
         groups: arguments.groups,
         service: service.as_str().to_owned(),
         login: arguments.login.unwrap_or_default(),

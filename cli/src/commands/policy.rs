@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::diff;
 use crate::duration;
 use crate::exit::ExitStatus;
+use crate::identity;
 
 /// `policy`.
 #[derive(Debug, Subcommand)]
@@ -179,6 +180,17 @@ async fn test(file: &Path, output: Output, context: &Context) -> anyhow::Result<
             .result(&format!("{} is valid; {tests}", file.display()))?;
     }
     Ok(ExitStatus::Done)
+}
+
+/// The name of somebody else; empty for oneself, about whom everybody may ask.
+pub(super) async fn other_than_self(context: &Context, user: &str) -> anyhow::Result<String> {
+    let identity = identity::require(context).await?;
+    let own = [identity.peer.name.as_str(), identity.peer.id.as_str()];
+    Ok(if own.contains(&user) {
+        String::new()
+    } else {
+        user.to_owned()
+    })
 }
 
 async fn fetch(version: u64, context: &Context) -> anyhow::Result<v1::PolicyGetReply> {

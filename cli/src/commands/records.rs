@@ -49,9 +49,24 @@ pub(super) fn table(records: &[Value], columns: &[(&'static str, &'static str)])
     let header: Vec<&'static str> = columns.iter().map(|(title, _)| *title).collect();
     let mut listing = Listing::new(&header);
     for record in records {
-        listing.row(columns.iter().map(|(_, path)| text(record, path)));
+        listing.row(columns.iter().map(|(_, path)| shown(text(record, path))));
     }
     listing
+}
+
+/// Times lose their milliseconds in tables.
+fn shown(text: String) -> String {
+    let is_time = text.len() == "2026-11-22T14:03:07.123Z".len()
+        && text.ends_with('Z')
+        && text.get(10..11) == Some("T")
+        && text
+            .get(..4)
+            .is_some_and(|year| year.bytes().all(|byte| byte.is_ascii_digit()));
+    if is_time {
+        text.get(..19).unwrap_or_default().replace('T', " ")
+    } else {
+        text
+    }
 }
 
 /// Prints a list of records: the JSON as it is, or a table of some fields.
@@ -141,6 +156,18 @@ mod tests {
         assert_eq!(text(&record, "end"), "");
         assert_eq!(text(&record, "tags"), "a b");
         assert_eq!(text(&record, "absent.deep"), "");
+    }
+
+    #[test]
+    fn times_are_short_in_tables_and_other_text_is_left_alone() {
+        assert_eq!(
+            shown("2026-11-22T14:03:07.123Z".to_owned()),
+            "2026-11-22 14:03:07"
+        );
+        assert_eq!(
+            shown("a service of 24 letters Z".to_owned()),
+            "a service of 24 letters Z"
+        );
     }
 
     #[test]

@@ -4,6 +4,8 @@ use clap::{Args, Subcommand};
 use iap_identity::SessionId;
 use iap_proto::v1;
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{audit, lock, records};
 use crate::api;
@@ -87,13 +89,19 @@ async fn list(arguments: LsArguments, context: &Context) -> anyhow::Result<ExitS
         context.printer.json(&sessions)?;
         return Ok(ExitStatus::Done);
     }
-    let mut listing = Listing::new(&["START", "USER", "SERVICE", "END", "IN", "OUT", "SESSION"]);
+    let mut listing = Listing::new(&[
+        "START", "USER", "SERVICE", "LASTED", "CLOSED", "IN", "OUT", "SESSION",
+    ]);
     for session in sessions.as_array().map(Vec::as_slice).unwrap_or_default() {
         listing.row([
-            records::time(session, "start"),
+            records::time(session, "start")
+                .get(..16)
+                .unwrap_or_default()
+                .to_owned(),
             records::user(session),
             records::text(session, "service"),
-            ending(session),
+            lasted(session),
+            records::text(session, "close_reason"),
             records::size(session, "bytes_in"),
             records::size(session, "bytes_out"),
             records::text(session, "session_id"),
@@ -136,11 +144,13 @@ fn session_id(text: &str) -> Result<SessionId, Failure> {
     })
 }
 
-fn ending(session: &Value) -> String {
-    match (session.get("end"), records::text(session, "close_reason")) {
-        (None | Some(Value::Null), _) => "live".to_owned(),
-        (Some(_), reason) if reason.is_empty() => "ended".to_owned(),
-        (Some(_), reason) => reason,
+/// How long it lasted, or that it goes on.
+fn lasted(session: &Value) -> String {
+    let time = |path: &str| OffsetDateTime::parse(&records::text(session, path), &Rfc3339);
+    match (time("start"), time("end")) {
+        (Ok(start), Ok(end)) => duration::rough(end - start),
+        (_, Err(_)) => "live".to_owned(),
+        (Err(_), Ok(_)) => String::new(),
     }
 }
 

@@ -223,50 +223,51 @@ contact = "#platform"
 "##;
 
 const DEMO_POLICY: &str = r#"# Who may do what. `iapctl policy apply FILE` reads this; deny wins, and the default is deny.
+# Groups are connector:group; the prefix may be left out while there is one connector.
 [[rule]]
 name = "engineers reach the databases"
 effect = "allow"
-users = { groups = ["engineering"] }
+users = { groups = ["dev:engineering"] }
 services = { names = ["db-prod"] }
 
 [[rule]]
 name = "engineers reach development services"
 effect = "allow"
-users = { groups = ["engineering"] }
+users = { groups = ["dev:engineering"] }
 services = { labels = { env = "dev" } }
 
 [[rule]]
 name = "support reaches the web app"
 effect = "allow"
-users = { groups = ["support"] }
+users = { groups = ["dev:support"] }
 services = { names = ["web"] }
 
 [[admin]]
-users = { groups = ["auditors"] }
+users = { groups = ["dev:auditors"] }
 verbs = ["audit.read", "recording.read"]
 
 [[admin]]
-users = { groups = ["admins"] }
+users = { groups = ["dev:admins"] }
 verbs = ["policy.write", "service.write", "token.write", "lock.write", "session.kill", "audit.read", "recording.read", "ca.rotate"]
 
 [[test]]
-user = { name = "alice@example.com", groups = ["engineering"] }
+user = { name = "alice@example.com", groups = ["dev:engineering"] }
 service = "db-prod"
 expect = "allow"
 
 [[test]]
-user = { name = "bob@example.com", groups = ["support"] }
+user = { name = "bob@example.com", groups = ["dev:support"] }
 service = "db-prod"
 expect = "deny"
 "#;
 
 const BARE_POLICY: &str = r#"# Who may do what. Add a [[rule]] for each service; deny wins, and the default is deny.
 [[admin]]
-users = { groups = ["auditors"] }
+users = { groups = ["dev:auditors"] }
 verbs = ["audit.read", "recording.read"]
 
 [[admin]]
-users = { groups = ["admins"] }
+users = { groups = ["dev:admins"] }
 verbs = ["policy.write", "service.write", "token.write", "lock.write", "session.kill", "audit.read", "recording.read", "ca.rotate"]
 "#;
 

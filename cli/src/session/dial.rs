@@ -18,6 +18,13 @@ const CONNECT_SECONDS_MAX: u64 = 10;
 const ANSWER_SECONDS_MAX: u64 = 30;
 const ALPN: &str = "iap/1";
 const READ_BYTES: usize = 4 * 1024;
+/// The denials that the policy explains; others are locks, outages and the agent's own ceilings.
+const POLICY_DENIALS: [&str; 4] = [
+    "no_rule_matches",
+    "denied_by_rule",
+    "condition_failed",
+    "login_not_allowed",
+];
 /// The denial that asks which of several logins is meant.
 const LOGIN_CHOICE: &str = "login_choice";
 
@@ -156,9 +163,13 @@ fn denied(wanted: &Wanted, code: &str, text: String, contact: Option<String>) ->
     if code == LOGIN_CHOICE {
         return Failure::usage(text).next(format!("iapctl connect {service} --login LOGIN"));
     }
-    let next = match contact.filter(|contact| !contact.is_empty()) {
-        Some(contact) => format!("ask {contact}, or see why: iapctl policy explain {service}"),
-        None => format!("iapctl ls, or see why: iapctl policy explain {service}"),
+    let whom = contact
+        .filter(|contact| !contact.is_empty())
+        .unwrap_or_else(|| "your operator".to_owned());
+    let next = if POLICY_DENIALS.contains(&code) {
+        format!("ask {whom}, or see why: iapctl policy explain {service}")
+    } else {
+        format!("ask {whom}")
     };
     Failure::denied(text).next(next)
 }

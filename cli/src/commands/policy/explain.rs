@@ -66,7 +66,10 @@ pub(super) async fn run(arguments: ExplainArguments, context: &Context) -> anyho
         return print(context, arguments.output, &json, &text);
     }
     let request = v1::ExplainRequest {
-        user: user.unwrap_or_default(),
+        user: match user {
+            Some(user) => super::other_than_self(context, &user).await?,
+            None => String::new(),
+        },
         groups: arguments.groups,
         service: service.as_str().to_owned(),
         login: arguments.login.unwrap_or_default(),
