@@ -156,7 +156,22 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// A stable word for programs.
+    /// A stable word for the caller's program. Refusals by rule look alike from outside, whichever rule, host
+    /// or missing grant it was.
+    #[must_use]
+    pub fn public_code(&self) -> &'static str {
+        match self {
+            Self::Outage(_) => "outage",
+            Self::Locked(_) | Self::Killed(_) => "locked",
+            Self::Denied(Denial {
+                code: code @ DenialCode::LoginChoice(_),
+                ..
+            }) => code.as_str(),
+            Self::NotServed | Self::Denied(_) | Self::Ceiling(_) => "denied",
+        }
+    }
+
+    /// A stable word for records and counters.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -280,7 +295,10 @@ impl Gate {
     /// Whether the agent knows too little to decide, and why.
     #[must_use]
     pub fn outage(&self) -> Option<Outage> {
-        self.usable_view().err()
+        match self.view() {
+            Some(view) => self.check_age(&view, self.clock.now()).err(),
+            None => Some(Outage::NoSnapshot),
+        }
     }
 
     /// Decides without blocking the caller's thread.
@@ -297,9 +315,11 @@ impl Gate {
     /// # Errors
     /// The refusal.
     pub fn decide_here(&self, attempt: &Attempt) -> Result<Permit, Refusal> {
-        let view = self.usable_view().map_err(Refusal::Outage)?;
+        let view = self.view().ok_or(Refusal::Outage(Outage::NoSnapshot))?;
         let now = self.clock.now();
+        // Before anything else: a lock counts even where the rules are too old to allow.
         self.check_locks(&view, attempt, now)?;
+        self.check_age(&view, now).map_err(Refusal::Outage)?;
         let local = self.services.get(&attempt.service).ok_or(Refusal::NotServed)?;
         let service = view
             .service_for(&attempt.service, &self.agent_id)
@@ -315,13 +335,12 @@ impl Gate {
         })
     }
 
-    fn usable_view(&self) -> Result<Arc<View>, Outage> {
-        let view = self.view().ok_or(Outage::NoSnapshot)?;
-        if view.expires() <= self.clock.now() {
+    fn check_age(&self, view: &View, now: OffsetDateTime) -> Result<(), Outage> {
+        if view.expires() <= now {
             return Err(Outage::SnapshotExpired);
         }
         match self.clock.feed_age() {
-            Some(age) if age <= self.lock_feed_max => Ok(view),
+            Some(age) if age <= self.lock_feed_max => Ok(()),
             Some(_) | None => Err(Outage::FeedTooOld),
         }
     }

@@ -42,6 +42,14 @@ pub enum IdentityError {
     /// The certificate is not this agent's, or not of this cluster.
     #[error("the agent's certificate: {0}")]
     Certificate(#[from] PeerError),
+    /// The agent was off for too long.
+    #[error(
+        "the agent's certificate expired at {not_after}, more than 30 days ago: join again with a new token (`iap-agent join --replace`)"
+    )]
+    TooLongOff {
+        /// Its end.
+        not_after: OffsetDateTime,
+    },
     /// The certificate names another agent.
     #[error("the certificate belongs to agent {found}, this is {expected}")]
     OtherAgent {
@@ -248,8 +256,11 @@ pub(crate) fn check(
     let peer = match verify_client(&chain, AGENT, bundle, now) {
         Ok(iap_identity::VerifiedPeer::Agent(peer)) => peer,
         Ok(other) => return Err(PeerError::WrongClass { found: other.class() }.into()),
-        Err(PeerError::Expired { .. }) => {
-            verify_expired_agent(&chain, bundle, now, iap_identity::verify::EXPIRED_AGENT_GRACE)?
+        Err(PeerError::Expired { not_after }) => {
+            match verify_expired_agent(&chain, bundle, now, iap_identity::verify::EXPIRED_AGENT_GRACE) {
+                Err(PeerError::Expired { .. }) => return Err(IdentityError::TooLongOff { not_after }),
+                other => other?,
+            }
         }
         Err(error) => return Err(error.into()),
     };

@@ -1,10 +1,11 @@
 //! Holds a leaf for every service the agent is granted, has in its own file and can serve.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{AgentId, ServiceName, TrustBundle};
+use iap_proto::ServiceRecord;
 use iap_runtime::backoff::Backoff;
 use tokio::sync::watch;
 
@@ -35,6 +36,8 @@ pub struct LeafKeeper {
     pub views: watch::Receiver<Option<Arc<View>>>,
     /// The time.
     pub clock: Arc<TrustedClock>,
+    /// What was said about services that are not served.
+    pub reported: BTreeSet<(ServiceName, &'static str)>,
 }
 
 impl LeafKeeper {
@@ -50,6 +53,7 @@ impl LeafKeeper {
     /// Runs until every publisher of views has gone.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        self.report_obstacles();
         loop {
             self.take_up();
             let complete = self.fetch_due().await;
@@ -66,6 +70,7 @@ impl LeafKeeper {
                     if changed.is_err() {
                         return;
                     }
+                    self.report_obstacles();
                 }
                 () = tokio::time::sleep(pause) => {}
             }
@@ -73,18 +78,32 @@ impl LeafKeeper {
     }
 
     fn wanted(&self, view: &View) -> Vec<ServiceName> {
-        let mut wanted = Vec::new();
-        for record in view.services_of(self.agent_id) {
-            let name = &record.facts.name;
-            if !self.services.contains_key(name) {
-                tracing::info!(service = %name, "granted to this agent, but not in its own file");
-            } else if !handlers::can_serve(&record.facts) {
-                tracing::warn!(service = %name, "not served: its record asks for inspection, which this agent does not do");
-            } else {
-                wanted.push(name.clone());
-            }
+        let served = view
+            .services_of(self.agent_id)
+            .filter(|record| self.obstacle(record).is_none());
+        served.map(|record| record.facts.name.clone()).collect()
+    }
+
+    /// Why a granted service is not served here.
+    fn obstacle(&self, record: &ServiceRecord) -> Option<&'static str> {
+        if !self.services.contains_key(&record.facts.name) {
+            return Some("it is not in the agent's own file");
         }
-        wanted
+        let can_serve = handlers::can_serve(&record.facts);
+        (!can_serve).then_some("its record asks for inspection, which this agent does not do")
+    }
+
+    /// Each obstacle is logged once, when it appears.
+    fn report_obstacles(&mut self) {
+        let view = self.views.borrow().clone();
+        let granted = view.iter().flat_map(|view| view.services_of(self.agent_id));
+        let obstacles: BTreeSet<_> = granted
+            .filter_map(|record| Some((record.facts.name.clone(), self.obstacle(record)?)))
+            .collect();
+        for (service, reason) in obstacles.difference(&self.reported) {
+            tracing::warn!(%service, reason, "granted to this agent, and not served");
+        }
+        self.reported = obstacles;
     }
 
     /// Whether every leaf that is due has come.

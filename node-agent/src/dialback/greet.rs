@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::Open;
+use super::read_ahead::ReadAhead;
 use crate::control::Link;
 use crate::leaves::{Leaf, Offer};
 
@@ -32,7 +33,7 @@ pub(super) enum Talk {
 
 /// A connection whose ClientHello asks for a service this agent holds a leaf for.
 pub(super) struct Greeted {
-    pub(super) stream: Replay<TcpStream>,
+    pub(super) stream: Replay<ReadAhead<TcpStream>>,
     pub(super) service: ServiceName,
     pub(super) leaf: Arc<Leaf>,
     pub(super) talk: Talk,
@@ -126,7 +127,7 @@ pub(super) async fn greet(
             let framed = facts.offers(ALPN_IAP_NAME);
             let talk = if framed { Talk::Framed } else { Talk::Raw };
             Ok(Greeted {
-                stream: Replay::new(bytes, stream),
+                stream: Replay::new(bytes, ReadAhead::new(stream)),
                 service,
                 leaf,
                 talk,

@@ -10,12 +10,13 @@ use iap_runtime::tls::{self, FixedIdentity, PeerVerifier, Replay, ServerStream};
 use tokio::net::TcpStream;
 
 use super::greet::{ALPN_IAP_NAME, Greeted, Talk};
+use super::read_ahead::ReadAhead;
 use super::verifier::{Decided, deciding_verifier, verifier};
 use crate::decide::{Attempt, Gate, Permit, Refusal};
 use crate::session::Caller;
 
 /// The encrypted stream to the client.
-pub type ClientStream = ServerStream<Replay<TcpStream>>;
+pub type ClientStream = ServerStream<Replay<ReadAhead<TcpStream>>>;
 
 /// What is known of an attempt before the caller is.
 #[derive(Debug, Clone)]

@@ -8,11 +8,13 @@
 mod greet;
 mod handshake;
 mod hello;
+mod read_ahead;
 mod serve;
 mod verifier;
 
 pub use handshake::ClientStream;
 pub(crate) use hello::{say_last, write_status};
+pub use read_ahead::ReadAhead;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -186,7 +186,7 @@ impl Passage {
             .map(|service| service.contact.clone())
             .filter(|contact| !contact.is_empty());
         Status::Denied {
-            code: refusal.code().to_owned(),
+            code: refusal.public_code().to_owned(),
             text: refusal.text(),
             contact,
         }

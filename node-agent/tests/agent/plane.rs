@@ -44,6 +44,8 @@ pub struct Plane {
     pub limits: String,
     pub ceiling: String,
     pub start_with_snapshot: bool,
+    /// A line of the file's beginning.
+    pub first_line: String,
 }
 
 /// A running agent, on a runtime of its own, as a process would be.
@@ -83,6 +85,7 @@ impl Plane {
             limits,
             ceiling,
             start_with_snapshot: true,
+            first_line: String::new(),
         }
     }
 
@@ -98,7 +101,8 @@ impl Plane {
 
     pub fn config(&self) -> Config {
         let mut text = format!(
-            "cluster = {CLUSTER:?}\nstate_dir = {:?}\nproxies = [\"{}\"]\n[limits]\ndrain_seconds_max = 0\n{}\n",
+            "{}\ncluster = {CLUSTER:?}\nstate_dir = {:?}\nproxies = [\"{}\"]\n[limits]\ndrain_seconds_max = 0\n{}\n",
+            self.first_line,
             self.state_dir(),
             self.proxy.address(),
             self.limits

@@ -22,14 +22,15 @@ async fn a_denied_caller_is_told_in_a_frame_and_recorded() {
     let Status::Denied { code, text, contact } = answer else {
         panic!("{answer:?}")
     };
-    assert_eq!(
-        (code.as_str(), contact.as_deref()),
-        ("no_rule_matches", Some("#platform"))
-    );
+    assert_eq!((code.as_str(), contact.as_deref()), ("denied", Some("#platform")));
     assert!(!text.is_empty());
     assert_eq!(ending(&mut stream).await, None);
     let denied = plane.event("session.denied").await;
     assert_eq!(denied["user"]["name"], "bob@example.com");
+    assert_eq!(
+        denied["denial"], "no_rule_matches",
+        "the record knows more than the caller"
+    );
     assert_eq!(
         (denied["service"].as_str(), denied["decision"]["effect"].as_str()),
         (Some("echo"), Some("deny"))
@@ -300,7 +301,7 @@ async fn the_hosts_own_ceiling_narrows_what_the_policy_allows() {
     let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
     let (_, answer) = framed(&plane, "echo", &alice).await;
     assert!(
-        matches!(&answer, Status::Denied { code, .. } if code == "ceiling"),
+        matches!(&answer, Status::Denied { code, .. } if code == "denied"),
         "{answer:?}"
     );
     let carol = plane

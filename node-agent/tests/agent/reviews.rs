@@ -174,3 +174,26 @@ async fn silence_beyond_the_rules_idle_limit_ends_a_session() {
     assert_eq!(plane.event("session.end").await["close_reason"], "idle_limit");
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_cuts_even_where_the_rules_have_expired() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (mut stream, _) = framed(&plane, "echo", &alice).await;
+    plane
+        .auth
+        .publish(|snapshot| snapshot.expires = time::OffsetDateTime::now_utc() + time::Duration::seconds(2));
+    iap_testkit::wait_until_async(
+        async || matches!(framed(&plane, "echo", &alice).await.1, Status::Unavailable { .. }),
+        crate::proxy::WAIT,
+    )
+    .await
+    .unwrap();
+    echoes(&mut stream, "in its grace").await;
+    plane.lock(LockKind::User, "alice@example.com", "stolen laptop");
+    ending(&mut stream).await;
+    plane
+        .record(|record| record.fields.get("close_reason").is_some_and(|why| why == "lock"))
+        .await;
+    running.stop().await;
+}

@@ -244,3 +244,43 @@ async fn stopping_withdraws_the_services_and_ends_live_sessions_with_a_reason() 
     assert_eq!(plane.event("session.end").await["close_reason"], "shutdown");
     plane.event("agent.stop").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_needs_valid_rules_and_a_proxy_and_metrics_count_sessions() {
+    let mut plane = Plane::new().await;
+    let port = iap_testkit::free_port().unwrap();
+    plane.first_line = format!("admin_listen = \"127.0.0.1:{port}\"");
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    iap_testkit::wait_until_async(
+        async || get(port, "/readyz").await.starts_with("HTTP/1.1 200"),
+        WAIT,
+    )
+    .await
+    .unwrap();
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (mut stream, _) = framed(&plane, "echo", &alice).await;
+    echoes(&mut stream, "counted").await;
+    let metrics = get(port, "/metrics").await;
+    assert!(metrics.contains("iap_agent_sessions_live 1"), "{metrics}");
+    assert!(metrics.contains("iap_agent_control_connections 1"), "{metrics}");
+    plane.auth.publish(|snapshot| {
+        snapshot.expires = time::OffsetDateTime::now_utc() + time::Duration::seconds(1);
+    });
+    iap_testkit::wait_until_async(
+        async || get(port, "/readyz").await.starts_with("HTTP/1.1 503"),
+        WAIT,
+    )
+    .await
+    .unwrap();
+    running.stop().await;
+}
+
+async fn get(port: u16, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    response
+}

@@ -1,0 +1,136 @@
+//! The agent at work: its tasks, its readiness, and how it stops.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_audit::CloseReason;
+use iap_runtime::admin::Condition;
+use iap_runtime::shutdown::Shutdown;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::RunError;
+use crate::auth::upload::Uploader;
+use crate::clock::TrustedClock;
+use crate::control::Connected;
+use crate::decide::Gate;
+use crate::journal::Journal;
+use crate::metrics::Metrics;
+use crate::session::{Ending, Registry};
+
+/// How long cut sessions may take to write their end.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the last records may take to reach the auth server; otherwise they wait on disk.
+const LAST_UPLOAD_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Tasks that never end by themselves.
+#[derive(Debug, Default)]
+pub(super) struct Tasks(JoinSet<&'static str>);
+
+impl Tasks {
+    pub(super) fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(async move {
+            task.await;
+            name
+        });
+    }
+
+    async fn any_ended(&mut self) -> RunError {
+        match self.0.join_next().await {
+            Some(Ok(name)) => RunError::TaskEnded(name),
+            Some(Err(error)) => {
+                tracing::error!(%error, "a task failed");
+                RunError::TaskEnded("that failed")
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// An agent at work.
+pub(super) struct Running {
+    pub(super) tasks: Tasks,
+    pub(super) sessions: Arc<Registry>,
+    pub(super) journal: Journal,
+    pub(super) uploader: Arc<Uploader>,
+}
+
+impl Running {
+    /// Stopping is in steps: the control connections withdraw their announcements by themselves; sessions get
+    /// their grace, then their end; records are on disk before anything else goes.
+    pub(super) async fn until_stopped(mut self, shutdown: Shutdown, grace: Duration) -> Result<(), RunError> {
+        let uploader = Arc::clone(&self.uploader);
+        self.tasks.spawn("upload", async move { uploader.run().await });
+        let failure = tokio::select! {
+            () = shutdown.cancelled() => None,
+            failure = self.tasks.any_ended() => Some(failure),
+        };
+        shutdown.trigger("an essential task ended");
+        if tokio::time::timeout(grace, self.sessions.empty()).await.is_err() {
+            let live = self.sessions.len();
+            tracing::info!(live, "ending the sessions that are left");
+            self.sessions.cut_all(&Ending::because(
+                CloseReason::Shutdown,
+                "the agent was told to stop",
+            ));
+        }
+        let _ = shutdown.drain(END_TIMEOUT).await;
+        self.journal.stop().await;
+        let _ = tokio::time::timeout(LAST_UPLOAD_TIMEOUT, self.uploader.finish()).await;
+        self.tasks.0.shutdown().await;
+        match failure {
+            None => Ok(()),
+            Some(failure) => Err(failure),
+        }
+    }
+}
+
+/// When the agent is ready.
+pub(super) struct Conditions {
+    pub(super) snapshot: Condition,
+    pub(super) proxies: Condition,
+}
+
+/// Keeps readiness and the slow gauges up to date.
+pub(super) struct Gauges {
+    pub(super) gate: Arc<Gate>,
+    pub(super) connected: Arc<Connected>,
+    pub(super) journal: Journal,
+    pub(super) clock: Arc<TrustedClock>,
+    pub(super) metrics: Metrics,
+    pub(super) conditions: Conditions,
+}
+
+impl Gauges {
+    pub(super) async fn run(self) {
+        const EVERY: Duration = Duration::from_secs(1);
+        let mut count = self.connected.count();
+        let mut views = self.gate.views();
+        loop {
+            self.update(*count.borrow_and_update());
+            let next = Instant::now() + EVERY;
+            tokio::select! {
+                _ = count.changed() => {}
+                _ = views.changed() => {}
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    fn update(&self, connected: usize) {
+        match self.gate.outage() {
+            None => self.conditions.snapshot.met(),
+            Some(outage) => self.conditions.snapshot.unmet(outage.text()),
+        }
+        if connected > 0 {
+            self.conditions.proxies.met();
+        } else {
+            self.conditions
+                .proxies
+                .unmet("no control connection to any proxy");
+        }
+        self.metrics.control_connections(connected);
+        self.metrics.feed_age(self.clock.feed_age().unwrap_or_default());
+        self.metrics.spool_records(self.journal.unacknowledged());
+    }
+}

@@ -1,0 +1,179 @@
+//! Who gets what: the built parts become tasks that know only what they need.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use iap_identity::{AgentId, ServiceName};
+use iap_runtime::shutdown::Shutdown;
+use prometheus_client::registry::Registry as MetricsRegistry;
+use tokio::sync::watch;
+
+use super::running::{Conditions, Gauges, Running, Tasks};
+use super::{App, RunError};
+use crate::auth::leaves::LeafKeeper;
+use crate::auth::upload::Uploader;
+use crate::auth::watch::Watcher;
+use crate::auth::{AuthClient, renewal, status};
+use crate::clock::TrustedClock;
+use crate::config::LocalService;
+use crate::control::{Connected, Connector, Proxies};
+use crate::decide::Gate;
+use crate::dialback::{Entrance, EntranceParts};
+use crate::identity::OwnIdentity;
+use crate::leaves::Leaves;
+use crate::limits::Limits;
+use crate::session::Registry;
+use crate::session::review::Reviewer;
+use crate::view::View;
+
+/// What most parts look at.
+struct Shared {
+    agent_id: AgentId,
+    clock: Arc<TrustedClock>,
+    identity: Arc<OwnIdentity>,
+    limits: Limits,
+    services: Arc<BTreeMap<ServiceName, LocalService>>,
+    sessions: Arc<Registry>,
+    views: watch::Receiver<Option<Arc<View>>>,
+}
+
+/// Starts every task of a built agent.
+pub(super) fn start(
+    app: App,
+    conditions: Conditions,
+    shutdown: &Shutdown,
+) -> Result<(Running, MetricsRegistry), RunError> {
+    let App {
+        config,
+        state,
+        joined,
+        clock,
+        feed,
+        identity,
+        journal,
+        metrics,
+        registry,
+    } = app;
+    let shared = Shared {
+        agent_id: joined.agent_id,
+        sessions: Arc::new(Registry::new(config.limits.sessions_max)),
+        services: Arc::new(config.services),
+        limits: config.limits,
+        views: feed.views(),
+        clock,
+        identity,
+    };
+    let gate = shared.gate();
+    let leaves = Leaves::new(shared.agent_id, state.clone());
+    let offers = leaves.offers();
+    let entrance = Entrance::new(EntranceParts {
+        agent_id: shared.agent_id,
+        cluster: config.cluster,
+        gate: Arc::clone(&gate),
+        journal: journal.clone(),
+        registry: Arc::clone(&shared.sessions),
+        offers: offers.clone(),
+        services: Arc::clone(&shared.services),
+        limits: shared.limits.clone(),
+        metrics: metrics.clone(),
+        shutdown: shutdown.clone(),
+    });
+    let connected = Arc::new(Connected::default());
+    let connector = Connector {
+        identity: Arc::clone(&shared.identity),
+        offers: offers.clone(),
+        entrance,
+        connected: Arc::clone(&connected),
+        dial_timeout: shared.limits.dial(),
+        shutdown: shutdown.clone(),
+    };
+    let proxies = Proxies::new(Arc::new(connector), config.proxies, shared.limits.proxies_max);
+    let client = Arc::new(AuthClient::new(
+        Arc::clone(&shared.identity),
+        proxies.addresses(),
+    )?);
+    let uploader = Arc::new(Uploader::new(
+        journal.clone(),
+        Arc::clone(&client),
+        Arc::clone(&shared.identity),
+        state,
+    )?);
+    let sessions = Arc::clone(&shared.sessions);
+    let gauges = Gauges {
+        gate: Arc::clone(&gate),
+        connected: Arc::clone(&connected),
+        journal: journal.clone(),
+        clock: Arc::clone(&shared.clock),
+        metrics,
+        conditions,
+    };
+
+    let mut tasks = Tasks::default();
+    tasks.spawn("review", shared.reviewer(gate).run());
+    tasks.spawn("journal", journal.clone().run());
+    tasks.spawn("leaves", shared.keeper(leaves, Arc::clone(&client)).run());
+    tasks.spawn("proxies", proxies.run(shared.views.clone()));
+    tasks.spawn("feed", shared.watcher(feed, Arc::clone(&client)).run());
+    tasks.spawn(
+        "status",
+        status::run(Arc::clone(&client), connected, Arc::clone(&sessions), offers),
+    );
+    tasks.spawn("renewal", renewal::run(client, shared.identity, shared.clock));
+    tasks.spawn("gauges", gauges.run());
+    Ok((
+        Running {
+            tasks,
+            sessions,
+            journal,
+            uploader,
+        },
+        registry,
+    ))
+}
+
+impl Shared {
+    fn gate(&self) -> Arc<Gate> {
+        Arc::new(Gate::new(
+            self.agent_id,
+            self.identity.changes(),
+            self.views.clone(),
+            Arc::clone(&self.clock),
+            Arc::clone(&self.services),
+            self.limits.lock_feed(),
+        ))
+    }
+
+    fn reviewer(&self, gate: Arc<Gate>) -> Reviewer {
+        Reviewer::new(
+            gate,
+            Arc::clone(&self.sessions),
+            self.views.clone(),
+            self.limits.outage_grace(),
+        )
+    }
+
+    /// Takes up the leaves on disk, so that the first announcement names them.
+    fn keeper(&self, leaves: Leaves, client: Arc<AuthClient>) -> LeafKeeper {
+        let mut keeper = LeafKeeper {
+            agent_id: self.agent_id,
+            leaves,
+            client,
+            services: Arc::clone(&self.services),
+            views: self.views.clone(),
+            clock: Arc::clone(&self.clock),
+            reported: BTreeSet::new(),
+        };
+        keeper.take_up();
+        keeper
+    }
+
+    fn watcher(&self, feed: crate::view::Feed, client: Arc<AuthClient>) -> Watcher {
+        let services = self.services.keys().map(ServiceName::to_string).collect();
+        Watcher {
+            feed,
+            client,
+            identity: Arc::clone(&self.identity),
+            services,
+        }
+    }
+}
