@@ -9,7 +9,7 @@ const WIDTH_COLUMNS_MIN: u16 = 40;
 /// Between two columns.
 const GAP_COLUMNS: usize = 2;
 /// Columns left out, in this order, of a table that is wider than the terminal. JSON and pipes have them all.
-const EXPENDABLE: [&str; 8] = [
+const EXPENDABLE: [&str; 9] = [
     "OUT",
     "IN",
     "VERSION",
@@ -17,7 +17,8 @@ const EXPENDABLE: [&str; 8] = [
     "CLOSED",
     "BY",
     "USES LEFT",
-    "SERIAL",
+    "AGENTS",
+    "LASTED",
 ];
 
 /// Rows under a header.

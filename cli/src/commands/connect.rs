@@ -88,7 +88,9 @@ async fn connect(arguments: ConnectArguments, context: &Context) -> anyhow::Resu
         .printer
         .verbose(&format!("session {}", first.session_id.as_uuid()));
     if arguments.stdio {
-        return stdio::run(first).await;
+        let ended = stdio::run(first).await;
+        sessions.end_renewals().await;
+        return ended;
     }
     let names = client::Names::of(&identity, sessions.wanted(), &first);
     if let Some(program) = program {

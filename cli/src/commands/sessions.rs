@@ -95,7 +95,7 @@ async fn list(arguments: LsArguments, context: &Context) -> anyhow::Result<ExitS
     for session in sessions.as_array().map(Vec::as_slice).unwrap_or_default() {
         listing.row([
             records::time(session, "start")
-                .get(..16)
+                .get(5..16)
                 .unwrap_or_default()
                 .to_owned(),
             records::user(session),

@@ -11,6 +11,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::config::CONNECTOR;
 use super::descriptor::{Descriptor, users};
 use super::layout::{CLUSTER, Layout};
 use super::{robot, say};
@@ -86,7 +87,7 @@ async fn log_in_at(proxy: SocketAddr, ca_file: &Path, home: &Path, user: &str) -
     let ca_pem = std::fs::read(ca_file).with_context(|| format!("cannot read {}", ca_file.display()))?;
     let trust = trust::from_argument(&ca_file.display().to_string())?;
     let browser = async |url: String| robot::log_in(&url, user, CLUSTER, proxy, &ca_pem).await;
-    Box::pin(run_with_browser(&home, &address, trust, browser)).await?;
+    Box::pin(run_with_browser(&home, &address, trust, CONNECTOR, browser)).await?;
     home.make_current(&address.cluster)
 }
 

@@ -58,7 +58,8 @@ pub async fn run(
     Box::pin(through_browser(home, address, trust, &request, opener)).await
 }
 
-/// Logs in with a program in the browser's place: `browser` is given the URL and does what a person would.
+/// Logs in with a program in the browser's place: `browser` is given the URL and does what a person would,
+/// at the identity provider named `connector`.
 ///
 /// # Errors
 /// Why it failed.
@@ -66,10 +67,12 @@ pub async fn run_with_browser(
     home: &Home,
     address: &ClusterAddress,
     trust: Trust,
+    connector: &str,
     browser: impl AsyncFnOnce(String) -> anyhow::Result<()>,
 ) -> anyhow::Result<Identity> {
     let request = LoginRequest {
         method: Method::Browser,
+        connector: connector.to_owned(),
         ..LoginRequest::default()
     };
     let opener = async move |started: &Started| browser(started.url.clone()).await;

@@ -96,6 +96,7 @@ impl Serving {
         };
         drop(listener);
         self.finish(connections).await;
+        self.sessions.end_renewals().await;
         outcome
     }
 

@@ -1,6 +1,7 @@
 //! Where sessions come from: opens them with the login as it is now, renewing it when the agent asks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use iap_identity::{ConnectId, LoginName, ServiceName};
 use time::OffsetDateTime;
@@ -12,6 +13,9 @@ use crate::context::Context;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
 use crate::identity::{self, Identity, Standing};
+
+/// A command that ends sooner leaves the renewal to the next.
+const RENEW_AFTER_SECONDS: u64 = 5;
 
 /// What a session is asked for.
 #[derive(Clone, Debug)]
@@ -30,6 +34,8 @@ pub struct Sessions {
     wanted: Wanted,
     connect_id: ConnectId,
     identity: Mutex<Arc<Identity>>,
+    /// Held while renewing.
+    renewals_ended: Mutex<bool>,
 }
 
 impl Sessions {
@@ -40,6 +46,7 @@ impl Sessions {
             wanted,
             connect_id: ConnectId::from_uuid(Uuid::now_v7()),
             identity: Mutex::new(Arc::new(identity)),
+            renewals_ended: Mutex::new(false),
         }
     }
 
@@ -99,16 +106,28 @@ impl Sessions {
         Ok(Arc::clone(&identity))
     }
 
-    /// Renews a certificate near its end, beside whatever goes on: nothing waits for it.
+    /// Renews a certificate near its end, beside whatever goes on: nothing waits for it. Short commands do
+    /// not begin one.
     pub fn renew_beside(self: &Arc<Self>) {
         let sessions = Arc::clone(self);
         tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(RENEW_AFTER_SECONDS)).await;
+            let ended = sessions.renewals_ended.lock().await;
+            if *ended {
+                return;
+            }
             let identity = Arc::clone(&*sessions.identity.lock().await);
             identity::renew_if_due(&identity, &sessions.context).await;
             if let Ok(Standing::Valid(fresh)) = identity::load(&identity.home, OffsetDateTime::now_utc()) {
                 *sessions.identity.lock().await = Arc::new(*fresh);
             }
         });
+    }
+
+    /// Lets a renewal under way come to its end, and no other begin. One that the auth server has answered
+    /// and we have not stored would look like a stolen certificate at the next.
+    pub async fn end_renewals(&self) {
+        *self.renewals_ended.lock().await = true;
     }
 }
 
