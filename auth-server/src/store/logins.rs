@@ -134,9 +134,9 @@ pub struct LoginRow {
     pub created_at: OffsetDateTime,
     /// After this nothing but reading is possible.
     pub expires_at: OffsetDateTime,
-    /// Headless: the code typed on another device.
+    /// What opens the login's page: the secret in its URL; headless, the code typed on another device.
     pub user_code_hash: Option<Hash>,
-    /// Headless: the secret of whoever may await.
+    /// The secret of whoever may await the outcome.
     pub poll_secret_hash: Option<Hash>,
     /// The OIDC `state` sent to the provider.
     pub state_hash: Option<Hash>,

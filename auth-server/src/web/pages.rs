@@ -182,7 +182,11 @@ fn buttons(id: LoginId, secret: Option<&str>, choices: &[Choice]) -> Html {
             Some(secret) => link.markup("&amp;s=").text(secret),
             None => link,
         };
-        link.markup("\">Sign in at ").text(&choice.host).markup("</a>")
+        link.markup("\">Sign in with ")
+            .text(&choice.connector)
+            .markup(" <small>")
+            .text(&choice.host)
+            .markup("</small></a>")
     };
     choices.iter().map(button).fold(Html::empty(), Html::html)
 }
