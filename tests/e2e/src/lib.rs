@@ -165,11 +165,11 @@ impl Plane {
     pub fn sessions_when(&self, settled: impl Fn(&[Value]) -> bool) -> anyhow::Result<Vec<Value>> {
         let mut seen = Vec::new();
         wait_until("the sessions' records are at the auth server", || {
-            seen = self
-                .json("auditor", &["sessions", "ls"])?
-                .as_array()
-                .cloned()
-                .unwrap_or_default();
+            // It may just be starting again.
+            let Ok(listed) = self.json("auditor", &["sessions", "ls"]) else {
+                return Ok(false);
+            };
+            seen = listed.as_array().cloned().unwrap_or_default();
             Ok(settled(&seen))
         })
         .with_context(|| format!("last seen: {seen:?}"))?;

@@ -58,6 +58,7 @@ const PURE: &[(&str, &[&str])] = &[
         "iap-policy",
         &[
             "cel",
+            "regex",
             "chrono",
             "serde",
             "serde_json",

@@ -30,7 +30,10 @@ fn found_in_memory(pid: i32, needle: &[u8]) -> usize {
         let mut bytes = vec![0; usize::try_from(end - begin).unwrap()];
         // Some mappings cannot be read; they belong to the kernel.
         if memory.read_exact(&mut bytes).is_ok() {
-            found += bytes.windows(needle.len()).filter(|window| *window == needle).count();
+            found += bytes
+                .windows(needle.len())
+                .filter(|window| *window == needle)
+                .count();
         }
     }
     found
@@ -42,7 +45,11 @@ fn pem_files(folder: &Path) -> Vec<std::path::PathBuf> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(pem_files(&path));
-        } else if std::fs::read(&path).unwrap().windows(11).any(|window| window == b"PRIVATE KEY") {
+        } else if std::fs::read(&path)
+            .unwrap()
+            .windows(11)
+            .any(|window| window == b"PRIVATE KEY")
+        {
             found.push(path);
         }
     }
@@ -56,8 +63,10 @@ fn the_proxy_holds_one_key_and_its_certificate_names_the_proxy_alone() {
     assert_eq!(keys.len(), 1, "{keys:?}");
     PrivateKeyDer::from_pem_file(&keys[0]).unwrap();
 
-    let chain: Vec<CertificateDer<'_>> =
-        CertificateDer::pem_file_iter(plane.dir().join("proxy/cert.pem")).unwrap().map(Result::unwrap).collect();
+    let chain: Vec<CertificateDer<'_>> = CertificateDer::pem_file_iter(plane.dir().join("proxy/cert.pem"))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
     let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
     let names = leaf.subject_alternative_name().unwrap().unwrap();
     let dns: Vec<String> = names
@@ -87,9 +96,16 @@ fn no_plaintext_of_a_session_is_ever_in_the_proxys_memory() {
     }
     // The search itself works: the connector, which speaks in clear on its side, has it.
     let connector = i32::try_from(session.0.id()).unwrap();
-    assert!(found_in_memory(connector, CANARY.as_bytes()) > 0, "the search finds what is there");
+    assert!(
+        found_in_memory(connector, CANARY.as_bytes()) > 0,
+        "the search finds what is there"
+    );
     let proxy = plane.pid("proxy").unwrap().as_raw_nonzero().get();
-    assert_eq!(found_in_memory(proxy, CANARY.as_bytes()), 0, "the proxy saw plaintext");
+    assert_eq!(
+        found_in_memory(proxy, CANARY.as_bytes()),
+        0,
+        "the proxy saw plaintext"
+    );
     // It did carry the session.
     assert!(found_in_memory(proxy, b"echo.iap.localhost") + found_in_memory(proxy, b"echo") > 0);
 }

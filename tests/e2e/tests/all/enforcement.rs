@@ -24,12 +24,16 @@ fn live_session(plane: &Plane) -> Background {
 /// The moment the session's output ends.
 fn wait_for_the_cut(session: &mut Background) -> Instant {
     let mut rest = Vec::new();
-    BufReader::new(session.0.stdout.as_mut().unwrap()).read_until(0, &mut rest).unwrap();
+    BufReader::new(session.0.stdout.as_mut().unwrap())
+        .read_until(0, &mut rest)
+        .unwrap();
     Instant::now()
 }
 
 fn close_reason(plane: &Plane) -> String {
-    let ended = plane.sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null()).unwrap();
+    let ended = plane
+        .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
+        .unwrap();
     ended[0]["close_reason"].as_str().unwrap().to_owned()
 }
 
@@ -51,16 +55,43 @@ fn removing_a_rule_cuts_its_sessions_and_the_record_names_it() {
     }
     let mut session = live_session(&plane);
     let file = policy_without_development_services(&plane);
-    plane.iapctl("admin", &["policy", "apply", &file]).unwrap().succeeded().unwrap();
+    plane
+        .iapctl("admin", &["policy", "apply", &file])
+        .unwrap()
+        .succeeded()
+        .unwrap();
     let applied = Instant::now();
     let cut = wait_for_the_cut(&mut session);
-    assert!(cut.saturating_duration_since(applied) < CUT_SECONDS_MAX, "cut after {:?}", cut - applied);
+    assert!(
+        cut.saturating_duration_since(applied) < CUT_SECONDS_MAX,
+        "cut after {:?}",
+        cut - applied
+    );
     let reason = close_reason(&plane);
-    assert!(reason.contains("engineers reach development services") || reason.contains("policy"), "{reason}");
-    assert!(plane.records(
-        plane.json("auditor", &["sessions", "ls"]).unwrap()[0]["session_id"].as_str().unwrap()
-    ).unwrap().last().unwrap().to_string().contains("engineers reach development services"));
-    assert_eq!(plane.iapctl("alice", &["connect", "echo", "--", "true"]).unwrap().code, 3);
+    assert!(
+        reason.contains("engineers reach development services") || reason.contains("policy"),
+        "{reason}"
+    );
+    assert!(
+        plane
+            .records(
+                plane.json("auditor", &["sessions", "ls"]).unwrap()[0]["session_id"]
+                    .as_str()
+                    .unwrap()
+            )
+            .unwrap()
+            .last()
+            .unwrap()
+            .to_string()
+            .contains("engineers reach development services")
+    );
+    assert_eq!(
+        plane
+            .iapctl("alice", &["connect", "echo", "--", "true"])
+            .unwrap()
+            .code,
+        3
+    );
 }
 
 #[test]
@@ -70,14 +101,31 @@ fn a_lock_cuts_live_sessions_and_the_record_names_it() {
         plane.log_in(user).unwrap();
     }
     let mut session = live_session(&plane);
-    let lock = ["lock", "add", "--user", "alice@example.com", "--reason", "stolen laptop"];
+    let lock = [
+        "lock",
+        "add",
+        "--user",
+        "alice@example.com",
+        "--reason",
+        "stolen laptop",
+    ];
     plane.iapctl("admin", &lock).unwrap().succeeded().unwrap();
     let added = Instant::now();
     let cut = wait_for_the_cut(&mut session);
-    assert!(cut.saturating_duration_since(added) < CUT_SECONDS_MAX, "cut after {:?}", cut - added);
+    assert!(
+        cut.saturating_duration_since(added) < CUT_SECONDS_MAX,
+        "cut after {:?}",
+        cut - added
+    );
     let reason = close_reason(&plane);
     assert!(reason.contains("lock"), "{reason}");
-    assert_eq!(plane.iapctl("alice", &["connect", "echo", "--", "true"]).unwrap().code, 3);
+    assert_eq!(
+        plane
+            .iapctl("alice", &["connect", "echo", "--", "true"])
+            .unwrap()
+            .code,
+        3
+    );
 }
 
 #[test]
@@ -90,7 +138,11 @@ fn a_killed_session_ends_and_others_go_on() {
     let first = plane.sessions_when(|all| all.len() == 1).unwrap();
     let mut other = live_session(&plane);
     let id = first[0]["session_id"].as_str().unwrap();
-    plane.iapctl("admin", &["sessions", "kill", id]).unwrap().succeeded().unwrap();
+    plane
+        .iapctl("admin", &["sessions", "kill", id])
+        .unwrap()
+        .succeeded()
+        .unwrap();
     wait_for_the_cut(&mut victim);
     other.0.stdin.as_mut().unwrap().write_all(b"still\n").unwrap();
     let mut line = [0; 6];
@@ -98,8 +150,16 @@ fn a_killed_session_ends_and_others_go_on() {
     assert_eq!(&line, b"still\n");
     wait_until("the record says that it was killed", || {
         let all = plane.json("auditor", &["sessions", "ls"])?;
-        let ended = all.as_array().unwrap().iter().find(|one| one["session_id"] == id).unwrap().clone();
-        Ok(ended["close_reason"].as_str().is_some_and(|reason| reason.contains("lock") || reason.contains("kill")))
+        let ended = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|one| one["session_id"] == id)
+            .unwrap()
+            .clone();
+        Ok(ended["close_reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("lock") || reason.contains("kill")))
     })
     .unwrap();
 }

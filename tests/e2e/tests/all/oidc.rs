@@ -1,0 +1,252 @@
+//! Login through a certified OpenID provider (npm `oidc-provider`), over real HTTP: its login and consent pages, our
+//! approval page, the loopback redirect.
+
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use iap_e2e::{Background, Plane};
+use iap_testkit::browser::{Browser, Page};
+use serde_json::Value;
+
+const CONNECTOR: &str = "certified";
+const SECRET: &str = "the client secret of the end-to-end tests";
+
+/// The provider as a process; it ends when its standard input does.
+struct Provider {
+    _process: Background,
+    issuer: String,
+}
+
+impl Provider {
+    fn start() -> Self {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../oidc");
+        assert!(
+            Path::new(folder).join("node_modules").is_dir(),
+            "`make test` installs the provider first"
+        );
+        let mut process: Child = Command::new("node")
+            .arg("server.js")
+            .current_dir(folder)
+            .env("REDIRECT_URI", "https://iap.localhost/login/callback")
+            .env("CLIENT_ID", "iap")
+            .env("CLIENT_SECRET", SECRET)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut said = BufReader::new(process.stdout.take().unwrap());
+        said.read_line(&mut line).unwrap();
+        drain(said);
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        Self {
+            _process: Background(process),
+            issuer: ready["issuer"].as_str().unwrap().to_owned(),
+        }
+    }
+
+    /// A plane that knows this provider beside its built-in one, and a policy that names its groups.
+    fn plane(&self) -> Plane {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&secret)
+            .unwrap();
+        file.write_all(SECRET.as_bytes()).unwrap();
+        let connectors = folder.path().join("connectors.toml");
+        let table = format!(
+            "[[connector]]\nname = \"{CONNECTOR}\"\nissuer = \"{}\"\nclient_id = \"iap\"\nclient_secret_file = \"{}\"\n\
+             scopes = [\"openid\", \"email\", \"profile\", \"groups\"]\ngroups_claim = \"groups\"\ndomains = [\"example.com\"]\n",
+            self.issuer,
+            secret.display()
+        );
+        std::fs::write(&connectors, table).unwrap();
+        let plane = Plane::start(&["--demo", "--connectors", connectors.to_str().unwrap()]).unwrap();
+        let policy = std::fs::read_to_string(plane.dir().join("config/policy.toml")).unwrap();
+        let rule = "[[rule]]\nname = \"engineers of the certified provider\"\neffect = \"allow\"\n\
+                    users = { groups = [\"certified:engineering\"] }\nservices = { names = [\"db-prod\"] }\n\n";
+        let changed = plane.scratch().join("policy.toml");
+        std::fs::write(&changed, format!("{rule}{policy}")).unwrap();
+        plane.log_in("admin").unwrap();
+        plane
+            .iapctl("admin", &["policy", "apply", changed.to_str().unwrap()])
+            .unwrap()
+            .succeeded()
+            .unwrap();
+        plane
+    }
+}
+
+fn on_the_web<T>(work: impl Future<Output = anyhow::Result<T>>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(work)
+        .unwrap()
+}
+
+fn browser(plane: &Plane) -> Browser {
+    let descriptor = plane.descriptor().unwrap();
+    let root = std::fs::read(descriptor["ca_file"].as_str().unwrap()).unwrap();
+    let proxy: SocketAddr = descriptor["proxy_addr"].as_str().unwrap().parse().unwrap();
+    Browser::new(Some(&root), &[("iap.localhost", proxy)]).unwrap()
+}
+
+/// `iapctl login` through the certified provider, in the background, and the first line of `read` that `wanted` accepts.
+fn login(plane: &Plane, user: &str, method: &str) -> Background {
+    let descriptor = plane.descriptor().unwrap();
+    let port = descriptor["proxy_addr"]
+        .as_str()
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .to_owned();
+    let cluster = format!("iap.localhost:{port}");
+    let ca = descriptor["ca_file"].as_str().unwrap();
+    let arguments = ["login", &cluster, "--ca", ca, method, "--connector", CONNECTOR];
+    Background(plane.command(user, &arguments).unwrap().spawn().unwrap())
+}
+
+/// Signs in at the provider, consents, and presses "approve" on our page.
+async fn sign_in_and_approve(browser: &mut Browser, page: Page, user: &str) -> anyhow::Result<Page> {
+    let approval = browser.sign_in(page, user).await?;
+    anyhow::ensure!(
+        approval.url.host_str() == Some("iap.localhost"),
+        "this is {}",
+        approval.url
+    );
+    anyhow::ensure!(
+        approval.text().contains("alice@example.com"),
+        "the page names who signed in: {}",
+        approval.text()
+    );
+    browser.approve(&approval).await
+}
+
+fn reaches_the_database(plane: &Plane, user: &str) {
+    let query = ["connect", "db-prod", "--", "psql", "-X", "-Atc", "select 1"];
+    assert_eq!(
+        plane.iapctl(user, &query).unwrap().succeeded().unwrap().trim(),
+        "1"
+    );
+    plane.log_in("auditor").unwrap();
+    let sessions = plane
+        .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
+        .unwrap();
+    assert_eq!(
+        sessions[0]["decision"]["rule"],
+        "engineers of the certified provider"
+    );
+}
+
+#[test]
+fn browser_login_through_a_certified_provider_reaches_the_database() {
+    let provider = Provider::start();
+    let plane = provider.plane();
+    let mut waiting = login(&plane, "carol", "--no-browser");
+    let mut url = String::new();
+    BufReader::new(waiting.0.stdout.take().unwrap())
+        .read_line(&mut url)
+        .unwrap();
+    let last = on_the_web(async {
+        let mut browser = browser(&plane);
+        let page = browser.open(url.trim()).await?;
+        sign_in_and_approve(&mut browser, page, "alice").await
+    });
+    assert!(last.status.is_success(), "{}", last.text());
+    waiting.finish().unwrap().succeeded().unwrap();
+    reaches_the_database(&plane, "carol");
+}
+
+#[test]
+fn headless_login_through_a_certified_provider_reaches_the_database() {
+    let provider = Provider::start();
+    let plane = provider.plane();
+    let mut waiting = login(&plane, "carol", "--headless");
+    let (address, code, words) = shown(&mut waiting);
+    on_the_web(async {
+        // Another device: it shares nothing with the terminal but what a person carries over.
+        let mut browser = browser(&plane);
+        let page = browser.open(&address).await?;
+        let asking = browser.submit(&page, &[("code", &code)]).await?;
+        let page = browser.follow(&asking, CONNECTOR).await?;
+        let approval = browser.sign_in(page, "alice").await?;
+        anyhow::ensure!(
+            approval.text().contains(&words),
+            "the page shows the words: {}",
+            approval.text()
+        );
+        browser.approve(&approval).await
+    });
+    waiting.finish().unwrap().succeeded().unwrap();
+    reaches_the_database(&plane, "carol");
+}
+
+#[test]
+fn a_person_who_refuses_on_the_approval_page_is_not_logged_in() {
+    let provider = Provider::start();
+    let plane = provider.plane();
+    let mut waiting = login(&plane, "carol", "--no-browser");
+    let mut url = String::new();
+    BufReader::new(waiting.0.stdout.take().unwrap())
+        .read_line(&mut url)
+        .unwrap();
+    on_the_web(async {
+        let mut browser = browser(&plane);
+        let page = browser.open(url.trim()).await?;
+        let approval = browser.sign_in(page, "alice").await?;
+        browser.submit(&approval, &[("decision", "deny")]).await
+    });
+    let ended = waiting.finish().unwrap();
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert_eq!(plane.iapctl("carol", &["ls"]).unwrap().code, 4);
+}
+
+/// Keeps a pipe open and read, so that its writer does not fail.
+fn drain(mut pipe: impl Read + Send + 'static) {
+    std::thread::spawn(move || std::io::copy(&mut pipe, &mut std::io::sink()));
+}
+
+/// What `--headless` tells the person: the address, the code, the words.
+fn shown(login: &mut Background) -> (String, String, String) {
+    let mut reader = BufReader::new(login.0.stderr.take().unwrap());
+    let mut lines = Vec::new();
+    let words = loop {
+        let mut line = String::new();
+        assert!(
+            reader.read_line(&mut line).unwrap() > 0,
+            "it ended early: {lines:?}"
+        );
+        if let Some((_, words)) = line.split_once("shows these words: ") {
+            break words.trim().to_owned();
+        }
+        lines.push(line.trim().to_owned());
+    };
+    drain(reader);
+    let address = lines
+        .iter()
+        .find(|line| line.starts_with("https://"))
+        .unwrap()
+        .clone();
+    let after = lines
+        .iter()
+        .position(|line| line.contains("type the code"))
+        .unwrap();
+    let code = lines[after..]
+        .iter()
+        .skip(1)
+        .find(|line| !line.is_empty())
+        .unwrap()
+        .clone();
+    (address, code, words)
+}

@@ -31,20 +31,33 @@ fn ask(session: &mut Background, number: u32) {
 }
 
 fn query(plane: &Plane) {
-    let answer = plane.iapctl("alice", &["connect", "db-prod", "--", "psql", "-X", "-Atc", "select 1"]).unwrap();
+    let answer = plane
+        .iapctl(
+            "alice",
+            &["connect", "db-prod", "--", "psql", "-X", "-Atc", "select 1"],
+        )
+        .unwrap();
     assert_eq!(answer.succeeded().unwrap().trim(), "1");
 }
 
 /// One session before, three while it was away: four starts, four ends, no record twice, each agent's chain unbroken.
 fn log_is_complete(plane: &Plane) {
-    let sessions = plane.sessions_when(|all| all.len() == 4 && all.iter().all(|one| !one["end"].is_null())).unwrap();
+    let sessions = plane
+        .sessions_when(|all| all.len() == 4 && all.iter().all(|one| !one["end"].is_null()))
+        .unwrap();
     let mut seen = BTreeSet::new();
     for session in &sessions {
         let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
-        let events: Vec<&str> = records.iter().filter_map(|record| record["event"].as_str()).collect();
+        let events: Vec<&str> = records
+            .iter()
+            .filter_map(|record| record["event"].as_str())
+            .collect();
         assert_eq!(events, ["session.start", "session.end"]);
         for record in &records {
-            let key = (record["agent_id"].to_string(), record["agent_seq"].as_u64().unwrap());
+            let key = (
+                record["agent_id"].to_string(),
+                record["agent_seq"].as_u64().unwrap(),
+            );
             assert!(seen.insert(key), "a record is in the log twice: {record}");
         }
     }
@@ -86,7 +99,10 @@ fn with_the_auth_server_stopped_sessions_go_on_and_new_ones_open() {
     }
     ask(&mut live, 3);
     plane.signal("dev", Signal::CONT).unwrap();
-    wait_until("the auth server is started again", || Ok(plane.pid("auth")? != auth)).unwrap();
+    wait_until("the auth server is started again", || {
+        Ok(plane.pid("auth")? != auth)
+    })
+    .unwrap();
     drop(live.0.stdin.take());
     live.finish().unwrap().succeeded().unwrap();
     log_is_complete(&plane);
@@ -101,6 +117,9 @@ fn a_session_in_both_directions_survives_the_auth_servers_restart() {
     roundtrip(&mut session, b"before\n");
     let auth = plane.pid("auth").unwrap();
     plane.signal("auth", Signal::KILL).unwrap();
-    wait_until("the auth server is started again", || Ok(plane.pid("auth")? != auth)).unwrap();
+    wait_until("the auth server is started again", || {
+        Ok(plane.pid("auth")? != auth)
+    })
+    .unwrap();
     roundtrip(&mut session, b"after\n");
 }
