@@ -28,7 +28,7 @@ pub mod names {
     /// Audit records that wait for acknowledgement.
     pub const SPOOL: &str = "spool";
     /// Sessions that live while their start records may have left the spool.
-    pub const LIVE: &str = "live.json";
+    pub const LIVE: &str = "live.jsonl";
 }
 
 /// Why the state directory cannot be used.

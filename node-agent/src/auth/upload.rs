@@ -19,6 +19,8 @@ use crate::state::{StateDir, StateError, names};
 /// As the auth server bounds a batch.
 const BATCH_RECORDS_MAX: usize = 1000;
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Between one batch and the next: each costs both machines a few syncs, so a busy agent sends fuller ones.
+const PACE: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(15);
 
@@ -79,7 +81,10 @@ impl Uploader {
         loop {
             committed.mark_unchanged();
             match self.upload_batch().await {
-                Ok(Sent::Some) => backoff.reset(),
+                Ok(Sent::Some) => {
+                    backoff.reset();
+                    tokio::time::sleep(PACE).await;
+                }
                 Ok(Sent::Nothing) => {
                     if committed.changed().await.is_err() {
                         return;

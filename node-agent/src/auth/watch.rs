@@ -116,7 +116,7 @@ impl Watcher {
                     None
                 };
             }
-            Err(error @ (FeedError::Refused { .. } | FeedError::Older { .. })) => {
+            Err(error @ (FeedError::Refused { .. } | FeedError::Older(_))) => {
                 tracing::error!(%error, "the feed sent what must not be believed");
             }
             Err(error) => tracing::error!(%error, "the feed sent what cannot be used"),

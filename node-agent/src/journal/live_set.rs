@@ -14,67 +14,77 @@ use crate::session::facts::carried;
 use crate::state::{StateDir, StateError, names};
 
 /// Sessions with a start and no end.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub struct LiveSet {
-    /// The part of each start record that its end record repeats.
-    open: BTreeMap<Uuid, Map<String, Value>>,
-    /// What the file holds.
-    stored: BTreeSet<Uuid>,
+    /// The part of each start record that its end record repeats, as JSON: thousands of these are held.
+    open: BTreeMap<Uuid, Box<str>>,
+    /// Sessions in which this differs from the file.
+    differs: BTreeSet<Uuid>,
 }
 
 impl LiveSet {
-    /// What the file says.
+    /// What the file says: one JSON object per line.
     ///
     /// # Errors
-    /// When the file exists and cannot be read. A damaged file counts as empty: the records are with the
-    /// auth server, which ends such sessions itself after a day.
+    /// When the file exists and cannot be read. A damaged line is only reported: the record is with the auth
+    /// server, which ends such sessions itself after a day.
     pub fn load(state: &StateDir) -> Result<Self, StateError> {
-        let Some(bytes) = state.read(names::LIVE)? else {
-            return Ok(Self::default());
-        };
-        let open: BTreeMap<Uuid, Map<String, Value>> = match serde_json::from_slice(&bytes) {
-            Ok(open) => open,
-            Err(error) => {
-                tracing::error!(%error, file = names::LIVE, "the list of live sessions is damaged");
-                BTreeMap::new()
+        let mut set = Self::default();
+        let bytes = state.read(names::LIVE)?.unwrap_or_default();
+        for line in String::from_utf8_lossy(&bytes).lines() {
+            match session_of(line) {
+                Some(session) => drop(set.open.insert(session, line.into())),
+                None => tracing::error!(
+                    file = names::LIVE,
+                    "a line of the list of live sessions is damaged"
+                ),
             }
-        };
-        let stored = open.keys().copied().collect();
-        Ok(Self { open, stored })
+        }
+        Ok(set)
     }
 
     /// Takes the next record into account.
     pub fn replay(&mut self, record: &RecordView) {
         let Some(session) = record.session_id else { return };
-        match record.kind() {
-            Some(EventKind::SessionStart) => drop(self.open.insert(session, carried(&record.fields))),
-            Some(EventKind::SessionEnd) => drop(self.open.remove(&session)),
-            Some(_) | None => {}
+        let changed = match record.kind() {
+            Some(EventKind::SessionStart) => {
+                let line = Value::Object(carried(&record.fields)).to_string();
+                self.open.insert(session, line.into_boxed_str()).is_none()
+            }
+            Some(EventKind::SessionEnd) => self.open.remove(&session).is_some(),
+            Some(_) | None => false,
+        };
+        if changed && !self.differs.remove(&session) {
+            self.differs.insert(session);
         }
     }
 
-    /// Every session that lives, as of the records seen.
-    pub fn open(&self) -> impl Iterator<Item = &Map<String, Value>> {
-        self.open.values()
+    /// What is carried of every session that lives, as of the records seen.
+    pub fn open(&self) -> impl Iterator<Item = Map<String, Value>> {
+        self.open
+            .values()
+            .filter_map(|line| serde_json::from_str(line).ok())
     }
 
     /// The file's new content, when it differs from what is stored.
     #[must_use]
     pub fn unsaved(&self) -> Option<Vec<u8>> {
-        let same =
-            self.open.len() == self.stored.len() && self.open.keys().all(|id| self.stored.contains(id));
-        // Maps of JSON values with UUID keys always serialise.
-        if same {
-            None
-        } else {
-            serde_json::to_vec(&self.open).ok()
+        if self.differs.is_empty() {
+            return None;
         }
+        let lines = self.open.values().flat_map(|line| [line.as_bytes(), b"\n"]);
+        Some(lines.collect::<Vec<_>>().concat())
     }
 
     /// The file holds what [`unsaved`](Self::unsaved) returned.
     pub fn saved(&mut self) {
-        self.stored = self.open.keys().copied().collect();
+        self.differs.clear();
     }
+}
+
+fn session_of(line: &str) -> Option<Uuid> {
+    let fields: Map<String, Value> = serde_json::from_str(line).ok()?;
+    Uuid::parse_str(fields.get("session_id")?.as_str()?).ok()
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub(super) async fn end_lost_sessions(journal: &Journal, state: &StateDir) -> Re
     let mut lost = 0_u64;
     for start in set.open() {
         let (now, id) = journal.stamp();
-        journal.append(lost_event(start, now, id), Room::Reserve).await?;
+        journal.append(lost_event(&start, now, id), Room::Reserve).await?;
         lost += 1;
     }
     if lost > 0 {

@@ -14,6 +14,7 @@ use prost::Message as _;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use super::age::{Age, Older};
 use super::{Rules, View};
 use crate::clock::TrustedClock;
 use crate::state::{Joined, StateDir, StateError, names};
@@ -32,22 +33,9 @@ pub enum FeedError {
         /// Why.
         source: OpenError,
     },
-    /// Older than what is held: a replay, or a server restored from a backup without a new epoch.
-    #[error(
-        "the {what} of epoch {epoch}, version {version} is older than the one held ({held_epoch}, {held_version})"
-    )]
-    Older {
-        /// Which object.
-        what: &'static str,
-        /// Its epoch.
-        epoch: u64,
-        /// Its version.
-        version: u64,
-        /// The epoch held.
-        held_epoch: u64,
-        /// The version held.
-        held_version: u64,
-    },
+    /// Older than what is held.
+    #[error(transparent)]
+    Older(#[from] Older),
     /// Expired before it arrived.
     #[error("the snapshot expired at {expires}")]
     Expired {
@@ -297,39 +285,6 @@ impl Feed {
 enum Origin {
     Feed,
     Disk,
-}
-
-/// What makes one object newer than another of its kind.
-#[derive(Debug, Clone, Copy)]
-struct Age {
-    epoch: u64,
-    version: u64,
-    issued: OffsetDateTime,
-}
-
-impl Age {
-    fn of(epoch: u64, version: u64, issued: OffsetDateTime) -> Self {
-        Self {
-            epoch,
-            version,
-            issued,
-        }
-    }
-
-    /// Whether this one replaces `held`: a higher version does, and so does the same version signed later,
-    /// which is how a snapshot's expiry moves on. A lower one is an error.
-    fn replaces(self, what: &'static str, held: Self) -> Result<bool, FeedError> {
-        if (self.epoch, self.version) < (held.epoch, held.version) {
-            return Err(FeedError::Older {
-                what,
-                epoch: self.epoch,
-                version: self.version,
-                held_epoch: held.epoch,
-                held_version: held.version,
-            });
-        }
-        Ok((self.epoch, self.version, self.issued) > (held.epoch, held.version, held.issued))
-    }
 }
 
 fn refused(what: &'static str) -> impl Fn(OpenError) -> FeedError {

@@ -1,5 +1,6 @@
 //! What the agent decides from: trust, rules and locks of one moment, immutable once published.
 
+mod age;
 pub mod feed;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use iap_policy::{Policy, Protocol, Vocabulary};
 use iap_proto::{LockList, ServiceRecord, Snapshot};
 use time::OffsetDateTime;
 
+pub use age::Older;
 pub use feed::{Accepted, Feed, FeedError};
 
 /// A snapshot whose policy is compiled.
