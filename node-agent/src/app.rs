@@ -8,10 +8,11 @@ use std::sync::Arc;
 use iap_runtime::admin::{self, AdminError, Readiness};
 use iap_runtime::shutdown::Shutdown;
 use prometheus_client::registry::Registry as MetricsRegistry;
+use tokio::sync::watch;
 
 use crate::auth::CallError;
 use crate::clock::TrustedClock;
-use crate::config::Config;
+use crate::config::{Config, LocalServices};
 use crate::identity::{IdentityError, OwnIdentity};
 use crate::journal::{Journal, JournalError};
 use crate::metrics::Metrics;
@@ -66,6 +67,19 @@ pub struct App {
     journal: Journal,
     metrics: Metrics,
     registry: MetricsRegistry,
+    services: watch::Sender<Arc<LocalServices>>,
+}
+
+/// Changes the services of a running agent's own file.
+#[derive(Debug, Clone)]
+pub struct Reload(watch::Sender<Arc<LocalServices>>);
+
+impl Reload {
+    /// From now on these are the services of the agent's own file. Live sessions are decided again: what the
+    /// file no longer lists or allows ends.
+    pub fn services(&self, services: LocalServices) {
+        self.0.send_replace(Arc::new(services));
+    }
 }
 
 impl App {
@@ -85,6 +99,7 @@ impl App {
         let (id, limits) = (joined.agent_id, &config.limits);
         let journal = Journal::open(id, &state, limits, Arc::clone(&clock), metrics.clone()).await?;
         let identity = Arc::new(identity);
+        let services = watch::Sender::new(Arc::new(config.services.clone()));
         Ok(Self {
             config,
             state,
@@ -95,7 +110,14 @@ impl App {
             journal,
             metrics,
             registry,
+            services,
         })
+    }
+
+    /// For changes of the agent's own file while it runs.
+    #[must_use]
+    pub fn reload(&self) -> Reload {
+        Reload(self.services.clone())
     }
 
     /// Serves until `shutdown`, then drains.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use iap_identity::{ClusterName, ServiceName};
 use iap_runtime::config::{self, ConfigErrors};
@@ -32,8 +33,11 @@ pub struct Config {
     /// Named bounds.
     pub limits: Limits,
     /// The services it can serve, by name.
-    pub services: BTreeMap<ServiceName, LocalService>,
+    pub services: LocalServices,
 }
+
+/// The services of this host's own file, by name.
+pub type LocalServices = BTreeMap<ServiceName, Arc<LocalService>>;
 
 /// A service as this host's own file knows it: the centre can never change this part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,14 +138,14 @@ impl Config {
                 format!("{address} is no loopback address such as 127.0.0.1:7482"),
             );
         }
-        let mut services = BTreeMap::new();
+        let mut services = LocalServices::new();
         for (index, service) in raw.service.into_iter().enumerate() {
             let local = LocalService {
                 backend: service.backend,
                 ceiling: service.ceiling,
             };
             let name = service.name.clone();
-            if services.insert(service.name, local).is_some() {
+            if services.insert(service.name, Arc::new(local)).is_some() {
                 errors.push(
                     &format!("service.{index}.name"),
                     format!("{name:?} is listed twice"),

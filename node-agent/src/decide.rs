@@ -3,7 +3,6 @@
 
 mod refusal;
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use tokio::sync::watch;
 pub use refusal::{CeilingBreach, LockHit, Outage, Refusal};
 
 use crate::clock::TrustedClock;
-use crate::config::{Ceiling, LocalService};
+use crate::config::{Ceiling, LocalService, LocalServices};
 use crate::session::{Caller, SessionFacts};
 use crate::view::View;
 
@@ -54,6 +53,7 @@ impl Attempt {
 pub struct Permit {
     grant: Grant,
     service: Arc<ServiceRecord>,
+    local: Arc<LocalService>,
     view_serial: u64,
 }
 
@@ -70,10 +70,10 @@ impl Permit {
         &self.service
     }
 
-    /// The view it was decided with.
+    /// The service as this host's own file knows it.
     #[must_use]
-    pub fn view_serial(&self) -> u64 {
-        self.view_serial
+    pub fn local(&self) -> &LocalService {
+        &self.local
     }
 
     /// Whether the mere passing of time can change it.
@@ -90,7 +90,7 @@ pub struct Gate {
     agent_serial: watch::Receiver<String>,
     views: watch::Receiver<Option<Arc<View>>>,
     clock: Arc<TrustedClock>,
-    services: Arc<BTreeMap<ServiceName, LocalService>>,
+    services: watch::Receiver<Arc<LocalServices>>,
     lock_feed_max: Duration,
 }
 
@@ -102,7 +102,7 @@ impl Gate {
         agent_serial: watch::Receiver<String>,
         views: watch::Receiver<Option<Arc<View>>>,
         clock: Arc<TrustedClock>,
-        services: Arc<BTreeMap<ServiceName, LocalService>>,
+        services: watch::Receiver<Arc<LocalServices>>,
         lock_feed_max: Duration,
     ) -> Self {
         Self {
@@ -133,6 +133,15 @@ impl Gate {
         self.views.clone()
     }
 
+    /// Whether nothing a permit was decided from has changed since.
+    #[must_use]
+    pub fn is_current(&self, permit: &Permit) -> bool {
+        let local = self.local(&permit.service.facts.name);
+        self.view()
+            .is_some_and(|view| view.serial() == permit.view_serial)
+            && local.is_some_and(|local| Arc::ptr_eq(&local, &permit.local))
+    }
+
     /// Whether the agent knows too little to decide, and why.
     #[must_use]
     pub fn outage(&self) -> Option<Outage> {
@@ -161,7 +170,7 @@ impl Gate {
         // Before anything else: a lock counts even where the rules are too old to allow.
         self.check_locks(&view, attempt, now)?;
         self.check_age(&view, now).map_err(Refusal::Outage)?;
-        let local = self.services.get(&attempt.service).ok_or(Refusal::NotServed)?;
+        let local = self.local(&attempt.service).ok_or(Refusal::NotServed)?;
         let service = view
             .service_for(&attempt.service, &self.agent_id)
             .ok_or(Refusal::NotServed)?;
@@ -172,8 +181,13 @@ impl Gate {
         Ok(Permit {
             grant,
             service,
+            local,
             view_serial: view.serial(),
         })
+    }
+
+    fn local(&self, service: &ServiceName) -> Option<Arc<LocalService>> {
+        self.services.borrow().get(service).cloned()
     }
 
     fn check_age(&self, view: &View, now: OffsetDateTime) -> Result<(), Outage> {

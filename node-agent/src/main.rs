@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use iap_agent::app::Reload;
 use iap_agent::printer;
 use iap_agent::{App, Config, join};
 use iap_runtime::net::HostPort;
@@ -78,7 +79,7 @@ fn main() -> ExitCode {
                 config: Some(path),
                 check_config: false,
             },
-        ) => with_config(&path, |config| block_on(serve(config))),
+        ) => with_config(&path, |config| block_on(serve(config, &path))),
         (None, Run { config: None, .. }) => {
             printer::error("--config FILE is missing");
             ExitCode::from(EXIT_USAGE)
@@ -125,18 +126,30 @@ async fn join_cluster(config: Config, arguments: &Join) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, path: &Path) -> anyhow::Result<()> {
     telemetry::init(config.log.format, &config.log.level)?;
     let shutdown = Shutdown::on_signals()?;
-    tokio::spawn(answer_hangups(Hangups::listen()?));
-    App::build(config).await?.run(shutdown).await?;
+    let hangups = Hangups::listen()?;
+    let app = App::build(config).await?;
+    tokio::spawn(answer_hangups(hangups, path.to_owned(), app.reload()));
+    app.run(shutdown).await?;
     Ok(())
 }
 
-/// Everything that changes while the agent runs comes by the feed; its own file is read at start.
-async fn answer_hangups(mut hangups: Hangups) {
+/// SIGHUP: the services of the file take effect; everything else in it is read at start only. A file with
+/// mistakes changes nothing.
+async fn answer_hangups(mut hangups: Hangups, path: PathBuf, reload: Reload) {
     loop {
         hangups.received().await;
-        tracing::warn!("SIGHUP: the configuration file is read at start only; restart to apply changes");
+        match Config::load(&path) {
+            Ok(config) => {
+                tracing::info!(
+                    services = config.services.len(),
+                    "the file's services are read again"
+                );
+                reload.services(config.services);
+            }
+            Err(errors) => tracing::error!(%errors, "the file is not taken over"),
+        }
     }
 }

@@ -6,12 +6,14 @@ use std::time::Duration;
 use iap_audit::CloseReason;
 use iap_runtime::admin::Condition;
 use iap_runtime::shutdown::Shutdown;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::RunError;
 use crate::auth::upload::Uploader;
 use crate::clock::TrustedClock;
+use crate::config::LocalServices;
 use crate::control::Connected;
 use crate::decide::Gate;
 use crate::journal::Journal;
@@ -53,6 +55,8 @@ pub(super) struct Running {
     pub(super) sessions: Arc<Registry>,
     pub(super) journal: Journal,
     pub(super) uploader: Arc<Uploader>,
+    /// Tasks that follow the services end when nobody can publish them any more.
+    pub(super) _services: watch::Sender<Arc<LocalServices>>,
 }
 
 impl Running {

@@ -1,9 +1,9 @@
 //! Who gets what: the built parts become tasks that know only what they need.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use iap_identity::{AgentId, ServiceName};
+use iap_identity::AgentId;
 use iap_runtime::shutdown::Shutdown;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use crate::auth::upload::Uploader;
 use crate::auth::watch::Watcher;
 use crate::auth::{AuthClient, renewal, status};
 use crate::clock::TrustedClock;
-use crate::config::LocalService;
+use crate::config::LocalServices;
 use crate::control::{Connected, Connector, Proxies};
 use crate::decide::Gate;
 use crate::dialback::{Entrance, EntranceParts};
@@ -32,7 +32,7 @@ struct Shared {
     clock: Arc<TrustedClock>,
     identity: Arc<OwnIdentity>,
     limits: Limits,
-    services: Arc<BTreeMap<ServiceName, LocalService>>,
+    services: watch::Receiver<Arc<LocalServices>>,
     sessions: Arc<Registry>,
     views: watch::Receiver<Option<Arc<View>>>,
 }
@@ -53,11 +53,12 @@ pub(super) fn start(
         journal,
         metrics,
         registry,
+        services,
     } = app;
     let shared = Shared {
         agent_id: joined.agent_id,
         sessions: Arc::new(Registry::new(config.limits.sessions_max)),
-        services: Arc::new(config.services),
+        services: services.subscribe(),
         limits: config.limits,
         views: feed.views(),
         clock,
@@ -73,7 +74,6 @@ pub(super) fn start(
         journal: journal.clone(),
         registry: Arc::clone(&shared.sessions),
         offers: offers.clone(),
-        services: Arc::clone(&shared.services),
         limits: shared.limits.clone(),
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
@@ -126,6 +126,7 @@ pub(super) fn start(
             sessions,
             journal,
             uploader,
+            _services: services,
         },
         registry,
     ))
@@ -138,7 +139,7 @@ impl Shared {
             self.identity.changes(),
             self.views.clone(),
             Arc::clone(&self.clock),
-            Arc::clone(&self.services),
+            self.services.clone(),
             self.limits.lock_feed(),
         ))
     }
@@ -148,6 +149,7 @@ impl Shared {
             gate,
             Arc::clone(&self.sessions),
             self.views.clone(),
+            self.services.clone(),
             self.limits.outage_grace(),
         )
     }
@@ -158,7 +160,7 @@ impl Shared {
             agent_id: self.agent_id,
             leaves,
             client,
-            services: Arc::clone(&self.services),
+            services: self.services.clone(),
             views: self.views.clone(),
             clock: Arc::clone(&self.clock),
             reported: BTreeSet::new(),
@@ -168,7 +170,7 @@ impl Shared {
     }
 
     fn watcher(&self, feed: crate::view::Feed, client: Arc<AuthClient>) -> Watcher {
-        let services = self.services.keys().map(ServiceName::to_string).collect();
+        let services = self.services.clone();
         Watcher {
             feed,
             client,

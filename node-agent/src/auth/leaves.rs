@@ -1,6 +1,6 @@
 //! Holds a leaf for every service the agent is granted, has in its own file and can serve.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::AuthClient;
 use crate::clock::TrustedClock;
-use crate::config::LocalService;
+use crate::config::LocalServices;
 use crate::handlers;
 use crate::leaves::Leaves;
 use crate::view::View;
@@ -31,7 +31,7 @@ pub struct LeafKeeper {
     /// Who issues them.
     pub client: Arc<AuthClient>,
     /// What the agent's own file lists.
-    pub services: Arc<BTreeMap<ServiceName, LocalService>>,
+    pub services: watch::Receiver<Arc<LocalServices>>,
     /// What is granted.
     pub views: watch::Receiver<Option<Arc<View>>>,
     /// The time.
@@ -72,6 +72,12 @@ impl LeafKeeper {
                     }
                     self.report_obstacles();
                 }
+                changed = self.services.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.report_obstacles();
+                }
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -86,7 +92,7 @@ impl LeafKeeper {
 
     /// Why a granted service is not served here.
     fn obstacle(&self, record: &ServiceRecord) -> Option<&'static str> {
-        if !self.services.contains_key(&record.facts.name) {
+        if !self.services.borrow().contains_key(&record.facts.name) {
             return Some("it is not in the agent's own file");
         }
         let can_serve = handlers::can_serve(&record.facts);

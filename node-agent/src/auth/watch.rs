@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iap_identity::TrustBundle;
+use iap_identity::{ServiceName, TrustBundle};
 use iap_proto::v1::FeedEvent;
 use iap_runtime::backoff::Backoff;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Streaming;
 
 use super::{AuthClient, CallError};
+use crate::config::LocalServices;
 use crate::identity::OwnIdentity;
 use crate::view::{Accepted, Feed, FeedError};
 
@@ -47,7 +49,7 @@ pub struct Watcher {
     /// Who trusts the bundles among them.
     pub identity: Arc<OwnIdentity>,
     /// The services of the agent's own file, for the inventory.
-    pub services: Vec<String>,
+    pub services: watch::Receiver<Arc<LocalServices>>,
 }
 
 impl Watcher {
@@ -71,7 +73,7 @@ impl Watcher {
     async fn listen(&mut self, heard: &mut bool) -> StreamEnd {
         let mut renewed = self.identity.changes();
         renewed.mark_unchanged();
-        let mut stream = match self.client.watch(self.services.clone()).await {
+        let mut stream = match self.client.watch(self.service_names()).await {
             Ok(stream) => stream,
             Err(error) => return error.into(),
         };
@@ -93,6 +95,14 @@ impl Watcher {
                 return StreamEnd::Behind;
             }
         }
+    }
+
+    fn service_names(&self) -> Vec<String> {
+        self.services
+            .borrow()
+            .keys()
+            .map(ServiceName::to_string)
+            .collect()
     }
 
     async fn take(&mut self, event: FeedEvent, behind_since: &mut Option<Instant>) {

@@ -16,7 +16,6 @@ pub use handshake::ClientStream;
 pub(crate) use hello::{say_last, write_status};
 pub use read_ahead::ReadAhead;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -25,7 +24,6 @@ use iap_runtime::shutdown::Shutdown;
 use iap_tunnel::Token;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::config::LocalService;
 use crate::control::Link;
 use crate::decide::Gate;
 use crate::journal::Journal;
@@ -68,8 +66,6 @@ pub struct EntranceParts {
     pub registry: Arc<Registry>,
     /// The leaves to answer with.
     pub offers: watch::Receiver<Arc<Offer>>,
-    /// The backends.
-    pub services: Arc<BTreeMap<ServiceName, LocalService>>,
     /// The bounds.
     pub limits: Limits,
     /// The counters.

@@ -196,7 +196,8 @@ impl Passage {
     /// and only then, inside the handler, the backend.
     async fn admit(&self, client: Client, caller: Caller, seed: AttemptSeed, permit: Permit, asked: Asked) {
         let parts = &self.entrance.parts;
-        let (Some(slot), Some(local)) = (parts.registry.reserve(), parts.services.get(&seed.service)) else {
+        let Some(slot) = parts.registry.reserve() else {
+            parts.metrics.denied("sessions_max");
             return client
                 .unavailable("the agent serves as many sessions as it may", true)
                 .await;
@@ -221,14 +222,11 @@ impl Passage {
             client,
             started: &started,
             live: &live,
-            backend: &local.backend,
+            backend: &permit.local().backend,
             limits: &parts.limits,
             audit_full: required.then(|| parts.journal.fullness()),
         };
-        let ending = match live.cut_because() {
-            Some(cut) => cut.clone(),
-            None => handlers::serve(&permit, visit).await,
-        };
+        let ending = handlers::serve(&permit, visit).await;
         tracing::info!(session = %facts.session_id, reason = ending.reason.as_str(), "session ended");
         parts.metrics.session_ended(started.counters());
         started.end(ending).await;
@@ -239,8 +237,7 @@ impl Passage {
     /// this session.
     async fn decide_again_if_stale(&self, permit: &Permit, live: &Arc<Live>) {
         let gate = &self.entrance.parts.gate;
-        let newest = gate.view().map(|view| view.serial());
-        if newest != Some(permit.view_serial()) {
+        if !gate.is_current(permit) {
             let (gate, live) = (Arc::clone(gate), Arc::clone(live));
             big_stack::run_async(move || review::review(&gate, &live)).await;
         }

@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::live::{Live, Registry};
 use super::{Ending, SessionFacts};
+use crate::config::LocalServices;
 use crate::decide::{Attempt, Gate, Outage, Permit, Refusal};
 use crate::view::View;
 
@@ -25,6 +26,7 @@ pub struct Reviewer {
     gate: Arc<Gate>,
     registry: Arc<Registry>,
     views: watch::Receiver<Option<Arc<View>>>,
+    services: watch::Receiver<Arc<LocalServices>>,
     outage_grace: Duration,
     outage_since: Option<Instant>,
 }
@@ -36,18 +38,20 @@ impl Reviewer {
         gate: Arc<Gate>,
         registry: Arc<Registry>,
         views: watch::Receiver<Option<Arc<View>>>,
+        services: watch::Receiver<Arc<LocalServices>>,
         outage_grace: Duration,
     ) -> Self {
         Self {
             gate,
             registry,
             views,
+            services,
             outage_grace,
             outage_since: None,
         }
     }
 
-    /// Runs until every publisher of views has gone.
+    /// Runs until the publishers of views and services have gone.
     pub async fn run(mut self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -56,6 +60,10 @@ impl Reviewer {
         loop {
             tokio::select! {
                 changed = self.views.changed() => match changed {
+                    Ok(()) => self.decide_again(|_| true).await,
+                    Err(_publishers_gone) => return,
+                },
+                changed = self.services.changed() => match changed {
                     Ok(()) => self.decide_again(|_| true).await,
                     Err(_publishers_gone) => return,
                 },

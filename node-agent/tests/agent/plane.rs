@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use iap_agent::app::Reload;
 use iap_agent::state::names;
 use iap_agent::{App, Config};
 use iap_identity::{AgentId, GroupName, Lock, LockKind, LoginName, ServiceName};
@@ -51,6 +52,7 @@ pub struct Plane {
 /// A running agent, on a runtime of its own, as a process would be.
 pub struct Running {
     pub shutdown: Shutdown,
+    pub reload: Reload,
     runtime: Runtime,
     task: JoinHandle<Result<(), iap_agent::app::RunError>>,
 }
@@ -174,10 +176,11 @@ impl Plane {
         let config = self.config();
         let app = runtime.spawn(async { App::build(config).await }).await.unwrap();
         let app = app.unwrap_or_else(|error| panic!("{error}"));
-        let shutdown = Shutdown::new();
+        let (shutdown, reload) = (Shutdown::new(), app.reload());
         let task = runtime.spawn(app.run(shutdown.clone()));
         Running {
             shutdown,
+            reload,
             runtime,
             task,
         }

@@ -51,7 +51,7 @@ struct Inner {
     control: watch::Sender<Option<mpsc::UnboundedSender<ControlMessage>>>,
     control_connections: watch::Sender<u32>,
     announced: watch::Sender<BTreeSet<String>>,
-    heard: Mutex<Vec<String>>,
+    last_announcement: Mutex<Vec<String>>,
     verdicts: watch::Sender<Vec<(ConnectionId, bool)>>,
     refusals: watch::Sender<Vec<(ConnectionId, String)>>,
 }
@@ -84,7 +84,7 @@ impl FakeProxy {
             control: watch::Sender::new(None),
             control_connections: watch::Sender::new(0),
             announced: watch::Sender::default(),
-            heard: Mutex::default(),
+            last_announcement: Mutex::default(),
             verdicts: watch::Sender::default(),
             refusals: watch::Sender::default(),
         }));
@@ -125,6 +125,11 @@ impl FakeProxy {
         if tokio::time::timeout(WAIT, waiting).await.is_err() {
             panic!("announced {:?}, not {wanted:?}", self.0.announced.borrow());
         }
+    }
+
+    /// What the agent said last, whether or not it is still connected.
+    pub fn last_announcement(&self) -> Vec<String> {
+        self.0.last_announcement.lock().unwrap().clone()
     }
 
     /// How often an agent has opened a control connection.
@@ -291,7 +296,6 @@ impl FakeProxy {
             }
             while let Some(frame) = frames.next_frame().unwrap() {
                 let message = decode_control(&frame).unwrap().unwrap();
-                self.0.heard.lock().unwrap().push(message.name().to_owned());
                 if !established {
                     assert_eq!(message.name(), "hello");
                     established = true;
@@ -306,6 +310,8 @@ impl FakeProxy {
     fn hear(&self, message: ControlMessage, sender: &mpsc::UnboundedSender<ControlMessage>) {
         match message {
             ControlMessage::Announce { services } => {
+                *self.0.last_announcement.lock().unwrap() =
+                    services.iter().map(|(name, _)| name.to_string()).collect();
                 let names = services.iter().map(|(name, _)| name.clone()).collect();
                 let _ = sender.send(ControlMessage::Announced {
                     accepted: names,

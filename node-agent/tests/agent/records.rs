@@ -2,8 +2,9 @@
 
 use iap_proto::AuditMode;
 use iap_tunnel::Status;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::client::{echoes, ending, framed};
+use crate::client::{echoes, framed};
 use crate::plane::Plane;
 use crate::proxy::WAIT;
 
@@ -139,7 +140,13 @@ async fn a_full_spool_refuses_and_ends_what_requires_records_and_lets_the_rest_g
         matches!(refusal, Some(Status::Unavailable { retry: true, .. })),
         "{refusal:?}"
     );
-    ending(&mut required).await;
+    required.write_all(b"held").await.unwrap();
+    required.flush().await.unwrap();
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(WAIT, required.read_to_end(&mut rest))
+        .await
+        .expect("it is closed");
+    assert_eq!(rest, b"", "nothing moves while records cannot be written");
     echoes(&mut best_effort, "after").await;
     let (mut another, granted) = framed(&plane, "db-prod", &alice).await;
     assert!(matches!(granted, Status::Granted { .. }), "{granted:?}");

@@ -240,7 +240,10 @@ async fn stopping_withdraws_the_services_and_ends_live_sessions_with_a_reason() 
     let (mut stream, _) = framed(&plane, "echo", &alice).await;
     echoes(&mut stream, "live").await;
     running.stop().await;
-    plane.proxy.announced(&[]).await;
+    assert!(
+        plane.proxy.last_announcement().is_empty(),
+        "it says so before it goes"
+    );
     assert_eq!(plane.event("session.end").await["close_reason"], "shutdown");
     plane.event("agent.stop").await;
 }
@@ -273,6 +276,33 @@ async fn readiness_needs_valid_rules_and_a_proxy_and_metrics_count_sessions() {
     )
     .await
     .unwrap();
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reloaded_file_adds_and_takes_away_services_and_touches_no_other_session() {
+    let (mut plane, running) = Plane::started().await;
+    let agent_id = plane.agent_id;
+    plane.auth.publish(|snapshot| {
+        snapshot
+            .services
+            .push(crate::plane::service("other", &[agent_id]))
+    });
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (mut kept, _) = framed(&plane, "echo", &alice).await;
+    let (mut lost, _) = framed(&plane, "db-prod", &alice).await;
+    plane.backends.retain(|(name, _)| name == "echo");
+    plane.backend("other", &plane.backends[0].1.clone());
+    running.reload.services(plane.config().services);
+    plane.proxy.announced(&["echo", "other"]).await;
+    ending(&mut lost).await;
+    assert_eq!(
+        plane.event("session.end").await["close_reason"],
+        "service_removed"
+    );
+    echoes(&mut kept, "untouched").await;
+    let (mut new, _) = framed(&plane, "other", &alice).await;
+    echoes(&mut new, "new").await;
     running.stop().await;
 }
 

@@ -23,8 +23,12 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
     } = visit;
     let dialling = backend::dial(backend, started, limits.backend_dial());
     let dialled = tokio::select! {
+        biased;
+        _ = live.switch().cancelled() => {
+            client.unavailable("the session was ended before it began", true).await;
+            return cut_ending(live);
+        }
         dialled = dialling => dialled,
-        _ = live.switch().cancelled() => return cut_ending(live),
     };
     let backend = match dialled {
         Ok(backend) => backend,
@@ -41,8 +45,10 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
     let hold = Hold::default();
     let moving = move_bytes(client, Held::new(backend, hold.clone()), started, live);
     tokio::select! {
-        ending = moving => ending,
+        // First, so that no byte moves once the spool is known to be full.
+        biased;
         ending = hold.while_full(audit_full, limits.spool_full_pause(), live) => ending,
+        ending = moving => ending,
     }
 }
 
