@@ -53,11 +53,12 @@ pub async fn add(context: &AppContext, author: &UserRecord, new: NewLock) -> Res
 
 /// Removes a lock in the name of `author`.
 pub async fn remove(context: &AppContext, author: &UserRecord, id: Uuid) -> Result<(), RpcError> {
-    let Some(lock) = context.store.remove_lock(id).await? else {
-        return Err(RpcError::not_found(format!("there is no lock {id}")));
-    };
-    let event = describe(context.audit.event(EventKind::LockRemoved)?, author, &lock);
+    let not_found = || RpcError::not_found(format!("there is no lock {id}"));
+    let locks = context.store.locks(context.clock.now()).await?;
+    let lock = locks.iter().find(|lock| lock.id == id).ok_or_else(not_found)?;
+    let event = describe(context.audit.event(EventKind::LockRemoved)?, author, lock);
     context.audit.record(event).await?;
+    context.store.remove_lock(id).await?.ok_or_else(not_found)?;
     context.feed.publish_locks().await?;
     Ok(())
 }

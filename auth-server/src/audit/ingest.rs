@@ -1,17 +1,20 @@
 //! Takes the records that agents send: idempotent by (agent, number), each linked to the one before,
 //! acknowledged only once they are durable.
+//!
+//! What does not fit the stored chain is an alarm in our own chain first, and then let in: an agent that
+//! came back from an older disk, or a server from an older backup, must not lose its later records too.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use iap_audit::EventKind;
+use iap_audit::{Event, EventKind};
 use iap_identity::{AgentId, CertificateDer, SignedKind, verify_signed_by_peer};
 use iap_proto::v1;
 
 use super::incoming::Incoming;
 use super::{AuditLog, IncomingError, RecordError, read_record};
 use crate::context::Clock;
-use crate::store::{Appended, NewRecord, SharedStore, StoreError};
+use crate::store::{Appended, Fault, NewRecord, SharedStore, StoreError};
 
 /// The most one batch may take.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -19,6 +22,8 @@ pub const BATCH_BYTES_MAX: usize = 1 << 20;
 pub const BATCH_RECORDS_MAX: usize = 1000;
 /// Alarms remembered so that a batch sent again and again raises one alarm.
 const ALARMS_REMEMBERED_MAX: usize = 1024;
+/// How much of a record that cannot be stored its alarm carries. JSON may double it within another.
+const ALARM_CONTENT_BYTES_MAX: usize = 64 * 1024;
 
 /// Takes agents' records.
 #[derive(Clone, Debug)]
@@ -26,7 +31,7 @@ pub struct Ingest {
     store: SharedStore,
     audit: AuditLog,
     clock: Clock,
-    alarmed: Arc<Mutex<BTreeSet<(AgentId, u64)>>>,
+    alarmed: Arc<Mutex<BTreeSet<(AgentId, String)>>>,
 }
 
 /// Nothing of the batch was stored.
@@ -43,15 +48,9 @@ pub enum IngestError {
         /// What is wrong with it.
         error: IncomingError,
     },
-    /// The chain does not go on from what is stored. Recorded as an alarm.
-    #[error("{0}")]
-    Conflict(String),
-    /// Records before this batch have not arrived.
-    #[error("record {expected} must come next")]
-    Missing {
-        /// The number that must come next.
-        expected: u64,
-    },
+    /// Another batch of the same agent came in between; sending again helps.
+    #[error("another batch of this agent was stored at the same time: send again")]
+    Overtaken,
     /// Something of ours failed; sending again may help.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -79,46 +78,101 @@ impl Ingest {
         leaf: &CertificateDer<'_>,
         batch: &v1::AuditBatch,
     ) -> Result<u64, IngestError> {
-        let records = read_batch(agent, batch)?;
-        check_head(leaf, &records, &batch.head_signature)?;
-        match self
-            .store
-            .append_records(*agent.as_uuid(), &records, self.clock.now())
-            .await?
-        {
+        let read = read_batch(agent, batch)
+            .and_then(|records| check_head(leaf, &records, &batch.head_signature).map(|()| records));
+        let records = match read {
+            Ok(records) => records,
+            Err(refused) => {
+                // The agent keeps what it has and sends it again: without an alarm nobody would learn of it.
+                let why = format!("a batch of records was refused: {refused}");
+                if self.is_new_alarm(agent, why.clone()) {
+                    self.raise(agent, &why, |event| event).await?;
+                }
+                return Err(refused);
+            }
+        };
+        let faults = match self.store(agent, &records, &[]).await? {
+            Appended::Stored { last, .. } => return Ok(last),
+            Appended::Faulty(faults) => faults,
+        };
+        for fault in &faults {
+            self.alarm_of(agent, *fault, &records).await?;
+        }
+        match self.store(agent, &records, &faults).await? {
             Appended::Stored { last, .. } => Ok(last),
-            Appended::Missing { expected } => Err(IngestError::Missing { expected }),
-            Appended::OtherContent { source_seq } => {
-                let why = format!("record {source_seq} was sent before with other content");
-                self.alarm(agent, source_seq, why).await
-            }
-            Appended::BrokenLink { source_seq } => {
-                let why = format!("record {source_seq} does not follow the stored record before it");
-                self.alarm(agent, source_seq, why).await
-            }
+            Appended::Faulty(_) => Err(IngestError::Overtaken),
         }
     }
 
-    async fn alarm(&self, agent: AgentId, source_seq: u64, why: String) -> Result<u64, IngestError> {
-        if self.is_new_alarm(agent, source_seq) {
-            tracing::error!(agent = %agent, source_seq, "audit alarm: {why}");
-            let event = self
-                .audit
-                .event(EventKind::AuditAlarm)
-                .map_err(RecordError::from)?;
-            let event = event.agent(&agent).field("agent_record", source_seq).reason(&why);
-            self.audit.record(event).await?;
-        }
-        Err(IngestError::Conflict(why))
+    async fn store(
+        &self,
+        agent: AgentId,
+        records: &[NewRecord],
+        alarmed: &[Fault],
+    ) -> Result<Appended, StoreError> {
+        let now = self.clock.now();
+        self.store
+            .append_records(*agent.as_uuid(), records, now, alarmed)
+            .await
     }
 
-    fn is_new_alarm(&self, agent: AgentId, source_seq: u64) -> bool {
+    async fn alarm_of(&self, agent: AgentId, fault: Fault, records: &[NewRecord]) -> Result<(), RecordError> {
+        let number = fault.source_seq();
+        let why = match fault {
+            Fault::OtherContent { .. } => format!("record {number} was sent before with other content"),
+            Fault::BrokenLink { .. } => {
+                format!("record {number} does not follow the stored record before it")
+            }
+            Fault::Missing { first, .. } => {
+                format!("records {first} to {} never arrived", number.saturating_sub(1))
+            }
+        };
+        // Its number is taken, so its content is kept here or nowhere.
+        let unstored = records
+            .iter()
+            .find(|record| record.source_seq == number)
+            .filter(|_| matches!(fault, Fault::OtherContent { .. }));
+        // Told apart by content: each other content is an alarm of its own.
+        let hash = unstored.map(|record| super::incoming::hex(&record.hash));
+        let remembered = format!("{why} {}", hash.as_deref().unwrap_or_default());
+        if !self.is_new_alarm(agent, remembered) {
+            return Ok(());
+        }
+        self.raise(agent, &why, |event| {
+            let event = event.field("agent_record", number);
+            match (unstored, hash) {
+                (Some(record), Some(hash)) => event
+                    .field("other_sha256", hash)
+                    .field("other_content", excerpt(&record.bytes)),
+                (Some(_), None) | (None, _) => event,
+            }
+        })
+        .await
+    }
+
+    async fn raise(
+        &self,
+        agent: AgentId,
+        why: &str,
+        describe: impl FnOnce(Event) -> Event,
+    ) -> Result<(), RecordError> {
+        tracing::error!(agent = %agent, "audit alarm: {why}");
+        let event = self.audit.event(EventKind::AuditAlarm)?;
+        self.audit.record(describe(event.agent(&agent).reason(why))).await
+    }
+
+    fn is_new_alarm(&self, agent: AgentId, why: String) -> bool {
         let mut alarmed = self.alarmed.lock().unwrap_or_else(PoisonError::into_inner);
         if alarmed.len() >= ALARMS_REMEMBERED_MAX {
             alarmed.clear();
         }
-        alarmed.insert((agent, source_seq))
+        alarmed.insert((agent, why))
     }
+}
+
+fn excerpt(bytes: &[u8]) -> String {
+    let kept = bytes.get(..ALARM_CONTENT_BYTES_MAX).unwrap_or(bytes);
+    String::from_utf8_lossy(kept).into_owned()
 }
 
 fn read_batch(agent: AgentId, batch: &v1::AuditBatch) -> Result<Vec<NewRecord>, IngestError> {
@@ -134,6 +188,10 @@ fn read_batch(agent: AgentId, batch: &v1::AuditBatch) -> Result<Vec<NewRecord>, 
         let position = index + 1;
         let Incoming { source, record } =
             read_record(bytes).map_err(|error| IngestError::Record { position, error })?;
+        if i64::try_from(record.source_seq).is_err() {
+            let why = format!("record {position} of the batch has a number that cannot be stored");
+            return Err(IngestError::Invalid(why));
+        }
         if source != agent.into() {
             let why = format!("record {position} of the batch names the source {source}, not its sender");
             return Err(IngestError::Invalid(why));

@@ -90,17 +90,14 @@ impl AuditLog {
         match self
             .shared
             .store
-            .append_records(source, &[record.record], now)
+            .append_records(source, &[record.record], now, &[])
             .await?
         {
             Appended::Stored { stored: 1, .. } => {
                 *place = Some(chain);
                 Ok(())
             }
-            Appended::Stored { .. }
-            | Appended::OtherContent { .. }
-            | Appended::BrokenLink { .. }
-            | Appended::Missing { .. } => Err(RecordError::NotAlone),
+            Appended::Stored { .. } | Appended::Faulty(_) => Err(RecordError::NotAlone),
         }
     }
 

@@ -165,7 +165,7 @@ impl From<IngestError> for RpcError {
     fn from(error: IngestError) -> Self {
         match error {
             IngestError::Invalid(_) | IngestError::Record { .. } => RpcError::invalid(error),
-            IngestError::Conflict(_) | IngestError::Missing { .. } => RpcError::conflict(error.to_string()),
+            IngestError::Overtaken => RpcError::conflict(error.to_string()),
             IngestError::Store(_) | IngestError::Alarm(_) => RpcError::internal(error),
         }
     }

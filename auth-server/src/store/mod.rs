@@ -17,7 +17,8 @@ pub use logins::{
     GenerationRow, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore, UserRow,
 };
 pub use records::{
-    Appended, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow, StoredRecord,
+    Appended, Fault, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
+    StoredRecord,
 };
 pub use rules::{Belonging, Counter, PolicyRow, RuleStore};
 

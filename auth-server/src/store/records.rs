@@ -67,21 +67,42 @@ pub enum Appended {
         /// How many were new.
         stored: usize,
     },
+    /// Nothing was stored: the batch does not go on from what is stored, and this was not said to be
+    /// alarmed. All of its faults, in the order of their numbers.
+    Faulty(Vec<Fault>),
+}
+
+/// Where a batch does not fit what is stored of its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
     /// A record's number is taken by other content.
     OtherContent {
         /// The number.
         source_seq: u64,
     },
-    /// A record does not name the hash of the one before it.
+    /// A record does not name the hash of the stored one before it.
     BrokenLink {
         /// The number.
         source_seq: u64,
     },
-    /// Records are missing before this batch.
+    /// Records are missing before this one.
     Missing {
-        /// The number that should come next.
-        expected: u64,
+        /// The first that is missing.
+        first: u64,
+        /// The one that came instead.
+        source_seq: u64,
     },
+}
+
+impl Fault {
+    /// The record in the batch that shows it.
+    pub fn source_seq(&self) -> u64 {
+        match self {
+            Fault::OtherContent { source_seq }
+            | Fault::BrokenLink { source_seq }
+            | Fault::Missing { source_seq, .. } => *source_seq,
+        }
+    }
 }
 
 /// A stored record.
@@ -153,11 +174,15 @@ pub struct SessionFilter {
 pub trait RecordStore: Send + Sync + 'static {
     /// Appends a source's records in one transaction. Records that are already stored with the same
     /// content are passed over, so that sending a batch again is harmless.
+    ///
+    /// `alarmed` are the faults for which an alarm is on record: with exactly these the batch is stored all
+    /// the same, except what would replace stored content. A record that fills a gap is no fault.
     async fn append_records(
         &self,
         source: Uuid,
         records: &[NewRecord],
         received_at: OffsetDateTime,
+        alarmed: &[Fault],
     ) -> Result<Appended, StoreError>;
 
     /// The number and hash of a source's newest record; none before the first.

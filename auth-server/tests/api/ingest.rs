@@ -138,8 +138,16 @@ async fn after_a_restart_the_server_goes_on_where_it_stood() {
     assert_eq!(plane.records(&admin, "auth.start").await.len(), 2);
 }
 
+async fn alarms(plane: &Plane, admin: &Identity) -> Vec<String> {
+    let alarms = plane.records(admin, "audit.alarm").await;
+    alarms
+        .iter()
+        .map(|alarm| alarm["reason"].as_str().unwrap().to_owned())
+        .collect()
+}
+
 #[tokio::test]
-async fn the_same_number_with_other_content_is_refused_and_raises_one_alarm() {
+async fn the_same_number_with_other_content_is_one_alarm_that_carries_it_and_stops_nothing() {
     let plane = Plane::start().await;
     let admin = plane.log_in(ADMIN).await;
     let mut source = Source::join(&plane, &admin).await;
@@ -148,53 +156,67 @@ async fn the_same_number_with_other_content_is_refused_and_raises_one_alarm() {
     source.chain = Chain::new(source.id);
     let forged = source.note("other");
     for _ in 0..3 {
-        assert_eq!(
-            refused(
-                source
-                    .send(&plane, source.batch(std::slice::from_ref(&forged)))
-                    .await
-            ),
-            "conflict"
-        );
+        let batch = source.batch(std::slice::from_ref(&forged));
+        assert_eq!(source.send(&plane, batch).await.unwrap(), 1);
     }
-    assert_eq!(stored_notes(&plane, &admin).await, ["one"]);
+    assert_eq!(stored_notes(&plane, &admin).await, ["one"], "the first stays");
     let alarms = plane.records(&admin, "audit.alarm").await;
     assert_eq!(alarms.len(), 1, "{alarms:?}");
     assert_eq!(alarms[0]["agent"], source.id.to_string());
+    let content = alarms[0]["other_content"].as_str().unwrap();
+    assert_eq!(content.as_bytes(), forged.bytes, "nothing of it is lost");
+
+    let two = source.note("two");
+    assert_eq!(source.send(&plane, source.batch(&[two])).await.unwrap(), 2);
+    assert_eq!(stored_notes(&plane, &admin).await, ["one", "two"]);
 }
 
 #[tokio::test]
-async fn a_record_that_does_not_follow_its_predecessor_is_refused() {
+async fn a_record_that_does_not_follow_its_predecessor_is_an_alarm_and_stored() {
     let plane = Plane::start().await;
     let admin = plane.log_in(ADMIN).await;
     let mut source = Source::join(&plane, &admin).await;
     let one = source.note("one");
     source.send(&plane, source.batch(&[one])).await.unwrap();
     source.chain = Chain::resume(source.id, 1, &"ab".repeat(32));
-    let unlinked = source.note("two");
-    assert_eq!(
-        refused(source.send(&plane, source.batch(&[unlinked])).await),
-        "conflict"
-    );
-    assert_eq!(plane.records(&admin, "audit.alarm").await.len(), 1);
+    let (unlinked, three) = (source.note("two"), source.note("three"));
+    let batch = source.batch(&[unlinked, three]);
+    assert_eq!(source.send(&plane, batch).await.unwrap(), 3);
+    let why = "record 2 does not follow the stored record before it";
+    assert_eq!(alarms(&plane, &admin).await, [why]);
+    assert_eq!(stored_notes(&plane, &admin).await, ["one", "two", "three"]);
 }
 
 #[tokio::test]
-async fn a_batch_behind_a_gap_waits_for_what_is_missing() {
+async fn a_gap_is_an_alarm_and_neither_stops_later_records_nor_those_that_fill_it() {
     let plane = Plane::start().await;
     let admin = plane.log_in(ADMIN).await;
     let mut source = Source::join(&plane, &admin).await;
-    let (one, two) = (source.note("one"), source.note("two"));
-    assert_eq!(
-        refused(
-            source
-                .send(&plane, source.batch(std::slice::from_ref(&two)))
-                .await
-        ),
-        "conflict"
-    );
-    assert_eq!(source.send(&plane, source.batch(&[one, two])).await.unwrap(), 2);
-    assert!(plane.records(&admin, "audit.alarm").await.is_empty());
+    let records: Vec<Record> = ["one", "two", "three", "four"]
+        .map(|note| source.note(note))
+        .into();
+    source.send(&plane, source.batch(&records[..1])).await.unwrap();
+    assert_eq!(source.send(&plane, source.batch(&records[3..])).await.unwrap(), 4);
+    assert_eq!(alarms(&plane, &admin).await, ["records 2 to 3 never arrived"]);
+    assert_eq!(source.send(&plane, source.batch(&records)).await.unwrap(), 4);
+    let mut stored = stored_notes(&plane, &admin).await;
+    stored.sort();
+    assert_eq!(stored, ["four", "one", "three", "two"]);
+    assert_eq!(alarms(&plane, &admin).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_batch_that_is_refused_again_and_again_is_one_alarm() {
+    let plane = Plane::start().await;
+    let admin = plane.log_in(ADMIN).await;
+    let source = Source::join(&plane, &admin).await;
+    for _ in 0..3 {
+        let garbage = source.batch_of_bytes(vec![b"not a record".to_vec()]);
+        assert_eq!(refused(source.send(&plane, garbage).await), "invalid");
+    }
+    let alarms = alarms(&plane, &admin).await;
+    assert_eq!(alarms.len(), 1, "{alarms:?}");
+    assert!(alarms[0].contains("a batch of records was refused"), "{alarms:?}");
 }
 
 #[tokio::test]

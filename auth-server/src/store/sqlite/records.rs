@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::SqliteStore;
 use super::columns::{Columns, integer, milliseconds};
 use crate::store::{
-    Appended, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
+    Appended, Fault, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
     StoreError, StoredRecord,
 };
 
@@ -54,18 +54,18 @@ async fn newest(
     })
 }
 
-async fn has_same_content(
+async fn stored_bytes(
     transaction: &mut Transaction<'static, Sqlite>,
     source: Uuid,
-    record: &NewRecord,
-) -> Result<bool, StoreError> {
-    let bytes: Option<Vec<u8>> =
+    source_seq: u64,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(
         sqlx::query_scalar("SELECT bytes FROM records WHERE source = ? AND source_seq = ?")
             .bind(source.as_bytes().as_slice())
-            .bind(integer(record.source_seq))
+            .bind(integer(source_seq))
             .fetch_optional(&mut **transaction)
-            .await?;
-    Ok(bytes.is_some_and(|bytes| bytes == record.bytes))
+            .await?,
+    )
 }
 
 async fn insert(
@@ -146,30 +146,36 @@ impl RecordStore for SqliteStore {
         source: Uuid,
         records: &[NewRecord],
         received_at: OffsetDateTime,
+        alarmed: &[Fault],
     ) -> Result<Appended, StoreError> {
         let mut transaction = self.begin().await?;
         let (mut last, mut last_hash) = newest(&mut transaction, source).await?;
-        let mut stored = 0;
+        let (mut stored, mut faults) = (0, Vec::new());
         for record in records {
-            if record.source_seq <= last {
-                if !has_same_content(&mut transaction, source, record).await? {
-                    return Ok(Appended::OtherContent {
-                        source_seq: record.source_seq,
-                    });
+            let source_seq = record.source_seq;
+            if source_seq <= last {
+                match stored_bytes(&mut transaction, source, source_seq).await? {
+                    Some(bytes) if bytes == record.bytes => continue,
+                    Some(_) => {
+                        faults.push(Fault::OtherContent { source_seq });
+                        continue;
+                    }
+                    None => {}
                 }
-                continue;
-            }
-            if record.source_seq != last + 1 {
-                return Ok(Appended::Missing { expected: last + 1 });
-            }
-            if record.previous != last_hash {
-                return Ok(Appended::BrokenLink {
-                    source_seq: record.source_seq,
-                });
+            } else {
+                if source_seq != last + 1 {
+                    let first = last + 1;
+                    faults.push(Fault::Missing { first, source_seq });
+                } else if record.previous != last_hash {
+                    faults.push(Fault::BrokenLink { source_seq });
+                }
+                (last, last_hash) = (source_seq, record.hash);
             }
             insert(&mut transaction, source, record, received_at).await?;
-            (last, last_hash) = (record.source_seq, record.hash);
             stored += 1;
+        }
+        if faults != alarmed {
+            return Ok(Appended::Faulty(faults));
         }
         transaction.commit().await?;
         Ok(Appended::Stored { last, stored })
