@@ -70,9 +70,7 @@ pub enum JoinError {
         pin: String,
     },
     /// The auth server refused the token.
-    #[error(
-        "the auth server refused: {message}. Tokens are for one use and 30 minutes: make a new one with `iapctl tokens create agent`"
-    )]
+    #[error("the auth server refused: {message}")]
     Refused {
         /// Its words.
         message: String,

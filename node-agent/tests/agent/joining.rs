@@ -58,7 +58,6 @@ async fn a_token_makes_a_working_agent_and_works_once() {
         matches!(&refused, JoinError::Refused { message } if message.contains("used already")),
         "{refused}"
     );
-    assert!(refused.to_string().contains("iapctl tokens create agent"));
 
     let running = plane.start().await;
     plane.proxy.announced(&["echo", "db-prod"]).await;

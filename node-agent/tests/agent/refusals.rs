@@ -200,11 +200,14 @@ async fn a_client_hello_that_is_none_or_never_comes_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hello_frame_that_is_too_long_or_no_json_ends_the_connection() {
-    let (plane, running) = Plane::started().await;
+    let mut plane = Plane::new().await;
+    plane.limits = "hello_frame_bytes_max = 256".to_owned();
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
     let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
     // A good hello but for its length: unknown keys are ignored, so only the limit refuses it.
     let mut padded = serde_json::to_value(hello()).unwrap();
-    padded["padding"] = "x".repeat(16 * 1024).into();
+    padded["padding"] = "x".repeat(1024).into();
     let other_version = serde_json::json!({"version": 9, "connect_id": hello().connect_id});
     for text in [padded.to_string(), "{x".to_owned(), other_version.to_string()] {
         let (_, stream) = connect_as(&plane, "echo", &host("echo"), Some(&alice), &["iap/1"]).await;
