@@ -29,11 +29,11 @@ pub fn first_start(config: &Config, pin: &Pin) {
     println!();
     println!("  its CA pin:  {pin}");
     println!();
-    println!("The first proxy joins with a token that this host makes:");
+    println!("The first proxy joins with a token that this host makes, in a file that nobody else may read:");
     println!();
-    println!("  iap-auth token proxy --config FILE > proxy.token");
+    println!("  (umask 077; iap-auth token proxy --config FILE > proxy.token)        # here, as this user");
     println!(
-        "  iap-proxy join --config FILE --auth HOST:{} --token-file proxy.token",
+        "  iap-proxy join --config FILE --auth HOST:{} --token-file proxy.token  # on the proxy's host",
         config.listen.port()
     );
     println!();

@@ -39,19 +39,29 @@ pub enum JoinError {
     /// The request cannot be made.
     #[error("the certificate request: {0}")]
     Request(#[from] rcgen::Error),
-    /// The connection cannot be set up.
-    #[error("cannot connect to {auth}: {problem}")]
+    /// The connection cannot be made.
+    #[error("the auth server cannot be reached at {auth}: {problem}")]
     Connect {
         /// Where to.
         auth: HostPort,
         /// What failed.
         problem: String,
     },
-    /// The auth server said no.
-    #[error("{auth} refused: {message}")]
-    Refused {
+    /// Whoever answers does not hold the pinned root.
+    #[error(
+        "the server at {auth} did not prove to be {auth_host} under the token's pin {pin}: the token is for another cluster, `auth` is not the auth server's address, or somebody is in between"
+    )]
+    WrongPin {
         /// Where to.
         auth: HostPort,
+        /// The name asked for.
+        auth_host: String,
+        /// The token's pin.
+        pin: String,
+    },
+    /// The auth server said no.
+    #[error("the auth server refused: {message}")]
+    Refused {
         /// Its words.
         message: String,
     },
@@ -102,10 +112,7 @@ async fn ask(
     let mut client = JoinClient::new(channel);
     match tokio::time::timeout(JOIN_TIMEOUT, client.join_proxy(request)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(JoinError::Refused {
-            auth: auth.clone(),
-            message: words(&status),
-        }),
+        Ok(Err(status)) => Err(explain(&status, config, auth, token)),
         Err(_) => Err(problem(format!("no answer within {} s", JOIN_TIMEOUT.as_secs()))),
     }
 }
@@ -129,15 +136,38 @@ fn take(
     Ok(proxy_id)
 }
 
-/// What the server said, and what lies beneath when the connection itself failed.
-fn words(status: &tonic::Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+/// A status of the auth server's own is a refusal; one that wraps a transport error is the network, or TLS having found
+/// the wrong server.
+fn explain(status: &tonic::Status, config: &Config, auth: &HostPort, token: &JoinToken) -> JoinError {
+    let causes = causes(status);
+    let auth = auth.clone();
+    if causes
+        .iter()
+        .any(|cause| cause.contains("invalid peer certificate"))
+    {
+        return JoinError::WrongPin {
+            auth,
+            auth_host: config.cluster.auth_host(),
+            pin: token.pin().to_string(),
+        };
     }
-    text
+    match causes.into_iter().next_back() {
+        Some(problem) => JoinError::Connect { auth, problem },
+        None => JoinError::Refused {
+            message: status.message().to_owned(),
+        },
+    }
+}
+
+/// What lies beneath a status, outermost first; nothing beneath one that the server sent.
+fn causes(status: &tonic::Status) -> Vec<String> {
+    let mut causes = Vec::new();
+    let mut next = std::error::Error::source(status);
+    while let Some(error) = next {
+        causes.push(error.to_string());
+        next = error.source();
+    }
+    causes
 }
 
 /// For the record of who joined; a system that does not tell joins all the same.

@@ -12,5 +12,6 @@ mod deploy;
 mod enforcement;
 mod main_job;
 mod oidc;
+mod operator;
 mod outage;
 mod stock_clients;

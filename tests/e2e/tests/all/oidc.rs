@@ -12,16 +12,16 @@ use iap_testkit::browser::{Browser, Page};
 use serde_json::Value;
 
 const CONNECTOR: &str = "certified";
-const SECRET: &str = "the client secret of the end-to-end tests";
+pub(super) const SECRET: &str = "the client secret of the end-to-end tests";
 
 /// The provider as a process; it ends when its standard input does.
-struct Provider {
+pub(super) struct Provider {
     _process: Background,
-    issuer: String,
+    pub(super) issuer: String,
 }
 
 impl Provider {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../oidc");
         assert!(
             Path::new(folder).join("node_modules").is_dir(),
@@ -85,7 +85,7 @@ impl Provider {
     }
 }
 
-fn on_the_web<T>(work: impl Future<Output = anyhow::Result<T>>) -> T {
+pub(super) fn on_the_web<T>(work: impl Future<Output = anyhow::Result<T>>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
