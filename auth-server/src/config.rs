@@ -112,6 +112,8 @@ pub struct SnapshotConfig {
 pub struct Limits {
     /// Connections whose clients have proven nothing yet, or show no certificate.
     pub unauthenticated_connections_max: usize,
+    /// How long an API connection without a certificate lasts; a login takes at most ten minutes.
+    pub unauthenticated_timeout: Duration,
     /// From accept to a finished handshake, the PROXY header included.
     pub handshake_timeout: Duration,
     /// All connections.

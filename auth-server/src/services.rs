@@ -74,11 +74,16 @@ pub async fn apply(
 /// Removes a service in the name of `author`.
 pub async fn remove(context: &AppContext, author: &UserRecord, name: &str) -> Result<(), RpcError> {
     let name = ServiceName::parse(name).map_err(RpcError::invalid)?;
-    if !context.store.remove_service(&name).await? {
-        return Err(RpcError::not_found(format!("there is no service {name}")));
+    let not_found = || RpcError::not_found(format!("there is no service {name}"));
+    let known = context.store.services().await?;
+    if !known.iter().any(|service| service.row.name == name) {
+        return Err(not_found());
     }
     let event = context.audit.event(EventKind::ServiceRemoved)?;
     context.audit.record(event.user(author).service(&name)).await?;
+    if !context.store.remove_service(&name).await? {
+        return Err(not_found());
+    }
     context.feed.publish_snapshot().await?;
     Ok(())
 }

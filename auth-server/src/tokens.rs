@@ -96,15 +96,21 @@ pub async fn list(context: &AppContext) -> Result<String, RpcError> {
 /// Removes a token in the name of `author`.
 pub async fn remove(context: &AppContext, author: &UserRecord, id: &str) -> Result<(), RpcError> {
     let id = Uuid::try_parse(id).map_err(|_| RpcError::invalid(format!("{id:?} is no token's id")))?;
-    if !context.store.remove_token(id).await? {
-        return Err(RpcError::not_found(format!("there is no token {id}")));
+    let not_found = || RpcError::not_found(format!("there is no token {id}"));
+    let usable = context.store.tokens(context.clock.now()).await?;
+    if !usable.iter().any(|token| token.token_id == id) {
+        return Err(not_found());
     }
     let event = context
         .audit
         .event(EventKind::TokenRemoved)?
         .user(author)
         .field("token_id", id.to_string());
-    Ok(context.audit.record(event).await?)
+    context.audit.record(event).await?;
+    match context.store.remove_token(id).await? {
+        true => Ok(()),
+        false => Err(not_found()),
+    }
 }
 
 async fn services(

@@ -104,6 +104,7 @@ struct RawSnapshot {
 #[derive(Clone, Debug, Default, Deserialize)]
 struct RawLimits {
     unauthenticated_connections_max: Option<usize>,
+    unauthenticated_timeout: Option<ConfigDuration>,
     handshake_timeout: Option<ConfigDuration>,
     connections_max: Option<usize>,
     streams_per_connection_max: Option<u32>,
@@ -332,6 +333,9 @@ fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
         unauthenticated_connections_max: raw
             .unauthenticated_connections_max
             .unwrap_or(default.unauthenticated_connections_max),
+        unauthenticated_timeout: raw
+            .unauthenticated_timeout
+            .map_or(default.unauthenticated_timeout, ConfigDuration::get),
         handshake_timeout: raw
             .handshake_timeout
             .map_or(default.handshake_timeout, ConfigDuration::get),
@@ -375,6 +379,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             unauthenticated_connections_max: 1024,
+            unauthenticated_timeout: Duration::from_secs(15 * 60),
             handshake_timeout: Duration::from_secs(5),
             connections_max: 8192,
             streams_per_connection_max: 64,

@@ -27,6 +27,7 @@ use crate::rpc::{Connection, Presented};
 use arrival::{Arrival, ArrivalError, Destination};
 
 pub use identity::{IdentityError, OwnIdentity};
+use stream::Unauthenticated;
 pub use stream::{ApiIncoming, ApiStream};
 pub use web::{WebCertificateError, WebTls};
 
@@ -175,7 +176,10 @@ impl Front {
         };
         let certificate = presented(&verifier, leaf_of(&stream));
         let unauthenticated = match &certificate {
-            Presented::NoCertificate => Some(slots.unauthenticated),
+            Presented::NoCertificate => {
+                let life = self.context.config.limits.unauthenticated_timeout;
+                Some(Unauthenticated::new(slots.unauthenticated, life))
+            }
             Presented::Valid { .. } | Presented::ExpiredAgent(_) => None,
         };
         self.metrics.connection("api");

@@ -1,14 +1,17 @@
 //! A TLS connection on its way to the gRPC server, with what its client proved.
 
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::Stream;
 use iap_runtime::tls::{Replay, ServerStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 
 use crate::rpc::Connection;
@@ -19,7 +22,23 @@ pub struct ApiStream {
     stream: ServerStream<Replay<TcpStream>>,
     connection: Connection,
     _slot: OwnedSemaphorePermit,
-    _unauthenticated: Option<OwnedSemaphorePermit>,
+    unauthenticated: Option<Unauthenticated>,
+}
+
+/// What a connection without a certificate holds: a place among those, for a while.
+#[derive(Debug)]
+pub(super) struct Unauthenticated {
+    _slot: OwnedSemaphorePermit,
+    end: Pin<Box<Sleep>>,
+}
+
+impl Unauthenticated {
+    pub(super) fn new(slot: OwnedSemaphorePermit, life: Duration) -> Self {
+        Self {
+            _slot: slot,
+            end: Box::pin(tokio::time::sleep(life)),
+        }
+    }
 }
 
 impl ApiStream {
@@ -27,13 +46,13 @@ impl ApiStream {
         stream: ServerStream<Replay<TcpStream>>,
         connection: Connection,
         slot: OwnedSemaphorePermit,
-        unauthenticated: Option<OwnedSemaphorePermit>,
+        unauthenticated: Option<Unauthenticated>,
     ) -> Self {
         Self {
             stream,
             connection,
             _slot: slot,
-            _unauthenticated: unauthenticated,
+            unauthenticated,
         }
     }
 }
@@ -52,6 +71,12 @@ impl AsyncRead for ApiStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // HTTP/2 reads all the time, so the end is always waited for.
+        if let Some(unauthenticated) = &mut self.unauthenticated
+            && unauthenticated.end.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

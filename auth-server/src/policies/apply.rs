@@ -88,6 +88,15 @@ impl Policies {
             .iter()
             .map(|(group, first)| (group.clone(), first))
             .collect();
+        let event = context
+            .audit
+            .event(EventKind::PolicyApplied)?
+            .user(&author.record())
+            .login_id(&author.peer.login_id)
+            .field("old_version", current.version)
+            .field("new_version", version)
+            .field("sha256", iap_audit::hash_hex(row.toml.as_bytes()));
+        context.audit.record(event).await?;
         if !context.store.apply_policy(&row, &groups).await? {
             return Err(RpcError::conflict("another policy was applied at the same time"));
         }
@@ -98,15 +107,7 @@ impl Policies {
             policy,
             vocabulary,
         }));
-        let event = context
-            .audit
-            .event(EventKind::PolicyApplied)?
-            .user(&author.record())
-            .login_id(&author.peer.login_id)
-            .field("old_version", current.version)
-            .field("new_version", version)
-            .field("sha256", iap_audit::hash_hex(row.toml.as_bytes()));
-        Ok(context.audit.record(event).await?)
+        Ok(())
     }
 }
 

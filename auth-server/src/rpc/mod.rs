@@ -32,6 +32,8 @@ pub use table::{Callers, Row, TABLE, row_of};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// One message of an RPC that answers without a certificate: names, a key's hash or request, a secret.
+const OPEN_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// What a refused or reset stream may cost before the connection is closed (CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 20;
 
@@ -58,11 +60,12 @@ pub fn server(
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .layer(GateLayer::new(Arc::clone(context), metrics))
         .add_service(
-            v1::login_server::LoginServer::new(LoginRpc::new(logins)).max_decoding_message_size(bytes_max),
+            v1::login_server::LoginServer::new(LoginRpc::new(logins))
+                .max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX),
         )
         .add_service(
             v1::join_server::JoinServer::new(join::JoinRpc::new(Arc::clone(context)))
-                .max_decoding_message_size(bytes_max),
+                .max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX),
         )
         .add_service(
             v1::user_server::UserServer::new(user::UserRpc::new(Arc::clone(context)))

@@ -30,6 +30,11 @@ impl UserRpc {
     async fn renew_certificate(&self, caller: &Caller, csr: &[u8]) -> Result<v1::LoginFinished, RpcError> {
         let user = caller.user()?;
         let csr = CertificateRequest::parse(csr).map_err(RpcError::invalid)?;
+        if csr.spki_sha256() != user.peer.key_thumbprint {
+            return Err(RpcError::invalid(
+                "a renewal is for the key of the certificate that asks for it",
+            ));
+        }
         let issued = match self.context.authority.renew_user(&user.peer, csr).await? {
             Renewed::Issued(issued) => issued,
             Renewed::Ended => {

@@ -327,6 +327,7 @@ pub(crate) fn config_text(dir: &std::path::Path) -> String {
         beat = "200ms"
         [limits]
         handshake_timeout = "2s"
+        unauthenticated_timeout = "3s"
         "#,
         dir.join("data").display()
     )

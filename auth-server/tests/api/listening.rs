@@ -137,3 +137,33 @@ async fn an_unlisted_peer_is_not_believed() {
     let _ = stream.read_to_end(&mut answer).await;
     assert_eq!(answer.first(), Some(&21), "a TLS alert: {answer:?}");
 }
+
+#[tokio::test]
+async fn a_connection_without_a_certificate_does_not_last() {
+    let plane = Plane::start().await;
+    let stream = TcpStream::connect(plane.address).await.unwrap();
+    let config = client(&plane, &[rpc::ALPN_H2]);
+    let mut stream = tls::connect(stream, &format!("auth.{CLUSTER}"), config, PATIENCE)
+        .await
+        .unwrap();
+    // The preface and empty settings of an HTTP/2 client that asks for nothing.
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    let mut answer = Vec::new();
+    let closed = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+    assert!(closed.is_ok(), "the server closes by itself");
+}
+
+#[tokio::test]
+async fn a_stranger_cannot_send_a_long_message() {
+    let plane = Plane::start().await;
+    let request = v1::JoinRequest {
+        csr: vec![0; 64 * 1024],
+        ..join_request(vec![1; 32]).1
+    };
+    let status = plane.join().join_agent(request).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::OutOfRange, "{status:?}");
+}

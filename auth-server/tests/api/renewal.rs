@@ -1,18 +1,20 @@
 //! Renewing a user's certificate: generations, deadline, groups.
 
-use iap_identity::{Class, ClassSet, UserPeer, VerifiedPeer, verify_client};
+use iap_identity::{Class, ClassSet, UserPeer, VerifiedPeer, certificate_request, verify_client};
 use iap_proto::v1;
+use rcgen::KeyPair;
 use time::{Duration, OffsetDateTime};
 
 use crate::harness::{ADMIN, Identity, Plane, key_and_csr, refused};
 
 async fn renew(plane: &Plane, identity: &Identity) -> Result<Identity, tonic::Status> {
-    let (key, csr) = key_and_csr();
+    let csr = certificate_request(&identity.key).unwrap();
     let reply = plane
         .user(identity)
         .renew(v1::RenewRequest { csr })
         .await?
         .into_inner();
+    let key = KeyPair::try_from(identity.key.serialized_der()).unwrap();
     Ok(Identity::from_wire(key, &reply.issued.unwrap()))
 }
 
@@ -36,6 +38,35 @@ async fn each_renewal_is_one_generation_of_the_same_login() {
     assert_eq!(peers[0].login_id, peers[2].login_id);
     assert_eq!(peers[0].auth_time, peers[2].auth_time);
     assert_eq!(peers[0].login_deadline, peers[2].login_deadline);
+}
+
+#[tokio::test]
+async fn a_renewal_is_for_the_current_key_and_a_refused_one_costs_no_generation() {
+    let plane = Plane::start().await;
+    let alice = plane.log_in("alice@example.com").await;
+    let (_, csr) = key_and_csr();
+    let other_key = plane.user(&alice).renew(v1::RenewRequest { csr }).await;
+    assert_eq!(refused(other_key), "invalid");
+    let renewed = renew(&plane, &alice).await.unwrap();
+    assert_eq!(peer(&plane, &renewed).generation, 2);
+}
+
+#[tokio::test]
+async fn a_certificate_renewed_before_a_lock_falls_under_it() {
+    let plane = Plane::start().await;
+    let admin = plane.log_in(ADMIN).await;
+    let first = plane.log_in("alice@example.com").await;
+    let second = renew(&plane, &first).await.unwrap();
+    let lock = v1::LockAddRequest {
+        kind: "user".to_owned(),
+        target: "alice@example.com".to_owned(),
+        reason: "laptop stolen".to_owned(),
+        ttl_seconds: 0,
+    };
+    plane.admin(&admin).lock_add(lock).await.unwrap();
+    for holder in [&first, &second] {
+        assert_eq!(refused(renew(&plane, holder).await), "denied");
+    }
 }
 
 #[tokio::test]
