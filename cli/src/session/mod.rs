@@ -3,6 +3,8 @@
 mod dial;
 mod listen;
 mod peer;
+#[cfg(target_os = "linux")]
+mod sock_diag;
 mod port;
 mod refusal;
 mod source;

@@ -23,10 +23,19 @@ pub(super) fn is_ours(_local: SocketAddr, _peer: SocketAddr) -> std::io::Result<
     Ok(true)
 }
 
-/// The user whose socket is connected from `peer` to `local`. A client with a dual-stack socket is listed
-/// among the IPv6 sockets even when it speaks IPv4.
+/// The user whose socket is connected from `peer` to `local`.
 #[cfg(target_os = "linux")]
 fn owner(local: SocketAddr, peer: SocketAddr) -> std::io::Result<Option<u32>> {
+    match super::sock_diag::owner(peer, local) {
+        Ok(owner) => Ok(owner),
+        Err(_) => owner_in_tables(local, peer),
+    }
+}
+
+/// The same from the tables that every kernel has. A client with a dual-stack socket is listed among the IPv6
+/// sockets even when it speaks IPv4.
+#[cfg(target_os = "linux")]
+fn owner_in_tables(local: SocketAddr, peer: SocketAddr) -> std::io::Result<Option<u32>> {
     if local.is_ipv4() {
         let found = owner_in(
             &std::fs::read_to_string("/proc/net/tcp")?,
@@ -105,6 +114,8 @@ mod tests {
         let client = TcpStream::connect(local).unwrap();
         let (_accepted, peer) = listener.accept().unwrap();
         assert!(is_ours(local, peer).unwrap());
+        let own = Some(rustix::process::geteuid().as_raw());
+        assert_eq!(owner_in_tables(local, peer).unwrap(), own, "the slow way says the same");
         drop(client);
         assert!(!is_ours(local, SocketAddr::from(([127, 0, 0, 1], 1))).unwrap());
     }
