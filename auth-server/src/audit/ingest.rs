@@ -70,7 +70,8 @@ impl Ingest {
         }
     }
 
-    /// Stores a batch and returns the agent's newest durable number. `leaf` is the certificate of the
+    /// Stores a batch and returns up to which number it is durable: never beyond the batch, because an agent
+    /// from an older disk has other records under numbers that are stored already. `leaf` is the certificate of the
     /// connection that brought it: its key signs the head of each batch.
     pub async fn append(
         &self,
@@ -91,15 +92,16 @@ impl Ingest {
                 return Err(refused);
             }
         };
+        let durable = records.last().map_or(0, |record| record.source_seq);
         let faults = match self.store(agent, &records, &[]).await? {
-            Appended::Stored { last, .. } => return Ok(last),
+            Appended::Stored { .. } => return Ok(durable),
             Appended::Faulty(faults) => faults,
         };
         for fault in &faults {
             self.alarm_of(agent, *fault, &records).await?;
         }
         match self.store(agent, &records, &faults).await? {
-            Appended::Stored { last, .. } => Ok(last),
+            Appended::Stored { .. } => Ok(durable),
             Appended::Faulty(_) => Err(IngestError::Overtaken),
         }
     }
