@@ -7,6 +7,7 @@
 )]
 
 mod blindness;
+mod configuration;
 mod crashes;
 mod deploy;
 mod enforcement;

@@ -1,0 +1,126 @@
+//! The reference pages say what the code says.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+use std::collections::BTreeSet;
+
+use iap_audit::EventKind;
+use iap_identity::names::RESERVED_LABELS;
+use iap_identity::server_name::SERVER_NAME_BYTES_MAX;
+use iap_identity::{IDENTITY_EXTENSION_BYTES_MAX, IDENTITY_EXTENSION_OID, SignedKind};
+use iap_tunnel::control::{CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, DATA_TCP};
+use iap_tunnel::preface::{PREFACE_BYTES, PREFACE_MAGIC, PREFACE_VERSION, TOKEN_BYTES};
+use iap_tunnel::{ALPN_CONTROL, ALPN_IAP, FRAME_BYTES_MAX};
+
+fn page(name: &str) -> String {
+    std::fs::read_to_string(iap_tidy::root().join("docs").join(name)).unwrap()
+}
+
+#[test]
+fn every_event_stands_in_the_event_reference_with_its_code() {
+    let page = page("events.md");
+    for kind in EventKind::ALL {
+        let row = format!("| `{}` | `{}` |", kind.as_str(), kind.code());
+        assert!(page.contains(&row), "docs/events.md lacks the row {row}");
+    }
+    let rows = page.lines().filter(|line| {
+        let mut cells = line.split('`').skip(1).step_by(2);
+        line.starts_with("| `") && cells.next().is_some_and(|name| name.contains('.'))
+    });
+    for row in rows {
+        let name = row.split('`').nth(1).unwrap();
+        assert!(
+            EventKind::parse(name).is_some(),
+            "docs/events.md knows an event {name} that the code does not"
+        );
+    }
+}
+
+/// The words behind `=>` in one `impl` of a file: enums with a fixed vocabulary have no list of their own.
+fn words_of(file: &str, opening: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(iap_tidy::root().join(file)).unwrap();
+    let (_, rest) = text
+        .split_once(opening)
+        .unwrap_or_else(|| panic!("{file} has no {opening}"));
+    let body = rest.split("\n}\n").next().unwrap();
+    let arms = body.lines().filter_map(|line| line.split_once("=> \""));
+    arms.filter_map(|(_, word)| word.strip_suffix("\","))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_reason_for_an_end_or_a_denial_stands_in_the_event_reference() {
+    let page = page("events.md");
+    let reasons = words_of("crates/audit/src/event.rs", "impl CloseReason {");
+    let denials = words_of("crates/policy/src/decision.rs", "impl DenialCode {");
+    assert!(reasons.len() > 10 && denials.len() > 4, "{reasons:?} {denials:?}");
+    for word in reasons.union(&denials) {
+        assert!(
+            page.contains(&format!("`{word}`")),
+            "docs/events.md lacks `{word}`"
+        );
+    }
+}
+
+#[test]
+fn the_protocol_page_has_the_names_and_numbers_of_the_code() {
+    let page = page("protocol.md");
+    let magic = std::str::from_utf8(&PREFACE_MAGIC).unwrap();
+    let mut sentences = vec![
+        format!("## `{ALPN_IAP}`"),
+        format!("On ALPN `{ALPN_CONTROL}`"),
+        format!("sends {PREFACE_BYTES} bytes"),
+        format!("| {} | `{magic}` |", PREFACE_MAGIC.len()),
+        format!("| 1 | version, {PREFACE_VERSION} |"),
+        format!(
+            "| {TOKEN_BYTES} | token, from `Open`: {} random bits",
+            TOKEN_BYTES * 8
+        ),
+        format!("big-endian, at most {CONTROL_FRAME_BYTES_MAX})"),
+        format!("the newest version it speaks, {CONTROL_VERSION} today"),
+        format!("session data travels: `{DATA_TCP}`"),
+        format!("big-endian, at most {FRAME_BYTES_MAX})"),
+        format!("OID `{IDENTITY_EXTENSION_OID}`"),
+        format!("at most {IDENTITY_EXTENSION_BYTES_MAX} bytes, one encoding"),
+        format!("at most {SERVER_NAME_BYTES_MAX} bytes"),
+    ];
+    let kinds = [
+        SignedKind::Snapshot,
+        SignedKind::Beat,
+        SignedKind::Locks,
+        SignedKind::Bundle,
+        SignedKind::AuditHead,
+    ];
+    sentences.extend(kinds.iter().map(|kind| format!("`{}`", kind.as_str())));
+    sentences.extend(RESERVED_LABELS.iter().map(|label| format!("`{label}`")));
+    // A line's end is as good as a space.
+    let flowing = page.replace('\n', " ");
+    for sentence in sentences {
+        assert!(
+            flowing.contains(&sentence),
+            "docs/protocol.md no longer says: {sentence}"
+        );
+    }
+}
+
+#[test]
+fn the_identity_extension_is_documented_as_the_code_has_it() {
+    let code = std::fs::read_to_string(iap_tidy::root().join("crates/identity/src/extension.rs")).unwrap();
+    let (_, rest) = code.split_once("//! ```asn1\n").unwrap();
+    let (lines, _) = rest.split_once("//! ```\n").unwrap();
+    let asn1: String = lines
+        .lines()
+        .map(|line| line.trim_start_matches("//!").trim_start_matches(' '))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let page = page("protocol.md");
+    let (_, shown) = page.split_once("```asn1\n").unwrap();
+    let (shown, _) = shown.split_once("\n```").unwrap();
+    let shown: Vec<_> = shown.lines().map(str::trim_start).collect();
+    assert_eq!(shown.join("\n"), asn1);
+}
