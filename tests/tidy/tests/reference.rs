@@ -124,3 +124,45 @@ fn the_identity_extension_is_documented_as_the_code_has_it() {
     let shown: Vec<_> = shown.lines().map(str::trim_start).collect();
     assert_eq!(shown.join("\n"), asn1);
 }
+
+/// Everything between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn paths_and_tests_that_the_documents_name_exist() {
+    let root = iap_tidy::root();
+    let sources = iap_tidy::files(".", ".rs").unwrap();
+    let tops = [
+        "crates/",
+        "tests/",
+        "proxy/",
+        "node-agent/",
+        "auth-server/",
+        "cli/",
+        "docs/",
+        "deploy/",
+        "proto/",
+    ];
+    for document in ["ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md"] {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        for word in quoted(&text) {
+            let is_path = tops.iter().any(|top| word.starts_with(top)) && !word.contains(['<', ' ']);
+            let exists = || root.join(word).exists() || root.join(format!("{word}.rs")).exists();
+            assert!(
+                !is_path || exists(),
+                "{document} names {word}, which does not exist"
+            );
+            let is_test = word.matches('_').count() > 3
+                && word
+                    .chars()
+                    .all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_');
+            let function = format!("fn {word}(");
+            assert!(
+                !is_test || sources.iter().any(|(_, source)| source.contains(&function)),
+                "{document} names the test {word}, which does not exist"
+            );
+        }
+    }
+}
