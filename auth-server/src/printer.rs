@@ -29,11 +29,15 @@ pub fn first_start(config: &Config, pin: &Pin) {
     println!();
     println!("  its CA pin:  {pin}");
     println!();
-    println!("The first proxy joins with a token that this host makes, in a file that nobody else may read:");
+    println!("The first proxy joins with a token, in a file that nobody else may read. Here, as");
+    println!("this user:");
     println!();
-    println!("  (umask 077; iap-auth token proxy --config FILE > proxy.token)        # here, as this user");
+    println!("  (umask 077; iap-auth token proxy --config FILE > proxy.token)");
+    println!();
+    println!("On the proxy's host, as the user it will run as:");
+    println!();
     println!(
-        "  iap-proxy join --config FILE --auth HOST:{} --token-file proxy.token  # on the proxy's host",
+        "  iap-proxy join --config FILE --auth HOST:{} --token-file proxy.token",
         config.listen.port()
     );
     println!();
