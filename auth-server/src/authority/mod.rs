@@ -138,13 +138,19 @@ impl Authority {
             Renewal::Ended => return Ok(Renewed::Ended),
             Renewal::Reused => return Ok(Renewed::Reused),
         };
+        let generation = next.generation;
+        // Made first: a write that nobody waits for any more may still happen.
+        let mut advance = Advance {
+            store: Arc::clone(&self.store),
+            undo: Some((next.clone(), row.clone())),
+        };
         if !self.store.replace_generations(&row, &next).await? {
+            advance.undo = None;
             return Ok(Renewed::Overtaken);
         }
         let login = self.login_of(peer).await?;
-        let issued = self
-            .issue_user_generation(&login, next.generation, request)
-            .await?;
+        let issued = self.issue_user_generation(&login, generation, request).await?;
+        advance.undo = None;
         Ok(Renewed::Issued(Box::new(issued)))
     }
 
@@ -301,6 +307,30 @@ impl Authority {
             );
         self.audit.record(describe(event)).await?;
         Ok(issued)
+    }
+}
+
+/// A generation that was taken. Dropped while no certificate of it was released, because that failed or
+/// the caller went away, it is given back: a busy server must not make an honest client look like a thief.
+struct Advance {
+    store: SharedStore,
+    /// From what, back to what.
+    undo: Option<(GenerationRow, GenerationRow)>,
+}
+
+impl Drop for Advance {
+    fn drop(&mut self) {
+        let (Some((taken, before)), Ok(runtime)) = (self.undo.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let store = Arc::clone(&self.store);
+        runtime.spawn(async move {
+            // If it is not as we left it, another renewal has gone on from there.
+            if let Err(error) = store.replace_generations(&taken, &before).await {
+                tracing::warn!(%error, "a generation that was not used could not be given back");
+            }
+        });
     }
 }
 

@@ -35,6 +35,8 @@ impl UserRpc {
                 "a renewal is for the key of the certificate that asks for it",
             ));
         }
+        // Before, so that nothing delays a certificate that was issued.
+        let services = self.visible(caller).await?;
         let issued = match self.context.authority.renew_user(&user.peer, csr).await? {
             Renewed::Issued(issued) => issued,
             Renewed::Ended => {
@@ -48,7 +50,6 @@ impl UserRpc {
             }
             Renewed::Reused => return Err(self.lock_both(user).await?),
         };
-        let services = self.visible(caller).await?;
         Ok(v1::LoginFinished {
             issued: Some(issued_to_wire(&issued)),
             login_deadline_unix_ms: iap_proto::convert::time_to_wire(user.peer.login_deadline),

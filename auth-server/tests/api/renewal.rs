@@ -1,6 +1,7 @@
 //! Renewing a user's certificate: generations, deadline, groups.
 
-use iap_identity::{Class, ClassSet, UserPeer, VerifiedPeer, certificate_request, verify_client};
+use iap_auth::authority::Renewed;
+use iap_identity::{Class, ClassSet, Request, UserPeer, VerifiedPeer, certificate_request, verify_client};
 use iap_proto::v1;
 use rcgen::KeyPair;
 use time::{Duration, OffsetDateTime};
@@ -90,6 +91,34 @@ async fn a_lost_answer_can_be_asked_for_once_more() {
     let again = renew(&plane, &first).await.unwrap();
     assert_eq!(peer(&plane, &again).generation, 3);
     renew(&plane, &again).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_renewal_given_up_before_its_certificate_was_made_costs_no_generation() {
+    let plane = Plane::start().await;
+    let alice = plane.log_in("alice@example.com").await;
+    let (me, store) = (peer(&plane, &alice), &plane.context.store);
+    let mut given_up = 0;
+    for patience in 0.. {
+        let request = Request::parse(&certificate_request(&alice.key).unwrap()).unwrap();
+        let renewing = plane.context.authority.renew_user(&me, request);
+        let patience = std::time::Duration::from_micros(100 * patience);
+        match tokio::time::timeout(patience, renewing).await {
+            Ok(renewed) => {
+                assert!(matches!(renewed.unwrap(), Renewed::Issued(_)));
+                break;
+            }
+            Err(_) => given_up += 1,
+        }
+        // Giving back is queued by now; a later write in the same queue is done after it.
+        tokio::task::yield_now().await;
+        store.forget_logins(OffsetDateTime::UNIX_EPOCH).await.unwrap();
+        let row = store.generations(me.login_id).await.unwrap().unwrap();
+        assert_eq!(row.generation, 1, "{patience:?}");
+    }
+    assert!(given_up > 1, "it was given up at several moments");
+    let row = store.generations(me.login_id).await.unwrap().unwrap();
+    assert_eq!(row.generation, 2);
 }
 
 #[tokio::test]
