@@ -96,9 +96,11 @@ impl Plane {
     /// # Errors
     /// When `dev.json` does not name it.
     pub fn pid(&self, name: &str) -> anyhow::Result<Pid> {
-        let pid = self.descriptor()?["pids"][name]
-            .as_i64()
-            .with_context(|| format!("no pid for {name}"))?;
+        let descriptor = self.descriptor()?;
+        let pid = descriptor
+            .pointer(&format!("/pids/{name}"))
+            .and_then(Value::as_i64);
+        let pid = pid.with_context(|| format!("no pid for {name}"))?;
         Pid::from_raw(i32::try_from(pid)?).context("no such process id")
     }
 
@@ -182,7 +184,8 @@ impl Plane {
     /// When it cannot be read.
     pub fn records(&self, session: &str) -> anyhow::Result<Vec<Value>> {
         let shown = self.json("auditor", &["sessions", "show", session])?;
-        Ok(shown["records"].as_array().cloned().unwrap_or_default())
+        let records = shown.get("records").and_then(Value::as_array);
+        Ok(records.cloned().unwrap_or_default())
     }
 
     fn wait_ready(&mut self) -> anyhow::Result<()> {
