@@ -11,6 +11,7 @@ mod configuration;
 mod crashes;
 mod deploy;
 mod enforcement;
+mod hostile;
 mod main_job;
 mod oidc;
 mod operator;
