@@ -15,8 +15,9 @@ mod robot;
 mod supervisor;
 mod tour;
 
+use std::fs::{File, TryLockError};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -25,6 +26,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use self::config::{Offer, OwnService};
 use self::layout::Layout;
 use self::plane::Plane;
+use self::supervisor::Supervisor;
+use crate::failure::Failure;
 
 /// A whole plane on this machine.
 #[derive(Debug, Args)]
@@ -97,20 +100,42 @@ fn read(path: PathBuf) -> anyhow::Result<String> {
 async fn serve(dir: PathBuf, offer: Offer) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let plane = tokio::select! {
-        plane = Plane::start(&dir, offer) => plane?,
-        _ = interrupt.recv() => anyhow::bail!("interrupted while starting"),
-        _ = terminate.recv() => anyhow::bail!("asked to end while starting"),
-    };
-    introduce(&plane);
-    let kept = tokio::select! {
-        kept = plane.keep_descriptor_true() => kept,
+    let _alone = lock(&dir)?;
+    let supervisor = Supervisor::default();
+    let ran = tokio::select! {
+        ran = run_plane(&dir, offer, &supervisor) => ran,
         _ = interrupt.recv() => Ok(()),
         _ = terminate.recv() => Ok(()),
     };
     say("stopping");
-    plane.shut_down().await;
-    kept
+    Plane::withdraw(&dir);
+    supervisor.end().await;
+    ran
+}
+
+async fn run_plane(dir: &Path, offer: Offer, supervisor: &Supervisor) -> anyhow::Result<()> {
+    let plane = Plane::start(dir, offer, supervisor).await?;
+    introduce(&plane);
+    plane.keep_descriptor_true().await
+}
+
+/// One supervisor per folder, for as long as the file is held; the system lets go of it however this one ends.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    layout::private_folder(dir)?;
+    let path = dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Failure::failed(format!(
+            "a development plane already runs in {}",
+            dir.display()
+        ))
+        .next("use it, end it with Ctrl-C, or choose another folder with --dir")
+        .into()),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
 }
 
 fn introduce(plane: &Plane) {
@@ -139,7 +164,11 @@ fn introduce(plane: &Plane) {
             services.join(", ")
         }
     ));
-    say("  try       iapctl dev login alice && iapctl connect db-prod");
+    if let Some(service) = services.first() {
+        say(&format!(
+            "  try       iapctl dev login alice && iapctl connect {service}"
+        ));
+    }
     say("Ctrl-C stops everything.");
 }
 

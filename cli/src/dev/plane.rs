@@ -11,13 +11,14 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::Signal;
 use tokio::net::TcpListener;
 use tokio::process::Command;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::config::Offer;
 use super::descriptor::{Descriptor, Pids, users};
 use super::layout::{CLUSTER, Layout};
-use super::supervisor::{Program, Supervised, end_leftovers, log_tail, sibling};
+use super::supervisor::{Program, Supervised, Supervisor, end_leftovers, log_tail, sibling};
 use super::{backends, config, postgres, provider, say};
 
 /// From start to ready; `dev.json` appears within this time or the start has failed.
@@ -33,51 +34,40 @@ pub(crate) struct Plane {
     proxy: Supervised,
     agent: Supervised,
     postgres: Option<Supervised>,
-    stop: CancellationToken,
 }
 
 impl Plane {
     /// Starts everything and returns when a session could be opened.
     ///
     /// # Errors
-    /// The first step that failed, with the end of the log that explains it. Programs already started are ended.
-    pub(crate) async fn start(dir: &Path, offer: Offer) -> anyhow::Result<Self> {
-        let stop = CancellationToken::new();
-        let started = Self::start_until(dir, offer, &stop).await;
-        if started.is_err() {
-            stop.cancel();
-            // Supervising tasks end their programs on their own; give them the time they may take.
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        started
-    }
-
-    async fn start_until(dir: &Path, mut offer: Offer, stop: &CancellationToken) -> anyhow::Result<Self> {
+    /// The first step that failed, with the end of the log that explains it. Programs already started go on until
+    /// `supervisor` ends them.
+    pub(crate) async fn start(dir: &Path, mut offer: Offer, supervisor: &Supervisor) -> anyhow::Result<Self> {
         clear_previous(dir);
         let layout = Layout::prepare(dir)?;
         offer.demo |= layout.config("services.toml").exists();
         let database = if offer.demo {
-            Some(start_database(&layout, stop)?)
+            Some(start_database(&layout, supervisor)?)
         } else {
             None
         };
         write_client_secret(&layout)?;
         config::write_servers(&layout, &offer)?;
         config::write_documents(&layout, &offer)?;
-        serve_in_process(&layout, offer.demo, stop).await?;
+        serve_in_process(&layout, offer.demo, &supervisor.stop).await?;
 
         say("starting the auth server");
-        let auth = supervise(&layout, "auth", "iap-auth", stop)?;
+        let auth = supervise(&layout, "auth", "iap-auth", supervisor)?;
         wait_ready(&layout, "auth", layout.ports.auth_admin).await?;
         if !layout.dir.join("proxy/proxy_id").exists() {
             join_proxy(&layout).await?;
         }
         say("starting the proxy");
-        let proxy = supervise(&layout, "proxy", "iap-proxy", stop)?;
+        let proxy = supervise(&layout, "proxy", "iap-proxy", supervisor)?;
         wait_ready(&layout, "proxy", layout.ports.proxy_admin).await?;
         set_up_as_administrator(&layout, &offer).await?;
         say("starting the agent");
-        let agent = supervise(&layout, "agent", "iap-agent", stop)?;
+        let agent = supervise(&layout, "agent", "iap-agent", supervisor)?;
         wait_ready(&layout, "agent", layout.ports.agent_admin).await?;
         let postgres = match database {
             Some(database) => Some(database.await.context("the database's start was interrupted")??),
@@ -91,7 +81,6 @@ impl Plane {
             proxy,
             agent,
             postgres,
-            stop: stop.clone(),
         };
         plane.wait_served().await?;
         plane.publish()?;
@@ -128,26 +117,21 @@ impl Plane {
         let mut auth = self.auth.pid_changes();
         let mut proxy = self.proxy.pid_changes();
         let mut agent = self.agent.pid_changes();
+        let mut postgres = self.postgres.as_ref().map(Supervised::pid_changes);
         loop {
             tokio::select! {
                 changed = auth.changed() => changed?,
                 changed = proxy.changed() => changed?,
                 changed = agent.changed() => changed?,
+                changed = changed(&mut postgres) => changed?,
             }
             self.publish()?;
         }
     }
 
-    /// Ends every program, the database last, and takes `dev.json` away.
-    pub(crate) async fn shut_down(self) {
-        remove_descriptor(&self.layout.descriptor());
-        self.stop.cancel();
-        self.agent.ended().await;
-        self.proxy.ended().await;
-        self.auth.ended().await;
-        if let Some(postgres) = self.postgres {
-            postgres.ended().await;
-        }
+    /// Takes `dev.json` away: nothing is ready any more.
+    pub(crate) fn withdraw(dir: &Path) {
+        remove_descriptor(&dir.join("dev.json"));
     }
 
     fn publish(&self) -> anyhow::Result<()> {
@@ -173,9 +157,20 @@ impl Plane {
     }
 }
 
+/// The next process id; never, when there is no such program.
+async fn changed(pid: &mut Option<watch::Receiver<u32>>) -> Result<(), watch::error::RecvError> {
+    match pid {
+        Some(pid) => pid.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// What an earlier supervisor that was ended by force left in the folder.
 fn clear_previous(dir: &Path) {
-    if let Ok(previous) = Descriptor::read(dir) {
+    let previous = Descriptor::read(dir);
+    // First, so that nobody takes the old run's file for the new one's.
+    remove_descriptor(&dir.join("dev.json"));
+    if let Ok(previous) = previous {
         let pids = previous.pids;
         let known = [
             (pids.agent, "iap-agent"),
@@ -185,7 +180,6 @@ fn clear_previous(dir: &Path) {
         ];
         end_leftovers(dir, &known);
     }
-    remove_descriptor(&dir.join("dev.json"));
 }
 
 fn remove_descriptor(path: &Path) {
@@ -199,16 +193,21 @@ fn remove_descriptor(path: &Path) {
 type StartingDatabase = tokio::task::JoinHandle<anyhow::Result<Supervised>>;
 
 /// Runs beside the other steps: `initdb` takes a second or two.
-fn start_database(layout: &Layout, stop: &CancellationToken) -> anyhow::Result<StartingDatabase> {
+fn start_database(layout: &Layout, supervisor: &Supervisor) -> anyhow::Result<StartingDatabase> {
     let installation = postgres::Installation::find()?;
     say("starting PostgreSQL for db-prod");
     let layout = layout.clone();
-    let stop = stop.clone();
-    Ok(tokio::spawn(async move {
+    let starting = supervisor.clone();
+    Ok(supervisor.spawn(async move {
         let prepared = (installation.clone(), layout.clone());
         tokio::task::spawn_blocking(move || prepared.0.initialise(&prepared.1)).await??;
-        let running = Supervised::start(installation.program(&layout)?, stop)?;
-        tokio::task::spawn_blocking(move || installation.fill(&layout)).await??;
+        ensure!(!starting.stop.is_cancelled(), "asked to end while starting");
+        let running = starting.start(installation.program(&layout)?)?;
+        let filling = tokio::task::spawn_blocking(move || installation.fill(&layout));
+        tokio::select! {
+            filled = filling => filled??,
+            () = starting.stop.cancelled() => bail!("asked to end while starting"),
+        }
         Ok(running)
     }))
 }
@@ -245,7 +244,7 @@ fn supervise(
     layout: &Layout,
     name: &'static str,
     program: &str,
-    stop: &CancellationToken,
+    supervisor: &Supervisor,
 ) -> anyhow::Result<Supervised> {
     let program = Program {
         name,
@@ -257,7 +256,7 @@ fn supervise(
         log: layout.log(name),
         stop_signal: Signal::TERM,
     };
-    Supervised::start(program, stop.clone())
+    supervisor.start(program)
 }
 
 async fn wait_ready(layout: &Layout, name: &str, admin_port: u16) -> anyhow::Result<()> {

@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Constant on purpose: a development plane should be back at once, however often a program is killed.
 const RESTART_DELAY: Duration = Duration::from_millis(200);
@@ -27,25 +27,49 @@ pub(crate) struct Program {
     pub(crate) stop_signal: Signal,
 }
 
+/// Everything that runs for one plane, so that it can be ended whatever state the plane is in.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Supervisor {
+    pub(crate) stop: CancellationToken,
+    running: TaskTracker,
+}
+
 /// A program under supervision.
 #[derive(Debug)]
 pub(crate) struct Supervised {
     pid: watch::Receiver<u32>,
-    task: JoinHandle<()>,
 }
 
-impl Supervised {
-    /// Starts the program and keeps it running until `stop`.
+impl Supervisor {
+    /// Starts the program and keeps it running until everything ends.
     ///
     /// # Errors
     /// When it cannot be started the first time.
-    pub(crate) fn start(program: Program, stop: CancellationToken) -> anyhow::Result<Self> {
+    pub(crate) fn start(&self, program: Program) -> anyhow::Result<Supervised> {
         let child = program.spawn()?;
         let (sender, pid) = watch::channel(child.id().unwrap_or_default());
-        let task = tokio::spawn(keep_running(program, child, sender, stop));
-        Ok(Self { pid, task })
+        self.running
+            .spawn(keep_running(program, child, sender, self.stop.clone()));
+        Ok(Supervised { pid })
     }
 
+    /// Work that starts programs itself, and is waited for like them.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.running.spawn(work)
+    }
+
+    /// Asks every program to end and waits until all have.
+    pub(crate) async fn end(&self) {
+        self.stop.cancel();
+        self.running.close();
+        self.running.wait().await;
+    }
+}
+
+impl Supervised {
     pub(crate) fn pid(&self) -> u32 {
         *self.pid.borrow()
     }
@@ -53,13 +77,6 @@ impl Supervised {
     /// Follows the process id through restarts.
     pub(crate) fn pid_changes(&self) -> watch::Receiver<u32> {
         self.pid.clone()
-    }
-
-    /// Waits until the program has ended after `stop` was cancelled.
-    pub(crate) async fn ended(self) {
-        if let Err(error) = self.task.await {
-            tracing::error!(%error, "a supervising task failed");
-        }
     }
 }
 
@@ -167,7 +184,13 @@ pub(crate) fn end_leftovers(dir: &Path, pids: &[(u32, &str)]) {
     for (pid, name) in pids {
         if is_ours(*pid, name, dir) {
             tracing::warn!(pid, name, "ending a program an earlier run left behind");
-            signal(Some(*pid), Signal::KILL);
+            // PostgreSQL ends its own children only if it may do it itself ("immediate shutdown").
+            let how = if *name == "postgres" {
+                Signal::QUIT
+            } else {
+                Signal::KILL
+            };
+            signal(Some(*pid), how);
             wait_gone(*pid);
         }
     }
@@ -186,11 +209,18 @@ fn is_ours(pid: u32, name: &str, dir: &Path) -> bool {
 
 fn wait_gone(pid: u32) {
     for _ in 0..50 {
-        if !Path::new(&format!("/proc/{pid}")).exists() {
+        if !is_running(pid) {
             return;
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A process that has ended may stay listed for as long as nobody asks how (state Z).
+fn is_running(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = status.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
 /// The end of a program's log, for an error message.
