@@ -31,15 +31,9 @@ pub struct Arguments {
 /// What every command takes.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// The folder that keeps logins [default: ~/.iapctl]
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "IAPCTL_HOME",
-        hide_env_values = true,
-        help_heading = "Global options"
-    )]
+    /// The folder that keeps logins [default: ~/.iapctl] [env: IAPCTL_HOME]
+    // Read from the environment elsewhere: here it would stand in the usage line of every error.
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub home: Option<PathBuf>,
     /// The cluster to work with [default: the one logged in to last]
     #[arg(

@@ -13,6 +13,9 @@ use crate::printer::Printer;
 /// Set to 1, nothing ever asks a person or opens a browser.
 pub const NONINTERACTIVE: &str = "IAPCTL_NONINTERACTIVE";
 
+/// The folder that keeps logins, where `--home` does not say it.
+const HOME: &str = "IAPCTL_HOME";
+
 /// What every command is given.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -81,7 +84,8 @@ fn parse_cluster(name: &str) -> anyhow::Result<ClusterName> {
 }
 
 fn home_path(global: &Global) -> anyhow::Result<PathBuf> {
-    if let Some(path) = &global.home {
+    let named = std::env::var_os(HOME).filter(|home| !home.is_empty());
+    if let Some(path) = global.home.clone().or(named.map(PathBuf::from)) {
         return Ok(std::path::absolute(path)?);
     }
     let user_home = std::env::var_os("HOME").or_else(|| std::env::var_os("USERPROFILE"));

@@ -77,7 +77,7 @@ async fn a_command_that_dies_of_a_signal_is_128_and_the_signal() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denial_exits_3_with_one_sentence_and_the_contact_and_the_command_never_runs() {
     let denied = Status::Denied {
-        code: "no_rule_matches".to_owned(),
+        code: "denied".to_owned(),
         text: "alice@example.com may not reach echo.".to_owned(),
         contact: Some("#platform".to_owned()),
     };
@@ -89,7 +89,8 @@ async fn a_denial_exits_3_with_one_sentence_and_the_contact_and_the_command_neve
     assert_eq!(run.code, 3);
     assert_eq!(
         run.stderr,
-        "denied: alice@example.com may not reach echo.\n  next: ask #platform, or see why: iapctl policy explain echo\n"
+        "denied: alice@example.com may not reach echo.\n  \
+         next: ask #platform, who can see why with: iapctl policy explain alice@example.com echo\n"
     );
     assert!(!mark.exists(), "the command ran although the session was denied");
     for arguments in [

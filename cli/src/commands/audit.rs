@@ -43,7 +43,7 @@ pub struct SearchArguments {
 pub(super) async fn run(command: AuditCommand, context: &Context) -> anyhow::Result<ExitStatus> {
     let AuditCommand::Search(arguments) = command;
     let request = v1::AuditSearchRequest {
-        expression: arguments.expression.join(" "),
+        expression: expression(&arguments.expression),
         limit: arguments.limit,
         since_unix_ms: arguments.since.map(api::unix_ms_before_now).unwrap_or(0),
         until_unix_ms: arguments.until.map(api::unix_ms_before_now).unwrap_or(0),
@@ -65,6 +65,14 @@ pub(super) async fn run(command: AuditCommand, context: &Context) -> anyhow::Res
         context.printer.json(&found)?;
     }
     Ok(ExitStatus::Done)
+}
+
+/// The words as one expression; without any, one that every record fulfils.
+fn expression(words: &[String]) -> String {
+    if words.is_empty() {
+        return "time != \"\"".to_owned();
+    }
+    words.join(" ")
 }
 
 /// One record on one line.

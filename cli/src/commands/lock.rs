@@ -29,6 +29,9 @@ pub enum LockCommand {
         /// Their ids
         #[arg(required = true, value_name = "LOCK")]
         ids: Vec<String>,
+        /// How results are printed
+        #[command(flatten)]
+        output: Output,
     },
 }
 
@@ -77,7 +80,7 @@ pub(super) async fn run(command: LockCommand, context: &Context) -> anyhow::Resu
     match command {
         LockCommand::Add(arguments) => add(arguments, context).await,
         LockCommand::Ls { output } => list(output, context).await,
-        LockCommand::Rm { ids } => remove(&ids, context).await,
+        LockCommand::Rm { ids, output } => remove(&ids, output, context).await,
     }
 }
 
@@ -116,7 +119,7 @@ async fn list(output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
     records::show_list(context, output, &locks, &COLUMNS, "No lock is in force.")
 }
 
-async fn remove(ids: &[String], context: &Context) -> anyhow::Result<ExitStatus> {
+async fn remove(ids: &[String], output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
     for id in ids {
         let request = v1::NameRequest { name: id.clone() };
         api::ask(context, async |auth| {
@@ -124,6 +127,9 @@ async fn remove(ids: &[String], context: &Context) -> anyhow::Result<ExitStatus>
         })
         .await?;
         context.printer.talk(&format!("lifted {id}"));
+    }
+    if output.is_json() {
+        context.printer.json(&json!({"removed": ids}))?;
     }
     Ok(ExitStatus::Done)
 }

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 use iap_proto::v1;
+use serde_json::json;
 use time::OffsetDateTime;
 
 use crate::api::Auth;
+use crate::arguments::Output;
 use crate::context::Context;
 use crate::exit::ExitStatus;
 use crate::identity::{self, Standing};
@@ -20,14 +22,15 @@ pub struct LogoutArguments {
     /// Forget the cluster and its pin too
     #[arg(long)]
     forget: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) async fn run(arguments: LogoutArguments, context: &Context) -> anyhow::Result<ExitStatus> {
     let home = match context.cluster_home() {
         Ok(home) => home,
         Err(error) if crate::failure::status_of(&error) == ExitStatus::LoginNeeded => {
-            context.printer.talk("You are not logged in.");
-            return Ok(ExitStatus::Done);
+            return ended(context, arguments.output, None);
         }
         Err(error) => return Err(error),
     };
@@ -43,12 +46,24 @@ pub(super) async fn run(arguments: LogoutArguments, context: &Context) -> anyhow
     if arguments.forget {
         home.forget()?;
     }
-    let cluster = home.cluster().as_str();
-    context.printer.talk(&if removed {
-        format!("Logged out of {cluster}.")
-    } else {
-        "You are not logged in.".to_owned()
+    ended(
+        context,
+        arguments.output,
+        removed.then(|| home.cluster().as_str()),
+    )
+}
+
+/// Says which cluster's login was ended, if there was one.
+fn ended(context: &Context, output: Output, cluster: Option<&str>) -> anyhow::Result<ExitStatus> {
+    context.printer.talk(&match cluster {
+        Some(cluster) => format!("Logged out of {cluster}."),
+        None => "You are not logged in.".to_owned(),
     });
+    if output.is_json() {
+        context
+            .printer
+            .json(&json!({"logged_out": cluster.is_some(), "cluster": cluster}))?;
+    }
     Ok(ExitStatus::Done)
 }
 

@@ -34,12 +34,15 @@ pub struct ProxyArguments {
 
 pub(super) async fn run(arguments: ProxyArguments, context: &Context) -> anyhow::Result<ExitStatus> {
     let identity = identity::require(context).await?;
-    let known = known(&identity).await?;
+    let (known, fresh) = known(&identity).await?;
     let names = if arguments.all {
         all(&known)?
     } else {
         named(&arguments.services)?
     };
+    if fresh {
+        refuse_unknown(&names, &known)?;
+    }
     let mut listeners = Vec::new();
     for name in names {
         let port = stable_port(&identity.home, &name).await?;
@@ -79,11 +82,26 @@ async fn serve(
     Ok(ExitStatus::Done)
 }
 
-/// What the auth server says, else what it said last.
-async fn known(identity: &Identity) -> anyhow::Result<Vec<KnownService>> {
+/// What the auth server says, else what it said last; and whether it said so now.
+async fn known(identity: &Identity) -> anyhow::Result<(Vec<KnownService>, bool)> {
     match api::refresh_services(identity).await {
-        Ok(services) => Ok(services),
-        Err(_) => identity.home.services(),
+        Ok(services) => Ok((services, true)),
+        Err(_) => Ok((identity.home.services()?, false)),
+    }
+}
+
+/// A listener that could only ever refuse is better refused now.
+fn refuse_unknown(names: &[ServiceName], known: &[KnownService]) -> Result<(), Failure> {
+    let unknown = names
+        .iter()
+        .find(|name| known.iter().all(|known| known.name != name.as_str()));
+    match unknown {
+        Some(name) => Err(Failure::usage(format!(
+            "there is no service '{}' that you may reach",
+            name.as_str()
+        ))
+        .next("iapctl ls")),
+        None => Ok(()),
     }
 }
 

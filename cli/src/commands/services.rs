@@ -12,6 +12,7 @@ use crate::api;
 use crate::arguments::Output;
 use crate::context::Context;
 use crate::exit::ExitStatus;
+use crate::failure::{self, Failure};
 
 /// `services`.
 #[derive(Debug, Subcommand)]
@@ -37,6 +38,9 @@ pub enum ServicesCommand {
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
+        /// How results are printed
+        #[command(flatten)]
+        output: Output,
     },
 }
 
@@ -52,7 +56,7 @@ pub(super) async fn run(command: ServicesCommand, context: &Context) -> anyhow::
     match command {
         ServicesCommand::Apply { file, output } => apply(&file, output, context).await,
         ServicesCommand::Ls { output } => list(output, context).await,
-        ServicesCommand::Rm { names } => remove(&names, context).await,
+        ServicesCommand::Rm { names, output } => remove(&names, output, context).await,
     }
 }
 
@@ -62,7 +66,8 @@ async fn apply(file: &std::path::Path, output: Output, context: &Context) -> any
     let reply = api::ask(context, async |auth| {
         auth.admin().services_apply(request.clone()).await
     })
-    .await?;
+    .await
+    .map_err(|error| in_file(error, file))?;
     if output.is_json() {
         context.printer.json(&json!({
             "created": reply.created, "updated": reply.updated, "unchanged": reply.unchanged,
@@ -81,6 +86,16 @@ async fn apply(file: &std::path::Path, output: Output, context: &Context) -> any
     Ok(ExitStatus::Done)
 }
 
+/// What is wrong with a document, with the document's name.
+fn in_file(error: anyhow::Error, file: &std::path::Path) -> anyhow::Error {
+    if failure::status_of(&error) != ExitStatus::Usage {
+        return error;
+    }
+    Failure::usage(format!("{} is refused", file.display()))
+        .because(format!("{error:#}"))
+        .into()
+}
+
 async fn list(output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
     let reply = api::ask(context, async |auth| {
         auth.admin().services_list(v1::Empty {}).await
@@ -94,7 +109,7 @@ async fn list(output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
     records::show_list(context, output, &Value::Array(services), &COLUMNS, empty)
 }
 
-async fn remove(names: &[String], context: &Context) -> anyhow::Result<ExitStatus> {
+async fn remove(names: &[String], output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
     for name in names {
         let request = v1::NameRequest {
             name: api::service_name(name)?.as_str().to_owned(),
@@ -104,6 +119,9 @@ async fn remove(names: &[String], context: &Context) -> anyhow::Result<ExitStatu
         })
         .await?;
         context.printer.talk(&format!("removed {name}"));
+    }
+    if output.is_json() {
+        context.printer.json(&json!({"removed": names}))?;
     }
     Ok(ExitStatus::Done)
 }

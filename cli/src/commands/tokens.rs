@@ -30,6 +30,9 @@ pub enum TokensCommand {
         /// Their ids
         #[arg(required = true, value_name = "TOKEN")]
         ids: Vec<String>,
+        /// How results are printed
+        #[command(flatten)]
+        output: Output,
     },
 }
 
@@ -83,7 +86,7 @@ pub(super) async fn run(command: TokensCommand, context: &Context) -> anyhow::Re
             create("proxy", Vec::new(), terms, context).await
         }
         TokensCommand::Ls { output } => list(output, context).await,
-        TokensCommand::Rm { ids } => remove(&ids, context).await,
+        TokensCommand::Rm { ids, output } => remove(&ids, output, context).await,
     }
 }
 
@@ -148,7 +151,7 @@ async fn list(output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
     records::show_list(context, output, &records::parse(&reply.json)?, &COLUMNS, empty)
 }
 
-async fn remove(ids: &[String], context: &Context) -> anyhow::Result<ExitStatus> {
+async fn remove(ids: &[String], output: Output, context: &Context) -> anyhow::Result<ExitStatus> {
     for id in ids {
         let request = v1::NameRequest { name: id.clone() };
         api::ask(context, async |auth| {
@@ -156,6 +159,9 @@ async fn remove(ids: &[String], context: &Context) -> anyhow::Result<ExitStatus>
         })
         .await?;
         context.printer.talk(&format!("removed {id}"));
+    }
+    if output.is_json() {
+        context.printer.json(&json!({"removed": ids}))?;
     }
     Ok(ExitStatus::Done)
 }

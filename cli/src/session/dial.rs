@@ -18,13 +18,8 @@ const CONNECT_SECONDS_MAX: u64 = 10;
 const ANSWER_SECONDS_MAX: u64 = 30;
 const ALPN: &str = "iap/1";
 const READ_BYTES: usize = 4 * 1024;
-/// The denials that the policy explains; others are locks, outages and the agent's own ceilings.
-const POLICY_DENIALS: [&str; 4] = [
-    "no_rule_matches",
-    "denied_by_rule",
-    "condition_failed",
-    "login_not_allowed",
-];
+/// A denial by rule, which whoever may read the policy can have explained; others are locks and outages.
+const DENIED_BY_POLICY: &str = "denied";
 /// The denial that asks which of several logins is meant.
 const LOGIN_CHOICE: &str = "login_choice";
 
@@ -121,7 +116,9 @@ async fn ask(
             protocol,
         }))),
         Status::Renew => Ok(Answer::Renew),
-        Status::Denied { code, text, contact } => Err(denied(wanted, &code, text, contact)),
+        Status::Denied { code, text, contact } => {
+            Err(denied(&identity.peer.name, wanted, &code, text, contact))
+        }
         Status::Unavailable { text, retry } => Err(unavailable(wanted, text, retry)),
     }
 }
@@ -158,7 +155,7 @@ async fn read_frame(stream: &mut ClientStream<TcpStream>) -> std::io::Result<(Ve
 }
 
 /// A denial in one sentence, with whom to ask.
-fn denied(wanted: &Wanted, code: &str, text: String, contact: Option<String>) -> Failure {
+fn denied(user: &str, wanted: &Wanted, code: &str, text: String, contact: Option<String>) -> Failure {
     let service = wanted.service.as_str();
     if code == LOGIN_CHOICE {
         return Failure::usage(text).next(format!("iapctl connect {service} --login LOGIN"));
@@ -166,8 +163,8 @@ fn denied(wanted: &Wanted, code: &str, text: String, contact: Option<String>) ->
     let whom = contact
         .filter(|contact| !contact.is_empty())
         .unwrap_or_else(|| "your operator".to_owned());
-    let next = if POLICY_DENIALS.contains(&code) {
-        format!("ask {whom}, or see why: iapctl policy explain {service}")
+    let next = if code == DENIED_BY_POLICY {
+        format!("ask {whom}, who can see why with: iapctl policy explain {user} {service}")
     } else {
         format!("ask {whom}")
     };
@@ -206,7 +203,7 @@ fn explain_alert(alert: AlertDescription, identity: &Identity, wanted: &Wanted) 
     let user = &identity.peer.name;
     match alert {
         AlertDescription::AccessDenied => Failure::denied(format!("{user} may not reach '{service}'"))
-            .next(format!("iapctl policy explain {service}")),
+            .next(format!("iapctl policy explain {user} {service}")),
         AlertDescription::CertificateRevoked => {
             Failure::denied(format!("{user} is locked out")).next("ask your operator")
         }
@@ -257,18 +254,30 @@ mod tests {
     #[test]
     fn a_denial_names_whom_to_ask() {
         let failure = denied(
+            "bob@example.com",
             &wanted(),
-            "no_rule_matches",
+            DENIED_BY_POLICY,
             "bob may not.".to_owned(),
             Some("dba@example.com".to_owned()),
         );
         assert_eq!(failure.status().code(), 3);
-        assert!(format!("{failure:?}").contains("ask dba@example.com"));
+        let said = format!("{failure:?}");
+        assert!(said.contains("ask dba@example.com"), "{said}");
+        assert!(
+            said.contains("iapctl policy explain bob@example.com db-prod"),
+            "{said}"
+        );
     }
 
     #[test]
     fn a_choice_of_logins_is_bad_input_and_not_a_denial() {
-        let failure = denied(&wanted(), LOGIN_CHOICE, "several logins: a, b".to_owned(), None);
+        let failure = denied(
+            "bob@example.com",
+            &wanted(),
+            LOGIN_CHOICE,
+            "several logins: a, b".to_owned(),
+            None,
+        );
         assert_eq!(failure.status().code(), 2);
     }
 

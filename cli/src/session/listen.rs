@@ -136,7 +136,8 @@ impl Serving {
             }
             Err(failure) => {
                 self.printer.warn(&format!("{}: {failure}", self.name()));
-                if self.protocol == POSTGRES {
+                // Of a service that is not on the user's list the protocol is unknown.
+                if self.protocol == POSTGRES || self.protocol.is_empty() {
                     let told = refusal::tell_postgres(&mut stream, &failure);
                     let _ = tokio::time::timeout(Duration::from_secs(REFUSAL_SECONDS_MAX), told).await;
                 }

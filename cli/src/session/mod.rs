@@ -3,10 +3,10 @@
 mod dial;
 mod listen;
 mod peer;
-#[cfg(target_os = "linux")]
-mod sock_diag;
 mod port;
 mod refusal;
+#[cfg(target_os = "linux")]
+mod sock_diag;
 mod source;
 
 pub use dial::{Session, SessionStream};

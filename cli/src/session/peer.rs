@@ -115,7 +115,11 @@ mod tests {
         let (_accepted, peer) = listener.accept().unwrap();
         assert!(is_ours(local, peer).unwrap());
         let own = Some(rustix::process::geteuid().as_raw());
-        assert_eq!(owner_in_tables(local, peer).unwrap(), own, "the slow way says the same");
+        assert_eq!(
+            owner_in_tables(local, peer).unwrap(),
+            own,
+            "the slow way says the same"
+        );
         drop(client);
         assert!(!is_ours(local, SocketAddr::from(([127, 0, 0, 1], 1))).unwrap());
     }

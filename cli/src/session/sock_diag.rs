@@ -34,9 +34,19 @@ const NO_ENTRY: i32 = -2;
 /// # Errors
 /// When the kernel cannot be asked: it was built without `inet_diag`, or a filter forbids it.
 pub(super) fn owner(own: SocketAddr, remote: SocketAddr) -> io::Result<Option<u32>> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(SOCK_DIAG))?;
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(SOCK_DIAG),
+    )?;
     set_socket_timeout(&socket, Timeout::Recv, Some(ANSWER_TIMEOUT))?;
-    sendto(&socket, &request(own, remote), SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    sendto(
+        &socket,
+        &request(own, remote),
+        SendFlags::empty(),
+        &SocketAddrNetlink::new(0, 0),
+    )?;
     let mut answer = [0_u8; ANSWER_BYTES_MAX];
     let (_, length) = recv(&socket, &mut answer, RecvFlags::empty())?;
     read_answer(answer.get(..length).unwrap_or(&answer))
@@ -88,7 +98,9 @@ fn read_answer(answer: &[u8]) -> io::Result<Option<u32>> {
             Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
             None => Err(io::Error::other("the kernel's answer is cut short")),
         },
-        Some(other) => Err(io::Error::other(format!("the kernel answered with message type {other}"))),
+        Some(other) => Err(io::Error::other(format!(
+            "the kernel answered with message type {other}"
+        ))),
         None => Err(io::Error::other("the kernel's answer is cut short")),
     }
 }
@@ -108,7 +120,10 @@ mod tests {
         assert_eq!(bytes.len(), REQUEST_BYTES);
         assert_eq!(bytes[16..20], [AF_INET, IPPROTO_TCP, 0, 0]);
         assert_eq!(bytes[24..28], [1, 2, 3, 4]);
-        assert_eq!((&bytes[28..32], &bytes[44..48]), (&[127, 0, 0, 1][..], &[127, 0, 0, 2][..]));
+        assert_eq!(
+            (&bytes[28..32], &bytes[44..48]),
+            (&[127, 0, 0, 1][..], &[127, 0, 0, 2][..])
+        );
     }
 
     #[test]

@@ -78,12 +78,13 @@ pub(super) async fn run(arguments: ExplainArguments, context: &Context) -> anyho
         policy_toml: policy_toml.unwrap_or_default(),
     };
     let reply = api::ask(context, async |auth| auth.user().explain(request.clone()).await).await?;
-    print(
-        context,
-        arguments.output,
-        &records::parse(&reply.json)?,
-        &reply.text,
-    )
+    let json = records::parse(&reply.json)?;
+    if !reply.allowed && json.get("code").is_some_and(serde_json::Value::is_null) {
+        context
+            .printer
+            .talk("Which rules were looked at is shown to those with the admin verb policy.read.");
+    }
+    print(context, arguments.output, &json, &reply.text)
 }
 
 fn print(
