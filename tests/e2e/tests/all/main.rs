@@ -8,6 +8,7 @@
 
 mod blindness;
 mod configuration;
+mod contract;
 mod crashes;
 mod deploy;
 mod enforcement;
