@@ -58,17 +58,17 @@ impl Plane {
 
         say("starting the auth server");
         let auth = supervise(&layout, "auth", "iap-auth", supervisor)?;
-        wait_ready(&layout, "auth", layout.ports.auth_admin).await?;
+        wait_ready(&layout, "auth", layout.ports.auth_admin, &auth).await?;
         if !layout.dir.join("proxy/proxy_id").exists() {
             join_proxy(&layout).await?;
         }
         say("starting the proxy");
         let proxy = supervise(&layout, "proxy", "iap-proxy", supervisor)?;
-        wait_ready(&layout, "proxy", layout.ports.proxy_admin).await?;
+        wait_ready(&layout, "proxy", layout.ports.proxy_admin, &proxy).await?;
         set_up_as_administrator(&layout, &offer).await?;
         say("starting the agent");
         let agent = supervise(&layout, "agent", "iap-agent", supervisor)?;
-        wait_ready(&layout, "agent", layout.ports.agent_admin).await?;
+        wait_ready(&layout, "agent", layout.ports.agent_admin, &agent).await?;
         let postgres = match database {
             Some(database) => Some(database.await.context("the database's start was interrupted")??),
             None => None,
@@ -259,7 +259,13 @@ fn supervise(
     supervisor.start(program)
 }
 
-async fn wait_ready(layout: &Layout, name: &str, admin_port: u16) -> anyhow::Result<()> {
+/// Waits for `/readyz`; a program that ends instead (it says why in its log) ends the start at once.
+async fn wait_ready(
+    layout: &Layout,
+    name: &str,
+    admin_port: u16,
+    program: &Supervised,
+) -> anyhow::Result<()> {
     let url = format!("http://127.0.0.1:{admin_port}/readyz");
     let client = reqwest::Client::builder()
         .no_proxy()
@@ -275,13 +281,15 @@ async fn wait_ready(layout: &Layout, name: &str, admin_port: u16) -> anyhow::Res
         if answered {
             return Ok(());
         }
-        if Instant::now() > deadline {
+        let ended = program.pid_changes().has_changed().unwrap_or(true);
+        if ended || Instant::now() > deadline {
             let log = layout.log(name);
-            bail!(
-                "{name} was not ready within {READY_SECONDS_MAX} s; {} ends with\n{}",
-                log.display(),
-                log_tail(&log)
-            );
+            let how = if ended {
+                "ended while it was started"
+            } else {
+                "was not ready in time"
+            };
+            bail!("{name} {how}; {} ends with\n{}", log.display(), log_tail(&log));
         }
         tokio::time::sleep(PROBE_INTERVAL).await;
     }

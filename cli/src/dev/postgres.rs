@@ -86,9 +86,14 @@ impl Installation {
         }
         std::fs::create_dir_all(socket_folder(layout))?;
         private(&socket_folder(layout))?;
+        // Made aside and moved when whole: an `initdb` that was ended leaves nothing that looks like a database.
+        let unfinished = data.with_extension("unfinished");
+        if unfinished.exists() {
+            std::fs::remove_dir_all(&unfinished)?;
+        }
         let arguments = [
             "-D",
-            text(&data)?,
+            text(&unfinished)?,
             "-U",
             "postgres",
             "-A",
@@ -98,7 +103,8 @@ impl Installation {
             "--locale=C.UTF-8",
             "--no-sync",
         ];
-        self.run("initdb", &arguments)
+        self.run("initdb", &arguments)?;
+        std::fs::rename(&unfinished, &data).with_context(|| format!("cannot make {}", data.display()))
     }
 
     /// The supervised server: no TCP, socket in the plane's folder.
