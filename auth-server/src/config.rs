@@ -3,7 +3,7 @@
 mod raw;
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,11 +144,6 @@ impl Config {
     /// Checks values, reading only the secrets' files they name.
     pub fn check(raw: RawConfig, file: &str) -> Result<Self, ConfigErrors> {
         raw::check(raw, file)
-    }
-
-    /// Whether this peer speaks PROXY v2 to us.
-    pub fn speaks_proxy_protocol(&self, peer: IpAddr) -> bool {
-        self.proxy_protocol_from.iter().any(|block| block.contains(peer))
     }
 
     /// `https://<cluster>[:port]`, without a trailing slash: how browsers reach the web pages.

@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         }
     };
     if arguments.command.is_none() && arguments.run.check_config {
+        tell(&format!("{} is valid", file.display()));
         return ExitCode::SUCCESS;
     }
     match start(config, arguments.command) {
@@ -114,6 +115,11 @@ async fn reload_on_hangup(reloader: Reloader, mut hangups: Hangups) {
 }
 
 /// The one place that writes for people.
+#[allow(clippy::print_stdout, reason = "a result")]
+fn tell(text: &str) {
+    println!("{text}");
+}
+
 #[allow(clippy::print_stderr, reason = "the command line's own voice")]
 fn say(text: &str) {
     eprintln!("{text}");

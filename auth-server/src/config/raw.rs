@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use iap_identity::ClusterName;
 use iap_runtime::config::{ByteSize, ConfigDuration, ConfigErrors};
+use iap_runtime::files;
 use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::telemetry::LogFormat;
 use secrecy::SecretString;
@@ -26,7 +27,7 @@ const SNAPSHOT_MAX_AGE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(24 * 
 const BEAT_DEFAULT: ConfigDuration = ConfigDuration::from_secs(10);
 const BEAT_MIN: Duration = Duration::from_millis(100);
 const BEAT_MAX: Duration = Duration::from_secs(60);
-const CLIENT_SECRET_BYTES_MAX: u64 = 4096;
+const CLIENT_SECRET_BYTES_MAX: usize = 4096;
 
 /// The configuration file, key by key.
 #[derive(Clone, Debug, Deserialize)]
@@ -301,14 +302,14 @@ fn issuer_is_allowed(issuer: &str, development: bool) -> bool {
 }
 
 fn read_secret(path: &Path) -> Result<SecretString, String> {
-    let in_file = |error: std::io::Error| format!("{}: {error}", path.display());
-    if std::fs::metadata(path).map_err(in_file)?.len() > CLIENT_SECRET_BYTES_MAX {
+    let bytes = files::read_private(path).map_err(|error| error.to_string())?;
+    if bytes.len() > CLIENT_SECRET_BYTES_MAX {
         return Err(format!(
             "{} is longer than {CLIENT_SECRET_BYTES_MAX} bytes",
             path.display()
         ));
     }
-    let text = std::fs::read_to_string(path).map_err(in_file)?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))?;
     match text.trim() {
         "" => Err(format!("{} is empty", path.display())),
         secret => Ok(SecretString::from(secret.to_owned())),

@@ -116,15 +116,13 @@ pub(super) async fn receive(
     })
 }
 
-/// A listed peer may forward (with a header) or speak for itself (without one).
+/// A listed peer may forward (with a header) or speak for itself (without one). A header from any other peer is
+/// an error that names it: most likely a proxy whose address is missing in the configuration.
 async fn read_proxy_header(
     config: &Config,
     stream: &mut TcpStream,
     peer: SocketAddr,
 ) -> Result<(SocketAddr, Vec<u8>), ArrivalError> {
-    if !config.speaks_proxy_protocol(peer.ip()) {
-        return Ok((peer, Vec::new()));
-    }
     let first = stream.read_u8().await?;
     if first != PROXY_HEADER_FIRST_BYTE {
         return Ok((peer, vec![first]));

@@ -116,7 +116,13 @@ impl Front {
                 Ok(()) => {}
                 Err(error) => {
                     front.metrics.connection(error.outcome());
-                    tracing::debug!(%peer, %error, "connection refused");
+                    match error {
+                        // The operator's mistake more often than a stranger's.
+                        ArrivalError::ProxyHeader(error) => {
+                            tracing::warn!(%peer, %error, "connection refused")
+                        }
+                        error => tracing::debug!(%peer, %error, "connection refused"),
+                    }
                 }
             }
         };

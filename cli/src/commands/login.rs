@@ -27,7 +27,7 @@ pub struct LoginArguments {
     /// Print the address instead of opening a browser
     #[arg(long)]
     no_browser: bool,
-    /// Leave no renewer running
+    /// Leave nothing running that renews; nothing does yet: certificates are renewed when used
     #[arg(long)]
     no_renew: bool,
     /// Which identity provider, where there are several
