@@ -150,7 +150,32 @@ pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> 
         log_format: raw.log.format,
         log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
     };
+    check_admins(&config, &mut errors);
     errors.into_result(config)
+}
+
+/// At many providers people choose their `preferred_username`. One that is an email is believed only where no
+/// connector owns its domain, so an administrator named by an email must be in a domain that one owns.
+fn check_admins(config: &Config, errors: &mut ConfigErrors) {
+    if config.connectors.is_empty() {
+        return;
+    }
+    for admin in &config.bootstrap_admins {
+        let Some((_, domain)) = admin.rsplit_once('@') else {
+            continue;
+        };
+        let domain = domain.to_ascii_lowercase();
+        if !config
+            .connectors
+            .iter()
+            .any(|connector| connector.domains.contains(&domain))
+        {
+            errors.push(
+                "bootstrap.admins",
+                format!("{admin}: no connector owns {domain}; add it to the domains of theirs, or others could call themselves so"),
+            );
+        }
+    }
 }
 
 fn public_address(raw: &RawConfig, errors: &mut ConfigErrors) -> HostPort {

@@ -83,7 +83,13 @@ pub(super) async fn receive(
     mut stream: TcpStream,
     peer: SocketAddr,
 ) -> Result<Arrival, ArrivalError> {
-    let (client, read) = read_proxy_header(config, &mut stream, peer).await?;
+    let (client, read) = match read_proxy_header(config, &mut stream, peer).await {
+        Ok(read) => read,
+        Err(error) => {
+            let _ = tls::send_alert(&mut stream, AlertDescription::DecodeError).await;
+            return Err(error);
+        }
+    };
     let limits = ClientHelloLimits {
         timeout: config.limits.handshake_timeout,
         ..Default::default()

@@ -185,3 +185,36 @@ fn all_mistakes_of_a_configuration_are_told_at_once() {
         assert!(errors.contains(expected), "{expected} in {errors}");
     }
 }
+
+#[test]
+fn an_administrator_named_by_an_email_nobody_owns_is_a_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = config_text(dir.path());
+    Config::parse(&text, "auth.toml").unwrap();
+    let disowned = text.replace("domains = [\"example.com\"]", "domains = [\"example.org\"]");
+    let errors = Config::parse(&disowned, "auth.toml").unwrap_err().to_string();
+    assert!(
+        errors.contains("bootstrap.admins") && errors.contains("example.com"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_client_secret_that_others_can_read_is_a_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("client_secret");
+    std::fs::write(&secret, "not a secret\n").unwrap();
+    let named = format!(
+        "client_id = \"iap\"\n        client_secret_file = \"{}\"",
+        secret.display()
+    );
+    let text = config_text(dir.path()).replace("client_id = \"iap\"", &named);
+    loosen(&secret, 0o600);
+    Config::parse(&text, "auth.toml").unwrap();
+    loosen(&secret, 0o644);
+    let errors = Config::parse(&text, "auth.toml").unwrap_err().to_string();
+    assert!(
+        errors.contains("client_secret_file") && errors.contains("0600"),
+        "{errors}"
+    );
+}

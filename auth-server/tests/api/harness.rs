@@ -323,6 +323,7 @@ pub(crate) fn config_text(dir: &std::path::Path) -> String {
         name = "okta"
         issuer = "https://okta.example.com"
         client_id = "iap"
+        domains = ["example.com"]
         [snapshot]
         beat = "200ms"
         [limits]
