@@ -90,7 +90,7 @@ impl KnownService {
     }
 }
 
-/// The login to use when none is named (DESIGN §8): the service's own choice, else the only literal one
+/// The login to use when none is named: the service's own choice, else the only literal one
 /// granted, else the user's local name where anything goes.
 pub fn default_login(service: Option<&KnownService>, user_name: &str) -> Result<String, Vec<String>> {
     let local = user_name.split('@').next().unwrap_or(user_name);

@@ -1,4 +1,4 @@
-//! Trust first: the root of a cluster is known before anything is said to its auth server (DESIGN §6).
+//! Trust first: the root of a cluster is known before anything is said to its auth server.
 //!
 //! In order: what `--ca` gives; what was stored; what the cluster's web page says under public web PKI.
 //! There is no trust on first use.

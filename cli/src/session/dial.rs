@@ -1,4 +1,4 @@
-//! One session: TLS to the service's own name, through the proxy, then the `iap/1` frames (DESIGN §7).
+//! One session: TLS to the service's own name, through the proxy, then the `iap/1` frames (docs/protocol.md).
 
 use std::time::Duration;
 

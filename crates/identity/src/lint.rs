@@ -1,4 +1,4 @@
-//! The profile's rules about form (DESIGN §5; RFC 5280 §4.1, §4.2), checked on finished bytes.
+//! The profile's rules about form (RFC 5280 §4.1, §4.2), checked on finished bytes.
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{ParsedExtension, X509Extension};

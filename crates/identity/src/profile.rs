@@ -1,4 +1,4 @@
-//! What each class's certificate holds: the table of DESIGN §5, as data for issuing.
+//! What each class's certificate holds: a table as data for issuing.
 
 use rcgen::{ExtendedKeyUsagePurpose, SanType};
 use time::{Duration, OffsetDateTime};

@@ -47,7 +47,7 @@ pub(super) fn render(endpoint: &Endpoint, format: EnvFormat) -> Result<String, F
     })
 }
 
-/// The variables in the order they are printed (DESIGN §12).
+/// The variables in the order they are printed.
 fn variables(endpoint: &Endpoint) -> Vec<(&'static str, String)> {
     let mut variables = vec![
         (
