@@ -1,6 +1,6 @@
 //! A development plane under test: the real programs, as a user starts them.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -140,6 +140,17 @@ impl Plane {
         Ok(command)
     }
 
+    /// A session to `echo` on standard input and output, known to be live because a line came back.
+    ///
+    /// # Errors
+    /// When it does not open.
+    pub fn echo_session(&self, user: &str) -> anyhow::Result<Background> {
+        let mut command = self.command(user, &["connect", "echo", "--stdio"])?;
+        let mut session = Background(command.stdin(Stdio::piped()).spawn()?);
+        session.round_trip(b"ping\n")?;
+        Ok(session)
+    }
+
     /// Runs `iapctl` to its end.
     ///
     /// # Errors
@@ -274,6 +285,26 @@ impl From<Output> for Ran {
 pub struct Background(pub Child);
 
 impl Background {
+    /// Writes to the child and waits until the same bytes have come back.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn round_trip(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.0
+            .stdin
+            .as_mut()
+            .context("no pipe to write to")?
+            .write_all(bytes)?;
+        let mut back = vec![0; bytes.len()];
+        self.0
+            .stdout
+            .as_mut()
+            .context("no pipe to read from")?
+            .read_exact(&mut back)?;
+        ensure!(back == bytes, "{:?} came back", String::from_utf8_lossy(&back));
+        Ok(())
+    }
+
     /// Everything it printed, after its end.
     ///
     /// # Errors

@@ -1,25 +1,14 @@
 //! Programs that end by force lose nothing: every session that reached a backend has its start and its end on record.
 
-use std::io::{Read as _, Write as _};
-use std::process::Stdio;
-
 use iap_e2e::{Background, Plane, wait_until};
 use rustix::process::Signal;
-
-fn live_session(plane: &Plane) -> Background {
-    let mut command = plane.command("alice", &["connect", "echo", "--stdio"]).unwrap();
-    let mut session = Background(command.stdin(Stdio::piped()).spawn().unwrap());
-    session.0.stdin.as_mut().unwrap().write_all(b"x").unwrap();
-    session.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    session
-}
 
 #[test]
 fn an_agent_killed_with_live_sessions_writes_their_ends_when_it_is_back() {
     let plane = Plane::demo().unwrap();
     plane.log_in("alice").unwrap();
     plane.log_in("auditor").unwrap();
-    let sessions: Vec<Background> = (0..3).map(|_| live_session(&plane)).collect();
+    let sessions: Vec<Background> = (0..3).map(|_| plane.echo_session("alice").unwrap()).collect();
     let agent = plane.pid("agent").unwrap();
     plane.signal("agent", Signal::KILL).unwrap();
     wait_until("the agent is started again", || Ok(plane.pid("agent")? != agent)).unwrap();

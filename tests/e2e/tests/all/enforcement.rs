@@ -1,7 +1,6 @@
 //! Policy and locks reach live sessions: cut within a second, and the record says why.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::process::Stdio;
+use std::io::{BufRead as _, BufReader};
 use std::time::{Duration, Instant};
 
 use iap_e2e::{Background, Plane, wait_until};
@@ -9,17 +8,6 @@ use iap_e2e::{Background, Plane, wait_until};
 /// Removing a rule or adding a lock ends live sessions within this time. Contract of the product, not a benchmark:
 /// a slower cut leaves somebody inside who may no longer be there.
 const CUT_SECONDS_MAX: Duration = Duration::from_secs(1);
-
-/// A session to `echo` on stdin and stdout, known to be live because a line came back.
-fn live_session(plane: &Plane) -> Background {
-    let mut command = plane.command("alice", &["connect", "echo", "--stdio"]).unwrap();
-    let mut child = Background(command.stdin(Stdio::piped()).spawn().unwrap());
-    child.0.stdin.as_mut().unwrap().write_all(b"ping\n").unwrap();
-    let mut line = [0; 5];
-    child.0.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
-    assert_eq!(&line, b"ping\n");
-    child
-}
 
 /// The moment the session's output ends.
 fn wait_for_the_cut(session: &mut Background) -> Instant {
@@ -53,7 +41,7 @@ fn removing_a_rule_cuts_its_sessions_and_the_record_names_it() {
     for user in ["alice", "admin", "auditor"] {
         plane.log_in(user).unwrap();
     }
-    let mut session = live_session(&plane);
+    let mut session = plane.echo_session("alice").unwrap();
     let file = policy_without_development_services(&plane);
     plane
         .iapctl("admin", &["policy", "apply", &file])
@@ -100,7 +88,7 @@ fn a_lock_cuts_live_sessions_and_the_record_names_it() {
     for user in ["alice", "admin", "auditor"] {
         plane.log_in(user).unwrap();
     }
-    let mut session = live_session(&plane);
+    let mut session = plane.echo_session("alice").unwrap();
     let lock = [
         "lock",
         "add",
@@ -119,6 +107,15 @@ fn a_lock_cuts_live_sessions_and_the_record_names_it() {
     );
     let reason = close_reason(&plane);
     assert!(reason.contains("lock"), "{reason}");
+    let session = plane.json("auditor", &["sessions", "ls"]).unwrap()[0]["session_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let last = plane.records(&session).unwrap().pop().unwrap().to_string();
+    assert!(
+        last.contains("stolen laptop"),
+        "the record names the lock: {last}"
+    );
     assert_eq!(
         plane
             .iapctl("alice", &["connect", "echo", "--", "true"])
@@ -134,9 +131,9 @@ fn a_killed_session_ends_and_others_go_on() {
     for user in ["alice", "admin", "auditor"] {
         plane.log_in(user).unwrap();
     }
-    let mut victim = live_session(&plane);
+    let mut victim = plane.echo_session("alice").unwrap();
     let first = plane.sessions_when(|all| all.len() == 1).unwrap();
-    let mut other = live_session(&plane);
+    let mut other = plane.echo_session("alice").unwrap();
     let id = first[0]["session_id"].as_str().unwrap();
     plane
         .iapctl("admin", &["sessions", "kill", id])
@@ -144,10 +141,7 @@ fn a_killed_session_ends_and_others_go_on() {
         .succeeded()
         .unwrap();
     wait_for_the_cut(&mut victim);
-    other.0.stdin.as_mut().unwrap().write_all(b"still\n").unwrap();
-    let mut line = [0; 6];
-    other.0.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
-    assert_eq!(&line, b"still\n");
+    other.round_trip(b"still\n").unwrap();
     wait_until("the record says that it was killed", || {
         let all = plane.json("auditor", &["sessions", "ls"])?;
         let ended = all

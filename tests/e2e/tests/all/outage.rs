@@ -7,13 +7,6 @@ use std::process::Stdio;
 use iap_e2e::{Background, Plane, wait_until};
 use rustix::process::Signal;
 
-fn roundtrip(session: &mut Background, line: &[u8]) {
-    session.0.stdin.as_mut().unwrap().write_all(line).unwrap();
-    let mut back = vec![0; line.len()];
-    session.0.stdout.as_mut().unwrap().read_exact(&mut back).unwrap();
-    assert_eq!(back, line);
-}
-
 /// psql in place of `cat`: it works while the demo's in-process backends are stopped with their supervisor.
 fn live_session(plane: &Plane) -> Background {
     let command = plane.command("alice", &["connect", "db-prod", "--", "psql", "-X", "-At"]);
@@ -112,14 +105,13 @@ fn with_the_auth_server_stopped_sessions_go_on_and_new_ones_open() {
 fn a_session_in_both_directions_survives_the_auth_servers_restart() {
     let plane = Plane::demo().unwrap();
     plane.log_in("alice").unwrap();
-    let mut command = plane.command("alice", &["connect", "echo", "--stdio"]).unwrap();
-    let mut session = Background(command.stdin(Stdio::piped()).spawn().unwrap());
-    roundtrip(&mut session, b"before\n");
+    let mut session = plane.echo_session("alice").unwrap();
+    session.round_trip(b"before\n").unwrap();
     let auth = plane.pid("auth").unwrap();
     plane.signal("auth", Signal::KILL).unwrap();
     wait_until("the auth server is started again", || {
         Ok(plane.pid("auth")? != auth)
     })
     .unwrap();
-    roundtrip(&mut session, b"after\n");
+    session.round_trip(b"after\n").unwrap();
 }
