@@ -1,5 +1,6 @@
 # make demo   the main job on real parts: log in, query a private PostgreSQL, read the record (STAY=1 keeps the plane)
 # make test   every test, the end-to-end ones with real programs included
+# make torture KILLS=200   kill -9 of each program at random moments under load; SEED=N has the same run again
 # make lint   formatting, clippy, dependency rules
 # make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
 #
@@ -9,7 +10,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 BIN := $(CURDIR)/target/debug
 
-.PHONY: demo test lint bench build
+.PHONY: demo test torture lint bench build
 
 demo:
 	@tests/scripts/need cc unshare postgresql psql
@@ -18,6 +19,10 @@ demo:
 
 test: build tests/oidc/node_modules
 	$(CARGO) test --workspace --locked --no-fail-fast
+
+torture: build
+	IAP_TORTURE_KILLS=$(or $(KILLS),200) IAP_TORTURE_SEED=$(SEED) IAP_TORTURE_BACK_SECONDS_MAX=10 \
+	  $(CARGO) test --workspace --locked --test all torture:: -- --nocapture
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:

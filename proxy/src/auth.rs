@@ -21,7 +21,7 @@ use crate::state::{self, StateError};
 use crate::trust::{Taken, TrustKeeper};
 
 const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_LAST: Duration = Duration::from_secs(30);
+const RETRY_LAST: Duration = Duration::from_secs(5);
 /// The auth server says something at least every 10 s.
 const FEED_SILENCE_MAX: Duration = Duration::from_secs(35);
 const RENEW_TIMEOUT: Duration = Duration::from_secs(30);

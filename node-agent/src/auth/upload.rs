@@ -22,7 +22,7 @@ const BATCH_BYTES_MAX: usize = 1024 * 1024;
 /// Between one batch and the next: each costs both machines a few syncs, so a busy agent sends fuller ones.
 const PACE: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(15);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Why a batch is not delivered yet.
 #[derive(Debug, thiserror::Error)]

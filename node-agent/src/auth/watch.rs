@@ -20,7 +20,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(35);
 /// How long the feed may announce versions it does not deliver.
 const BEHIND_MAX: Duration = Duration::from_secs(15);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(10);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Why the stream ended.
 #[derive(Debug, thiserror::Error)]

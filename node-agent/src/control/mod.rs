@@ -19,9 +19,10 @@ pub use link::Link;
 use crate::view::View;
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Half of the time within which everything is to be back once what had failed is back.
+const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A connection that lasted this long has earned a prompt new attempt.
-const LASTED: Duration = Duration::from_secs(30);
+const LASTED: Duration = Duration::from_secs(2);
 /// How long an address waits that leads to a proxy already connected under another address.
 const DUPLICATE_RETRY: Duration = Duration::from_secs(30);
 

@@ -18,3 +18,4 @@ mod oidc;
 mod operator;
 mod outage;
 mod stock_clients;
+mod torture;
