@@ -52,23 +52,36 @@ pub async fn apply(
 ) -> Result<ServicesApplied, RpcError> {
     let changes = parse(document).map_err(RpcError::invalid)?;
     refuse_unknown_agents(context, &changes).await?;
+    let known = context.store.services().await?;
+    for change in &changes {
+        let Some(how) = difference(&known, change) else {
+            continue;
+        };
+        // Before the effect: what cannot be recorded does not happen.
+        let event = context.audit.event(EventKind::ServiceApplied)?;
+        let event = event.user(author).service(&change.row.name).field("change", how);
+        context.audit.record(event).await?;
+    }
     let applied = context
         .store
         .apply_services(&changes, context.clock.now())
         .await?;
-    for (change, names) in [("created", &applied.created), ("updated", &applied.updated)] {
-        for name in names {
-            let event = context.audit.event(EventKind::ServiceApplied)?;
-            context
-                .audit
-                .record(event.user(author).service(name).field("change", change))
-                .await?;
-        }
-    }
     if !applied.created.is_empty() || !applied.updated.is_empty() {
         context.feed.publish_snapshot().await?;
     }
     Ok(applied)
+}
+
+/// What applying the change does to what is stored; nothing, when it is so already.
+fn difference(known: &[GrantedService], change: &ServiceChange) -> Option<&'static str> {
+    let Some(stored) = known.iter().find(|stored| stored.row.name == change.row.name) else {
+        return Some("created");
+    };
+    let same_agents = change
+        .agents
+        .as_ref()
+        .is_none_or(|agents| *agents == stored.agents);
+    (stored.row != change.row || !same_agents).then_some("updated")
 }
 
 /// Removes a service in the name of `author`.

@@ -120,6 +120,19 @@ impl Plane {
         Self::start_in(dir, offset).await
     }
 
+    /// Runs a statement on the server's database, beside the server.
+    pub(crate) async fn sql(&self, statement: &'static str) {
+        use sqlx::ConnectOptions as _;
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(
+            self.context
+                .config
+                .data_dir
+                .join(iap_auth::authority::DATABASE_FILE),
+        );
+        let mut connection = options.connect().await.unwrap();
+        sqlx::raw_sql(statement).execute(&mut connection).await.unwrap();
+    }
+
     /// A channel without a certificate.
     pub(crate) fn nobody(&self) -> Channel {
         self.channel(None)

@@ -127,3 +127,21 @@ async fn a_removed_service_leaves_the_snapshot() {
     let status = plane.admin(&admin).services_remove(remove()).await.unwrap_err();
     assert_eq!(code(&status), "not_found");
 }
+
+#[tokio::test]
+async fn services_whose_record_cannot_be_written_are_not_applied() {
+    let plane = Plane::start().await;
+    let admin = plane.log_in(ADMIN).await;
+    plane
+        .sql(
+            "CREATE TRIGGER full BEFORE INSERT ON records WHEN NEW.event = 'service.applied'
+             BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END",
+        )
+        .await;
+    let toml = "[[service]]\nname = \"a\"\n";
+    assert_eq!(refused(apply(&plane, &admin, toml).await), "internal");
+    let listed = plane.admin(&admin).services_list(v1::Empty {}).await.unwrap();
+    assert!(listed.into_inner().services.is_empty());
+    plane.sql("DROP TRIGGER full").await;
+    assert_eq!(apply(&plane, &admin, toml).await.unwrap().created, ["a"]);
+}

@@ -149,7 +149,10 @@ impl Passage {
                     .await
             }
             Err(refusal) => {
-                self.record_denial(&caller, &seed, &refusal);
+                // Nobody is refused by "renew your certificate": what becomes of the next attempt is the answer.
+                if !refusal.wants_renewal() {
+                    self.record_denial(&caller, &seed, &refusal);
+                }
                 say_last(&mut stream, &self.refusal_status(&seed, &refusal)).await;
             }
         }

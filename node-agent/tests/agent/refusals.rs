@@ -289,6 +289,13 @@ async fn a_certificate_older_than_the_group_a_rule_names_is_asked_to_renew() {
     .await
     .unwrap();
     running.stop().await;
+    let denials = plane
+        .auth
+        .records()
+        .iter()
+        .filter(|record| record.event == "session.denied")
+        .count();
+    assert_eq!(denials, 0, "to be asked to renew is not to be denied");
 }
 
 #[tokio::test(flavor = "multi_thread")]
