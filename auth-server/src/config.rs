@@ -1,5 +1,6 @@
 //! The configuration file, checked as a whole: `RawConfig` is the text, `Config` exists only when all of it is right.
 
+mod connector;
 mod raw;
 
 use std::collections::BTreeSet;
@@ -11,10 +12,10 @@ use iap_identity::ClusterName;
 use iap_runtime::config::ConfigErrors;
 use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::telemetry::LogFormat;
-use secrecy::SecretString;
 
 use crate::store::LoginMethod;
 
+pub use connector::{ConnectorConfig, ConnectorKind};
 pub use raw::RawConfig;
 
 /// Overrides come from `IAP_AUTH__SECTION__KEY`.
@@ -75,27 +76,6 @@ pub struct LoginConfig {
     pub deadline: Duration,
     /// Methods that are switched on.
     pub methods: BTreeSet<LoginMethod>,
-}
-
-/// One OpenID Connect provider.
-#[derive(Clone, Debug)]
-pub struct ConnectorConfig {
-    /// The prefix of its groups; one LDH label.
-    pub name: String,
-    /// The issuer URL, exactly as the provider's tokens say it.
-    pub issuer: String,
-    /// Our client id there.
-    pub client_id: String,
-    /// Our client secret there; none for public clients.
-    pub client_secret: Option<SecretString>,
-    /// Scopes asked for; always contains `openid`.
-    pub scopes: Vec<String>,
-    /// The claim that lists the groups; none when the provider has no groups.
-    pub groups_claim: Option<String>,
-    /// Mail domains the connector owns, lower case: an email counts only if verified and in one of them.
-    pub domains: BTreeSet<String>,
-    /// The issuer's own host may be at a private address; without it only public addresses are reached.
-    pub allow_private: bool,
 }
 
 /// The snapshot's and the beat's times.

@@ -11,6 +11,7 @@ pub mod authority;
 pub mod config;
 pub mod context;
 pub mod feed;
+pub mod idp;
 pub mod join;
 pub mod listener;
 pub mod local;

@@ -26,7 +26,8 @@ use crate::tokens;
 pub const SOCKET_FILE: &str = "local.sock";
 
 const REQUEST_BYTES_MAX: u64 = 4096;
-const REPLY_BYTES_MAX: u64 = 16 * 1024;
+/// A policy of the largest size (4 MiB), as JSON text.
+const REPLY_BYTES_MAX: u64 = 16 << 20;
 const EXCHANGE_SECONDS_MAX: u64 = 5;
 const CONNECTIONS_MAX: usize = 8;
 /// After a failed accept, so that a lasting cause does not spin.
@@ -41,6 +42,8 @@ pub enum LocalRequest {
         /// Until when it can be used; 0 for the default of 30 minutes.
         ttl_seconds: u32,
     },
+    /// The policy in force, for `iap-auth idp test`.
+    Policy,
 }
 
 /// The answer.
@@ -49,6 +52,8 @@ pub enum LocalRequest {
 pub enum LocalReply {
     /// The token, to be given to `iap-proxy join`.
     Token(String),
+    /// The policy, as it was applied.
+    Policy(String),
     /// Why not.
     Refused(String),
 }
@@ -126,17 +131,41 @@ pub async fn serve(context: Arc<AppContext>, listener: UnixListener, shutdown: S
 /// # Errors
 /// When none runs there, or it refuses.
 pub async fn ask_for_proxy_token(data_dir: &Path, ttl_seconds: u32) -> Result<String, LocalError> {
+    match ask(data_dir, &LocalRequest::ProxyToken { ttl_seconds }).await? {
+        LocalReply::Token(token) => Ok(token),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Asks the server that runs in `data_dir` for the policy in force.
+///
+/// # Errors
+/// When none runs there, or it refuses.
+pub async fn ask_for_policy(data_dir: &Path) -> Result<String, LocalError> {
+    match ask(data_dir, &LocalRequest::Policy).await? {
+        LocalReply::Policy(toml) => Ok(toml),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn unexpected(reply: LocalReply) -> LocalError {
+    match reply {
+        LocalReply::Refused(why) => LocalError::Refused(why),
+        LocalReply::Token(_) | LocalReply::Policy(_) => {
+            LocalError::Refused("the running server answered something else".to_owned())
+        }
+    }
+}
+
+async fn ask(data_dir: &Path, request: &LocalRequest) -> Result<LocalReply, LocalError> {
     let folder = File::open(data_dir).map_err(|source| not_running(data_dir, source))?;
     let stream = UnixStream::connect(short_path(&folder)).await;
     let mut stream = stream.map_err(|source| not_running(data_dir, source))?;
-    let mut request =
-        serde_json::to_vec(&LocalRequest::ProxyToken { ttl_seconds }).map_err(io::Error::other)?;
+    let mut request = serde_json::to_vec(request).map_err(io::Error::other)?;
     request.push(b'\n');
     stream.write_all(&request).await?;
-    match serde_json::from_slice(&read_line(&mut stream, REPLY_BYTES_MAX).await?).map_err(io::Error::other)? {
-        LocalReply::Token(token) => Ok(token),
-        LocalReply::Refused(why) => Err(LocalError::Refused(why)),
-    }
+    let reply = read_line(&mut stream, REPLY_BYTES_MAX).await?;
+    Ok(serde_json::from_slice(&reply).map_err(io::Error::other)?)
 }
 
 async fn answer(context: &AppContext, mut stream: UnixStream) -> io::Result<()> {
@@ -148,6 +177,7 @@ async fn answer(context: &AppContext, mut stream: UnixStream) -> io::Result<()> 
     }
     let reply = match serde_json::from_slice(&read_line(&mut stream, REQUEST_BYTES_MAX).await?) {
         Ok(LocalRequest::ProxyToken { ttl_seconds }) => proxy_token(context, caller.uid(), ttl_seconds).await,
+        Ok(LocalRequest::Policy) => LocalReply::Policy(context.policies.current().toml.clone()),
         Err(error) => LocalReply::Refused(format!("that is not a request: {error}")),
     };
     let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;

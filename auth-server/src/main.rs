@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use iap_auth::app::App;
 use iap_auth::config::Config;
 use iap_auth::context::{Clock, Random};
+use iap_auth::idp::{self, TestArguments};
 use iap_auth::{local, printer};
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::{telemetry, tls};
@@ -40,6 +41,17 @@ enum Command {
         #[command(subcommand)]
         kind: TokenFor,
     },
+    /// Identity providers.
+    Idp {
+        #[command(subcommand)]
+        what: IdpCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum IdpCommand {
+    /// Try a connector: checks the provider, lets somebody sign in, and shows who that is and which rules match.
+    Test(TestArguments),
 }
 
 #[derive(Subcommand)]
@@ -66,13 +78,17 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = match arguments.command {
-        None => run(config),
+        None => run(config).map(|()| true),
         Some(Command::Token {
             kind: TokenFor::Proxy { ttl },
-        }) => proxy_token(&config, ttl),
+        }) => proxy_token(&config, ttl).map(|()| true),
+        Some(Command::Idp {
+            what: IdpCommand::Test(arguments),
+        }) => idp_test(&config, &arguments),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             printer::failure(&format_args!("{error:#}"));
             ExitCode::FAILURE
@@ -95,6 +111,14 @@ fn proxy_token(config: &Config, ttl: u32) -> anyhow::Result<()> {
         .build()?;
     printer::token(&runtime.block_on(local::ask_for_proxy_token(&config.data_dir, ttl))?);
     Ok(())
+}
+
+fn idp_test(config: &Config, arguments: &TestArguments) -> anyhow::Result<bool> {
+    tls::install_provider();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(idp::test(config, arguments))
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

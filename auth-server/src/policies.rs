@@ -137,7 +137,7 @@ pub fn facts_of_login(login: &UserLogin) -> UserFacts {
     }
 }
 
-fn load_options(config: &Config) -> LoadOptions {
+pub(crate) fn load_options(config: &Config) -> LoadOptions {
     let single = match config.connectors.as_slice() {
         [only] => Some(only.name.as_str()),
         [] | [_, ..] => None,

@@ -1,8 +1,12 @@
 //! The only place that writes to standard output and standard error.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use crate::config::Config;
+use crate::config::{Config, ConnectorConfig};
+use crate::login::Finding;
+use crate::store::Identity;
 use iap_identity::Pin;
+use iap_policy::{AdminAbout, RuleAbout, Verb};
+use serde_json::{Map, Value};
 
 /// The configuration can be used.
 pub fn configuration_is_good(config: &Config) {
@@ -58,4 +62,101 @@ pub fn first_start(config: &Config, pin: &Pin) {
     println!();
     println!("  iapctl login {} --ca {pin}", config.public_address);
     println!();
+}
+
+/// The connector on trial.
+pub fn connector(connector: &ConnectorConfig) {
+    let kind = format!("{:?}", connector.kind).to_lowercase();
+    println!("connector {} ({kind}), {}", connector.name, connector.issuer);
+}
+
+/// What was seen of the provider.
+pub fn findings(findings: &[Finding]) {
+    for finding in findings {
+        let mark = if finding.good { "ok " } else { "BAD" };
+        println!("  {mark} {}: {}", finding.what, finding.seen);
+    }
+}
+
+/// Where to sign in, and what to bring back.
+pub fn sign_in(redirect_uri: &str, url: &str) {
+    println!();
+    println!("The provider must know the redirect URI {redirect_uri}");
+    println!("Open this address in a browser and sign in:");
+    println!();
+    println!("  {url}");
+    println!();
+    println!("You land on a page that does not know this login, or on none. Paste its address here:");
+}
+
+/// What the provider says.
+pub fn claims(claims: &Map<String, Value>) {
+    println!();
+    println!("claims:");
+    for (name, value) in claims {
+        println!("  {name}: {value}");
+    }
+}
+
+/// Who that is.
+pub fn identity(identity: &Identity) {
+    println!();
+    println!(
+        "principal: {} {} {}",
+        identity.connector, identity.issuer, identity.subject
+    );
+    println!("user id:   {}", identity.user_id);
+    println!("user name: {}", identity.name);
+    let groups: Vec<&str> = identity.groups.iter().map(AsRef::as_ref).collect();
+    match groups.as_slice() {
+        [] => println!("groups:    none"),
+        groups => println!("groups:    {}", groups.join(", ")),
+    }
+    let factors = match identity.mfa_time {
+        Some(_) => "several factors",
+        None => "one factor, as far as the provider says",
+    };
+    println!("signed in: with {factors}");
+}
+
+/// Why nobody could log in.
+pub fn no_identity(error: &dyn std::fmt::Display) {
+    println!();
+    println!("NOBODY CAN LOG IN SO: {error}");
+}
+
+/// Rules could not be looked through.
+pub fn no_rules(why: &dyn std::fmt::Display) {
+    println!();
+    println!("rules: not looked through, give --policy FILE ({why})");
+}
+
+/// Which rules are about the person.
+pub fn rules(rules: &[RuleAbout], admins: &[AdminAbout], is_bootstrap_admin: bool) {
+    println!();
+    if rules.is_empty() {
+        println!("rules: none is about this person");
+    } else {
+        println!("rules about this person:");
+    }
+    for rule in rules {
+        let condition = rule
+            .condition
+            .as_ref()
+            .map(|condition| format!(", when {condition}"))
+            .unwrap_or_default();
+        println!(
+            "  {} {:?} (line {}){condition}",
+            rule.effect.as_str(),
+            rule.name,
+            rule.line
+        );
+    }
+    for admin in admins {
+        let verbs: Vec<&str> = admin.verbs.iter().map(|verb| Verb::as_str(*verb)).collect();
+        println!("  {}: {}", admin.what, verbs.join(", "));
+    }
+    if is_bootstrap_admin {
+        println!("  bootstrap.admins: every verb");
+    }
 }

@@ -2,18 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use iap_identity::ClusterName;
 use iap_runtime::config::{ByteSize, ConfigDuration, ConfigErrors};
-use iap_runtime::files;
 use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::telemetry::LogFormat;
-use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::{Config, ConnectorConfig, Limits, LoginConfig, SnapshotConfig, WebCertificate};
+use super::connector::{self, RawConnector};
+use super::{Config, Limits, LoginConfig, SnapshotConfig, WebCertificate};
 use crate::store::LoginMethod;
 
 const HTTPS_PORT: u16 = 443;
@@ -27,7 +26,6 @@ const SNAPSHOT_MAX_AGE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(24 * 
 const BEAT_DEFAULT: ConfigDuration = ConfigDuration::from_secs(10);
 const BEAT_MIN: Duration = Duration::from_millis(100);
 const BEAT_MAX: Duration = Duration::from_secs(60);
-const CLIENT_SECRET_BYTES_MAX: usize = 4096;
 
 /// The configuration file, key by key.
 #[derive(Clone, Debug, Deserialize)]
@@ -77,20 +75,6 @@ struct RawLogin {
     methods: Option<Vec<String>>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct RawConnector {
-    name: String,
-    issuer: String,
-    client_id: String,
-    client_secret_file: Option<PathBuf>,
-    scopes: Option<Vec<String>>,
-    groups_claim: Option<String>,
-    #[serde(default)]
-    domains: Vec<String>,
-    #[serde(default)]
-    allow_private: bool,
-}
-
 #[derive(Clone, Debug, Default, Deserialize)]
 struct RawPolicy {
     reserved_logins: Option<Vec<String>>,
@@ -128,7 +112,7 @@ pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> 
     let public_address = public_address(&raw, &mut errors);
     let config = Config {
         login: login(&raw.login, &mut errors),
-        connectors: connectors(&raw, &mut errors),
+        connectors: connector::check(&raw.connector, raw.development, &mut errors),
         snapshot: snapshot(&raw.snapshot, &mut errors),
         limits: limits(&raw.limits, &mut errors),
         admin_listen: admin_listen(raw.admin_listen, &mut errors),
@@ -239,106 +223,6 @@ fn methods(names: Option<&[String]>, errors: &mut ConfigErrors) -> BTreeSet<Logi
         }
     }
     methods
-}
-
-fn connectors(raw: &RawConfig, errors: &mut ConfigErrors) -> Vec<ConnectorConfig> {
-    let mut names = BTreeSet::new();
-    raw.connector
-        .iter()
-        .enumerate()
-        .map(|(index, connector)| {
-            if !names.insert(connector.name.as_str()) {
-                errors.push(
-                    &format!("connector.{index}.name"),
-                    format!("{:?} is used twice", connector.name),
-                );
-            }
-            check_connector(index, connector, raw.development, errors)
-        })
-        .collect()
-}
-
-fn check_connector(
-    index: usize,
-    raw: &RawConnector,
-    development: bool,
-    errors: &mut ConfigErrors,
-) -> ConnectorConfig {
-    let key = |field: &str| format!("connector.{index}.{field}");
-    let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if raw.name.is_empty() || raw.name.len() > 32 || !raw.name.bytes().all(label) {
-        errors.push(
-            &key("name"),
-            "must be 1 to 32 lower-case letters, digits and hyphens",
-        );
-    }
-    if !issuer_is_allowed(&raw.issuer, development) {
-        errors.push(
-            &key("issuer"),
-            "must be an https:// URL without query and fragment",
-        );
-    }
-    if raw.client_id.is_empty() {
-        errors.push(&key("client_id"), "must not be empty");
-    }
-    let client_secret = raw.client_secret_file.as_deref().and_then(|path| {
-        read_secret(path)
-            .map_err(|error| errors.push(&key("client_secret_file"), error))
-            .ok()
-    });
-    ConnectorConfig {
-        name: raw.name.clone(),
-        issuer: raw.issuer.clone(),
-        client_id: raw.client_id.clone(),
-        client_secret,
-        scopes: scopes(raw.scopes.as_deref()),
-        groups_claim: match raw.groups_claim.as_deref() {
-            Some("") => None,
-            Some(claim) => Some(claim.to_owned()),
-            None => Some("groups".to_owned()),
-        },
-        domains: raw
-            .domains
-            .iter()
-            .map(|domain| domain.to_ascii_lowercase())
-            .collect(),
-        allow_private: raw.allow_private,
-    }
-}
-
-fn scopes(named: Option<&[String]>) -> Vec<String> {
-    let mut scopes = named.map_or_else(
-        || ["openid", "email", "profile"].map(str::to_owned).to_vec(),
-        <[_]>::to_vec,
-    );
-    if !scopes.iter().any(|scope| scope == "openid") {
-        scopes.insert(0, "openid".to_owned());
-    }
-    scopes
-}
-
-fn issuer_is_allowed(issuer: &str, development: bool) -> bool {
-    let Ok(url) = reqwest::Url::parse(issuer) else {
-        return false;
-    };
-    let plain = url.query().is_none() && url.fragment().is_none() && url.host_str().is_some();
-    let loopback = matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
-    plain && (url.scheme() == "https" || (development && loopback && url.scheme() == "http"))
-}
-
-fn read_secret(path: &Path) -> Result<SecretString, String> {
-    let bytes = files::read_private(path).map_err(|error| error.to_string())?;
-    if bytes.len() > CLIENT_SECRET_BYTES_MAX {
-        return Err(format!(
-            "{} is longer than {CLIENT_SECRET_BYTES_MAX} bytes",
-            path.display()
-        ));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| format!("{} is not UTF-8", path.display()))?;
-    match text.trim() {
-        "" => Err(format!("{} is empty", path.display())),
-        secret => Ok(SecretString::from(secret.to_owned())),
-    }
 }
 
 fn snapshot(raw: &RawSnapshot, errors: &mut ConfigErrors) -> SnapshotConfig {

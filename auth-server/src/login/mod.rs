@@ -21,6 +21,7 @@ mod rpc;
 mod secrets;
 mod start;
 mod step;
+mod trial;
 mod tries;
 mod wait;
 mod words;
@@ -50,6 +51,7 @@ pub use provider::ProviderError;
 pub use rpc::LoginRpc;
 pub use start::{StartError, StartRequest, Started};
 pub use step::{Cookies, StepError};
+pub use trial::{Finding, Trial, TrialError, TriedOut};
 pub use wait::{WaitError, Waited};
 
 use provider::Provider;

@@ -7,6 +7,8 @@ use openidconnect::url::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Method, StatusCode, redirect};
 use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc2822;
 
 use super::addresses::{Reach, is_localhost, literal};
 
@@ -89,6 +91,8 @@ pub enum OutboundError {
 pub(crate) struct Answer {
     pub(crate) url: Url,
     pub(crate) status: StatusCode,
+    /// The server's clock, by its `Date` header.
+    pub(crate) date: Option<OffsetDateTime>,
     pub(crate) body: Vec<u8>,
 }
 
@@ -174,10 +178,15 @@ impl Outbound {
                 status: status.as_u16(),
             });
         }
+        let date = response.headers().get(http::header::DATE);
+        let date = date
+            .and_then(|date| date.to_str().ok())
+            .and_then(|date| OffsetDateTime::parse(date, &Rfc2822).ok());
         let body = read_bounded(url, response).await?;
         Ok(Answer {
             url: url.clone(),
             status,
+            date,
             body,
         })
     }

@@ -1,6 +1,7 @@
 //! One OpenID Connect provider, as its relying party: discovery, the authorization URL, and the exchange
 //! of a code for an [`Identity`] (OpenID Connect Core 1.0 §3.1).
 
+mod examine;
 mod exchange;
 mod token;
 
@@ -19,6 +20,7 @@ use super::outbound::{Ask, Outbound, OutboundError};
 use super::secrets::{Secret, pkce_challenge};
 use crate::config::ConnectorConfig;
 
+pub(crate) use examine::Examined;
 pub(crate) use exchange::{Answered, refusal_error};
 
 /// How long a discovery document and its keys are used before they are fetched again.
@@ -95,6 +97,7 @@ impl ProviderError {
             ProviderError::Token(_) => "id_token",
             ProviderError::OtherSubject => "userinfo_subject",
             ProviderError::Claims(ClaimsError::NoGroupsClaim { .. }) => "groups_claim_missing",
+            ProviderError::Claims(ClaimsError::GroupsLeftOut { .. }) => "groups_left_out",
             ProviderError::Claims(_) => "claims",
         }
     }
@@ -304,12 +307,15 @@ impl Provider {
         Ok(Some(description))
     }
 
+    /// Where the discovery document is (OpenID Connect Discovery §4).
+    fn discovery(&self) -> Result<Url, ProviderError> {
+        let issuer = self.connector.issuer.trim_end_matches('/');
+        self.endpoint(&format!("{issuer}/.well-known/openid-configuration"))
+    }
+
     async fn discover(&self) -> Result<Description, ProviderError> {
         let issuer = &self.connector.issuer;
-        let address = self.endpoint(&format!(
-            "{}/.well-known/openid-configuration",
-            issuer.trim_end_matches('/')
-        ))?;
+        let address = self.discovery()?;
         let document: Document = self.outbound.document(&address, Ask::Get).await?;
         if document.issuer != *issuer {
             return Err(ProviderError::WrongIssuer {

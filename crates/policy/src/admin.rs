@@ -138,6 +138,7 @@ fn verb_list() -> String {
 /// `[[admin]]`.
 #[derive(Debug)]
 pub(crate) struct AdminRule {
+    what: String,
     users: UserSelector,
     verbs: BTreeSet<Verb>,
 }
@@ -170,6 +171,7 @@ impl AdminRule {
         }
         let users = entry.users.as_ref()?;
         Some(Self {
+            what: entry.what.clone(),
             users: UserSelector::read(&entry.what, users, true, groups, connectors, errors),
             verbs,
         })
@@ -177,6 +179,11 @@ impl AdminRule {
 
     pub(crate) fn matches(&self, user: &UserFacts, memberships: &Memberships<'_>) -> bool {
         self.users.matches(user, memberships) == UserMatch::Yes
+    }
+
+    /// What errors call it.
+    pub(crate) fn what(&self) -> &str {
+        &self.what
     }
 
     pub(crate) fn verbs(&self) -> impl Iterator<Item = Verb> {

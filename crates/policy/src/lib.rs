@@ -10,6 +10,7 @@
 //! does not allow, a deny rule whose condition fails denies; only rules whose selectors match evaluate
 //! their condition. `docs/policy.md` is the reference for authors.
 
+mod about;
 mod admin;
 mod cidr;
 mod condition;
@@ -33,6 +34,7 @@ mod suite;
 mod target;
 mod warnings;
 
+pub use about::{AdminAbout, RuleAbout};
 pub use admin::{Verb, VerbError};
 pub use decision::{Decision, Denial, DenialCode, Grant, Limits, Visible};
 pub use error::{PolicyError, PolicyErrors};

@@ -60,6 +60,19 @@ impl Provider {
         answered: &Answered<'_>,
         now: OffsetDateTime,
     ) -> Result<Identity, ProviderError> {
+        let claims = self.claims(asking, answered).await?;
+        Ok(claims.identity(&self.connector, &self.owned, now)?)
+    }
+
+    /// What the provider says of whoever came back with this code, verified.
+    ///
+    /// # Errors
+    /// When the provider cannot be asked, or its answer is not as it must be.
+    pub(crate) async fn claims(
+        &self,
+        asking: &Asking<'_>,
+        answered: &Answered<'_>,
+    ) -> Result<Claims, ProviderError> {
         let description = self.description().await?;
         self.check_who_answers(&description, answered.issuer)?;
         let tokens = self.redeem(&description, asking, answered.code).await?;
@@ -79,7 +92,7 @@ impl Provider {
                 .await?;
             claims.fill_from(info);
         }
-        Ok(claims.identity(&self.connector, &self.owned, now)?)
+        Ok(claims)
     }
 
     /// RFC 9207 §2.4: an answer that names another issuer belongs to another provider's login.

@@ -124,11 +124,14 @@ impl Hostile {
     pub(super) fn connector(&self) -> ConnectorConfig {
         ConnectorConfig {
             name: "hostile".to_owned(),
+            kind: crate::config::ConnectorKind::Oidc,
             issuer: self.0.issuer.clone(),
             client_id: CLIENT_ID.to_owned(),
             client_secret: Some(CLIENT_SECRET.into()),
             scopes: vec!["openid".to_owned(), "groups".to_owned()],
             groups_claim: Some("groups".to_owned()),
+            group_names: Default::default(),
+            mfa_acr: Vec::new(),
             domains: ["example.com".to_owned()].into(),
             allow_private: false,
         }

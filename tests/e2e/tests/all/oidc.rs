@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use iap_e2e::{Background, Plane};
+use iap_e2e::{Background, Plane, Ran};
 use iap_testkit::browser::{Browser, Page};
 use serde_json::Value;
 
@@ -210,6 +210,103 @@ fn a_person_who_refuses_on_the_approval_page_is_not_logged_in() {
     let ended = waiting.finish().unwrap();
     assert_eq!(ended.code, 3, "{ended:?}");
     assert_eq!(plane.iapctl("carol", &["ls"]).unwrap().code, 4);
+}
+
+/// A configuration with the provider alone, beside a policy of one rule.
+fn configured(issuer: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    let text = format!(
+        "cluster = \"iap.localhost\"\ndata_dir = \"{}\"\nlisten = \"127.0.0.1:0\"\ndevelopment = true\n\n[bootstrap]\nadmins = \
+         [\"alice@example.com\"]\n\n[[connector]]\nname = \"{CONNECTOR}\"\nissuer = \"{issuer}\"\nclient_id = \"iap\"\nclient_secret_file = \"{}\"\nscopes = \
+         [\"openid\", \"email\", \"profile\", \"groups\"]\ndomains = [\"example.com\"]\n",
+        folder.path().display(),
+        secret.display(),
+    );
+    std::fs::write(folder.path().join("auth.toml"), text).unwrap();
+    let mut options = std::fs::OpenOptions::new();
+    let options = options.create(true).truncate(true).write(true).mode(0o600);
+    options
+        .open(&secret)
+        .unwrap()
+        .write_all(SECRET.as_bytes())
+        .unwrap();
+    let policy = "[[rule]]\nname = \"engineers\"\neffect = \"allow\"\nusers = { groups = [\"engineering\"] }\nservices = { names = \
+                  [\"db\"] }\nwhen = 'user.auth_age < duration(\"1h\")'\n\n[[rule]]\nname = \"supporters\"\neffect = \"allow\"\nusers = { \
+                  groups = [\"support\"] }\nservices = { names = [\"db\"] }\n";
+    std::fs::write(folder.path().join("policy.toml"), policy).unwrap();
+    folder
+}
+
+fn idp_test(folder: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(iap_e2e::program("iap-auth").unwrap());
+    command
+        .args(["idp", "test", "--config", "auth.toml", "--policy", "policy.toml"])
+        .args(more)
+        .current_dir(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn idp_test_signs_in_at_a_certified_provider_and_shows_who_that_is_and_which_rules_match() {
+    let provider = Provider::start();
+    let folder = configured(&provider.issuer);
+    let mut running = Background(idp_test(folder.path(), &[]).spawn().unwrap());
+    let mut said = BufReader::new(running.0.stdout.take().unwrap());
+    let mut before = String::new();
+    let url = loop {
+        let mut line = String::new();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it ended early: {before}");
+        if line.trim().starts_with("http") {
+            break line.trim().to_owned();
+        }
+        before += &line;
+    };
+    for checked in ["ok  discovery", "ok  keys", "ok  algorithms: ", "ok  clock"] {
+        assert!(before.contains(checked), "{checked}: {before}");
+    }
+    let landed = on_the_web(async {
+        let mut browser = Browser::new(None, &[])?.stop_before("https://iap.localhost/login/callback");
+        let page = browser.open(&url).await?;
+        let page = browser.sign_in(page, "alice").await?;
+        Ok(page.next.map(String::from).unwrap_or_default())
+    });
+    let mut input = running.0.stdin.take().unwrap();
+    input.write_all(format!("{landed}\n").as_bytes()).unwrap();
+    let mut after = String::new();
+    said.read_to_string(&mut after).unwrap();
+    assert_eq!(running.finish().unwrap().code, 0, "{after}");
+    for shown in [
+        "groups: [\"engineering\"]",
+        "user name: alice@example.com",
+        "groups:    certified:engineering",
+        "allow \"engineers\" (line 1), when user.auth_age",
+        "bootstrap.admins: every verb",
+    ] {
+        assert!(after.contains(shown), "{shown}: {after}");
+    }
+    assert!(!after.contains("supporters"), "{after}");
+}
+
+#[test]
+fn idp_test_without_the_provider_tells_what_a_token_lacks() {
+    let folder = configured("https://sso.example.com");
+    let claims = folder.path().join("claims.json");
+    std::fs::write(
+        &claims,
+        r#"{"sub": "1", "email": "alice@example.com", "email_verified": true, "nonce": "n-0S6"}"#,
+    )
+    .unwrap();
+    let ran: Ran = idp_test(folder.path(), &["--claims", "claims.json"])
+        .output()
+        .unwrap()
+        .into();
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(ran.stdout.contains("sent no `groups` claim"), "{ran:?}");
+    assert!(!ran.stdout.contains("n-0S6"), "{ran:?}");
 }
 
 /// Keeps a pipe open and read, so that its writer does not fail.
