@@ -2,9 +2,10 @@
 # make test   every test, the end-to-end ones with real programs included
 # make torture KILLS=200   kill -9 of each program at random moments under load; SEED=N has the same run again
 # make lint   formatting, clippy, dependency rules
+# make fuzz   10 minutes of libFuzzer on each parser of what strangers send (TARGET=control SECONDS=60)
 # make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
 #
-# Each installs what it needs on Debian (printing the line first; as root, or with YES=1). One build profile serves all but bench.
+# Each installs what it needs on Debian (printing the line first; as root, or with YES=1). One build profile serves all but bench and fuzz.
 
 SHELL := /bin/bash
 CARGO ?= cargo
@@ -43,3 +44,8 @@ bench:
 	@tests/scripts/need cc openssl nginx haproxy
 	$(CARGO) build --release --workspace --bins --locked
 	$(CURDIR)/target/release/iap-bench --bin $(CURDIR)/target/release --results tests/bench/results.json --report docs/performance.md $(BENCH)
+
+.PHONY: fuzz
+fuzz:
+	@tests/scripts/need cc
+	SECONDS_EACH=$(or $(SECONDS),600) CARGO=$(CARGO) tests/scripts/fuzz $(TARGET)

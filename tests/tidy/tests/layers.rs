@@ -34,7 +34,14 @@ const ALL: &[&str] = &[
     "iap-proto",
     "iap-runtime",
 ];
-const TESTS: &[&str] = &["iap-testkit", "iap-e2e", "iap-interop", "iap-tidy", "iap-bench"];
+const TESTS: &[&str] = &[
+    "iap-testkit",
+    "iap-e2e",
+    "iap-interop",
+    "iap-tidy",
+    "iap-bench",
+    "iap-fuzz",
+];
 
 /// What a pure crate may use from outside: no runtime, no sockets, no files, no clock of its own.
 const PURE: &[(&str, &[&str])] = &[

@@ -1,0 +1,78 @@
+//! The targets.
+
+mod client_hello;
+mod control;
+mod frames;
+mod identity;
+mod policy;
+mod postgres;
+mod preface;
+mod proxy_protocol;
+mod snapshot;
+
+/// Inputs by name.
+pub(crate) type Seeds = Vec<(String, Vec<u8>)>;
+
+/// Something that reads what a stranger sent.
+pub struct Target {
+    /// Its name, and that of its corpus.
+    pub name: &'static str,
+    /// Panics when a property does not hold for these bytes.
+    pub run: fn(&[u8]),
+    /// Inputs from the real encoders.
+    pub seeds: fn() -> Vec<(String, Vec<u8>)>,
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "client_hello",
+        run: client_hello::run,
+        seeds: client_hello::seeds,
+    },
+    Target {
+        name: "preface",
+        run: preface::run,
+        seeds: preface::seeds,
+    },
+    Target {
+        name: "control",
+        run: control::run,
+        seeds: control::seeds,
+    },
+    Target {
+        name: "identity",
+        run: identity::run,
+        seeds: identity::seeds,
+    },
+    Target {
+        name: "snapshot",
+        run: snapshot::run,
+        seeds: snapshot::seeds,
+    },
+    Target {
+        name: "policy",
+        run: policy::run,
+        seeds: policy::seeds,
+    },
+    Target {
+        name: "postgres",
+        run: postgres::run,
+        seeds: postgres::seeds,
+    },
+    Target {
+        name: "proxy_protocol",
+        run: proxy_protocol::run,
+        seeds: proxy_protocol::seeds,
+    },
+    Target {
+        name: "frames",
+        run: frames::run,
+        seeds: frames::seeds,
+    },
+];
+
+/// The target of that name.
+pub fn target(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.name == name)
+}

@@ -1,0 +1,75 @@
+//! Every committed input, and mutations of each, through its target.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use iap_fuzz::{FILE_BYTES_MAX, FILES_PER_TARGET_MAX, TARGETS, Target, corpus_dir, files, mutations};
+
+/// Conditions recurse; threads that evaluate them have this much in the programs too.
+const STACK_BYTES: usize = iap_policy::POLICY_STACK_BYTES;
+
+fn replay(target: &'static Target) {
+    let inputs = files(target.name).unwrap();
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+    let replayed = thread.spawn(move || {
+        for (name, bytes) in inputs {
+            run(target, &name, &bytes);
+            for mutant in mutations(&bytes) {
+                run(target, &name, &mutant);
+            }
+        }
+    });
+    replayed.unwrap().join().unwrap();
+}
+
+fn run(target: &Target, name: &str, bytes: &[u8]) {
+    if catch_unwind(AssertUnwindSafe(|| (target.run)(bytes))).is_err() {
+        panic!(
+            "{}: the input {:?}, made from {name}, breaks a property",
+            target.name, bytes
+        );
+    }
+}
+
+macro_rules! replays {
+    ($($test:ident $target:literal)*) => {
+        $(#[test] fn $test() {
+            replay(iap_fuzz::target($target).unwrap());
+        })*
+        const REPLAYED: &[&str] = &[$($target),*];
+    };
+}
+
+replays! {
+    every_client_hello_keeps_its_properties "client_hello"
+    every_preface_keeps_its_properties "preface"
+    every_control_message_keeps_its_properties "control"
+    every_identity_keeps_its_properties "identity"
+    every_signed_object_keeps_its_properties "snapshot"
+    every_policy_keeps_its_properties "policy"
+    every_postgres_preamble_keeps_its_properties "postgres"
+    every_proxy_header_keeps_its_properties "proxy_protocol"
+    every_iap_frame_keeps_its_properties "frames"
+}
+
+#[test]
+fn every_target_is_replayed() {
+    let targets: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+    assert_eq!(REPLAYED, targets);
+}
+
+#[test]
+fn corpora_are_small_and_hold_no_private_key() {
+    for target in TARGETS {
+        let inputs = files(target.name).unwrap();
+        assert!(!inputs.is_empty(), "{} has no corpus", target.name);
+        let count = inputs.len();
+        assert!(count <= FILES_PER_TARGET_MAX, "{}: {count} files", target.name);
+        for (name, bytes) in inputs {
+            let path = corpus_dir(target.name).join(name);
+            assert!(bytes.len() <= FILE_BYTES_MAX, "{} is too long", path.display());
+            let is_key = String::from_utf8_lossy(&bytes).contains("PRIVATE KEY");
+            assert!(!is_key, "{} holds a key", path.display());
+        }
+    }
+}
