@@ -81,7 +81,11 @@ pub fn first_contact(address: &ClusterAddress, trust: &Trust) -> anyhow::Result<
 }
 
 fn channel(address: HostPort, cluster: &ClusterName, config: Arc<ClientConfig>) -> anyhow::Result<Channel> {
-    Ok(rpc::channel(address, &ServerName::Auth.host(cluster), config)?)
+    Ok(rpc::channel_outwards(
+        address,
+        &ServerName::Auth.host(cluster),
+        config,
+    )?)
 }
 
 /// TLS towards a service: this login's certificate, and the stored authorities.

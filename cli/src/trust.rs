@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use iap_identity::Pin;
+use iap_runtime::net::{self, HostPort};
+use reqwest::header::HeaderValue;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::Deserialize;
@@ -128,15 +130,9 @@ async fn fetch(address: &ClusterAddress) -> anyhow::Result<Vec<u8>> {
             .because(why)
             .next("check the name, the port and the network")
     };
-    let resolved = iap_runtime::net::resolve(host, address.port)
+    let client = page_client(&HostPort::new(host, address.port)?)
         .await
-        .map_err(|error| unreachable(error.to_string()))?;
-    let client = reqwest::Client::builder()
-        .https_only(true)
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(Duration::from_secs(WELL_KNOWN_SECONDS_MAX))
-        .resolve_to_addrs(host, &resolved)
-        .build()?;
+        .map_err(|error| unreachable(format!("{error:#}")))?;
     let url = format!("https://{host}:{}/.well-known/iap", address.port);
     let sent = client.get(&url).send().await;
     let mut response = match sent {
@@ -155,6 +151,27 @@ async fn fetch(address: &ClusterAddress) -> anyhow::Result<Vec<u8>> {
         }
     }
     Ok(body)
+}
+
+/// A client for one host: through an HTTP proxy, which then resolves the name, where the environment says so.
+async fn page_client(target: &HostPort) -> anyhow::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder()
+        .https_only(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(Duration::from_secs(WELL_KNOWN_SECONDS_MAX));
+    let builder = match net::proxied(target)? {
+        Some(proxy) => {
+            let mut through = reqwest::Proxy::all(format!("http://{}", proxy.address()))?;
+            if let Some(authorization) = proxy.authorization() {
+                through = through.custom_http_auth(HeaderValue::from_str(authorization)?);
+            }
+            builder.proxy(through)
+        }
+        None => builder
+            .no_proxy()
+            .resolve_to_addrs(target.host(), &target.resolve().await?),
+    };
+    Ok(builder.build()?)
 }
 
 fn unknown(address: &ClusterAddress) -> Failure {

@@ -1,17 +1,23 @@
-//! A private backend: its address, and the only way to dial it.
+//! A private backend: its address, what it is told of its clients, and the only way to dial it.
 
-use std::path::{Path, PathBuf};
+mod introduction;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use iap_audit::CloseReason;
+use iap_identity::ClusterName;
 use iap_runtime::net::{self, HostPort};
 use serde::{Deserialize, Deserializer, de};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::config::LocalService;
 use crate::session::Started;
+pub use introduction::Introduction;
 
 /// Where a service's backend listens: `host:port` or `unix:/path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,19 +119,29 @@ impl DialFailure {
     }
 }
 
-/// Dials the backend of a session that has a grant and a durable start record: [`Started`] proves both,
-/// and nothing else in the agent connects to a backend.
+/// Dials the backend of a session that has a grant and a durable start record, and introduces the caller where
+/// the service's file wants it: [`Started`] proves both, and nothing else in the agent connects to a backend.
 ///
 /// # Errors
 /// When the backend cannot be reached within `patience`.
 pub async fn dial(
-    address: &BackendAddress,
+    service: &LocalService,
     started: &Started,
+    cluster: &ClusterName,
     patience: Duration,
 ) -> Result<BackendStream, DialFailure> {
-    let dialled = match address {
-        BackendAddress::Tcp(address) => net::connect(address, patience).await.map(BackendStream::Tcp),
-        BackendAddress::Unix(path) => connect_unix(path, patience).await.map(BackendStream::Unix),
+    let address = &service.backend;
+    let dialling = async {
+        let mut stream = connect(address, patience).await?;
+        let server = stream.peer_address();
+        let introduction = service.introduction.bytes(cluster, started.facts(), server);
+        let introduction = introduction.map_err(std::io::Error::other)?;
+        stream.write_all(&introduction).await?;
+        Ok(stream)
+    };
+    let dialled: std::io::Result<_> = match tokio::time::timeout(patience, dialling).await {
+        Ok(dialled) => dialled,
+        Err(_elapsed) => Err(std::io::ErrorKind::TimedOut.into()),
     };
     dialled.map_err(|error| {
         let session = started.session_id();
@@ -134,10 +150,10 @@ pub async fn dial(
     })
 }
 
-async fn connect_unix(path: &Path, patience: Duration) -> std::io::Result<UnixStream> {
-    match tokio::time::timeout(patience, UnixStream::connect(path)).await {
-        Ok(connected) => connected,
-        Err(_elapsed) => Err(std::io::ErrorKind::TimedOut.into()),
+async fn connect(address: &BackendAddress, patience: Duration) -> std::io::Result<BackendStream> {
+    match address {
+        BackendAddress::Tcp(address) => net::connect(address, patience).await.map(BackendStream::Tcp),
+        BackendAddress::Unix(path) => UnixStream::connect(path).await.map(BackendStream::Unix),
     }
 }
 
@@ -148,6 +164,16 @@ pub enum BackendStream {
     Tcp(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
+}
+
+impl BackendStream {
+    /// Where the backend is; a Unix socket has no such address.
+    fn peer_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 impl AsyncRead for BackendStream {

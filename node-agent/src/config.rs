@@ -11,7 +11,7 @@ use iap_runtime::net::HostPort;
 use iap_runtime::telemetry::LogFormat;
 use serde::Deserialize;
 
-use crate::backend::BackendAddress;
+use crate::backend::{BackendAddress, Introduction};
 use crate::limits::Limits;
 
 /// Prefix of the environment variables that override the file: `IAP_AGENT__LIMITS__SESSIONS_MAX`.
@@ -44,6 +44,8 @@ pub type LocalServices = BTreeMap<ServiceName, Arc<LocalService>>;
 pub struct LocalService {
     /// Where the backend listens.
     pub backend: BackendAddress,
+    /// What the backend is told of its clients.
+    pub introduction: Introduction,
     /// What this host allows at most.
     pub ceiling: Ceiling,
 }
@@ -102,6 +104,8 @@ struct RawService {
     name: ServiceName,
     backend: BackendAddress,
     #[serde(default)]
+    proxy_protocol: Introduction,
+    #[serde(default)]
     ceiling: Ceiling,
 }
 
@@ -142,6 +146,7 @@ impl Config {
         for (index, service) in raw.service.into_iter().enumerate() {
             let local = LocalService {
                 backend: service.backend,
+                introduction: service.proxy_protocol,
                 ceiling: service.ceiling,
             };
             let name = service.name.clone();
@@ -192,6 +197,7 @@ mod tests {
         [[service]]
         name = "echo"
         backend = "127.0.0.1:7"
+        proxy_protocol = "v2"
     "#;
 
     #[test]
@@ -205,6 +211,9 @@ mod tests {
             .get(&ServiceName::parse("db-prod").unwrap())
             .unwrap();
         assert_eq!(database.ceiling.logins, Some(vec!["readonly".to_owned()]));
+        assert_eq!(database.introduction, Introduction::None);
+        let echo = config.services.get(&ServiceName::parse("echo").unwrap()).unwrap();
+        assert_eq!(echo.introduction, Introduction::V2);
     }
 
     #[test]

@@ -167,8 +167,8 @@ async fn ask(
         proxy: proxy.clone(),
         reason,
     };
-    let channel =
-        rpc::channel(proxy.clone(), &host, tls_config).map_err(|error| unreachable(error.to_string()))?;
+    let channel = rpc::channel_outwards(proxy.clone(), &host, tls_config)
+        .map_err(|error| unreachable(error.to_string()))?;
     let request = v1::JoinRequest {
         secret: token.secret().to_vec(),
         csr,

@@ -69,8 +69,8 @@ async fn connect(identity: &Identity) -> Result<TcpStream, Failure> {
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
     let mut failure = Failure::failed("no proxy is known");
     for proxy in proxies {
-        match net::connect(&proxy, Duration::from_secs(CONNECT_SECONDS_MAX)).await {
-            Ok(stream) => return Ok(stream),
+        match net::reach(&proxy, Duration::from_secs(CONNECT_SECONDS_MAX)).await {
+            Ok((stream, _route)) => return Ok(stream),
             Err(error) => failure = unreachable_proxy(&proxy, &error),
         }
     }

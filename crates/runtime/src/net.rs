@@ -8,6 +8,14 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::net::TcpStream;
 
+pub mod dial;
+pub mod http_proxy;
+pub mod no_proxy;
+
+pub use dial::connect;
+pub use http_proxy::{HttpProxy, HttpProxyError, Route, proxied, reach};
+pub use no_proxy::NoProxy;
+
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const HOST_BYTES_MAX: usize = 253;
@@ -193,17 +201,6 @@ pub async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(found)
 }
 
-/// Connects to the first address that answers within `timeout`, and tunes the socket.
-pub async fn connect(address: &HostPort, timeout: Duration) -> io::Result<TcpStream> {
-    match tokio::time::timeout(timeout, connect_any(address)).await {
-        Ok(connected) => connected,
-        Err(_) => Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no connection to {address} within {} ms", timeout.as_millis()),
-        )),
-    }
-}
-
 /// No Nagle delay, and probes that find a peer that vanished.
 pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -211,20 +208,6 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL);
     socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
-}
-
-async fn connect_any(address: &HostPort) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
-    for candidate in address.resolve().await? {
-        match TcpStream::connect(candidate).await {
-            Ok(stream) => {
-                tune(&stream)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 fn is_localhost(host: &str) -> bool {

@@ -1,5 +1,7 @@
 //! PROXY protocol, version 2 (haproxy's `proxy-protocol.txt` §2.2): how a proxy of ours tells the auth server
-//! whom it forwards. Believed only from listed addresses.
+//! whom it forwards, a balancer tells a proxy, and an agent tells a backend. Believed only from listed addresses.
+
+pub mod extensions;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,6 +10,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::net::Cidr;
+use extensions::CRC32C_EXTENSION_BYTES;
+pub use extensions::{ExtensionTooLong, Extensions};
 
 /// The twelve bytes every header starts with; the first one is 0x0D.
 pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
@@ -20,8 +24,10 @@ const LOCAL: u8 = 0x00;
 const PROXY: u8 = 0x01;
 const TCP_OVER_IPV4: u8 = 0x11;
 const TCP_OVER_IPV6: u8 = 0x21;
-const IPV4_BODY_BYTES: u16 = 12;
-const IPV6_BODY_BYTES: u16 = 36;
+const UNIX_STREAM: u8 = 0x31;
+const IPV4_BODY_BYTES: usize = 12;
+const IPV6_BODY_BYTES: usize = 36;
+const UNIX_BODY_BYTES: usize = 216;
 
 /// Why a header was refused.
 #[derive(Debug, thiserror::Error)]
@@ -49,24 +55,45 @@ pub enum ProxyHeaderError {
 /// The header for a connection from `client` to `server`. Addresses of different families are both written as
 /// IPv6.
 pub fn encode(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
+    header(client, server, &[], 0)
+}
+
+/// The header with extensions, and a checksum behind them.
+pub fn encode_with(client: SocketAddr, server: SocketAddr, extensions: &Extensions) -> Vec<u8> {
+    let mut header = header(client, server, extensions.bytes(), CRC32C_EXTENSION_BYTES);
+    header.extend([extensions::CRC32C, 0, 4, 0, 0, 0, 0]);
+    let sum = extensions::crc32c(header.iter().copied());
+    header.truncate(header.len() - 4);
+    header.extend(sum.to_be_bytes());
+    header
+}
+
+/// `more` bytes follow what is returned.
+fn header(client: SocketAddr, server: SocketAddr, extensions: &[u8], more: usize) -> Vec<u8> {
     let mut header = SIGNATURE.to_vec();
     header.push(VERSION_2 | PROXY);
+    // No overflow: Extensions is far shorter than a u16 tells.
+    let length = |addresses: usize| {
+        let all = addresses + extensions.len() + more;
+        u16::try_from(all).unwrap_or(u16::MAX).to_be_bytes()
+    };
     match (client.ip().to_canonical(), server.ip().to_canonical()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             header.push(TCP_OVER_IPV4);
-            header.extend(IPV4_BODY_BYTES.to_be_bytes());
+            header.extend(length(IPV4_BODY_BYTES));
             header.extend(from.octets());
             header.extend(to.octets());
         }
         (from, to) => {
             header.push(TCP_OVER_IPV6);
-            header.extend(IPV6_BODY_BYTES.to_be_bytes());
+            header.extend(length(IPV6_BODY_BYTES));
             header.extend(as_ipv6(from).octets());
             header.extend(as_ipv6(to).octets());
         }
     }
     header.extend(client.port().to_be_bytes());
     header.extend(server.port().to_be_bytes());
+    header.extend(extensions);
     header
 }
 
@@ -98,9 +125,11 @@ async fn read_header<S: AsyncRead + Unpin>(stream: &mut S) -> Result<Option<Sock
     let mut head = [0; HEAD_BYTES];
     stream.read_exact(&mut head).await?;
     let (command, family, body_bytes) = parse_head(&head)?;
-    let mut body = vec![0; body_bytes];
-    stream.read_exact(&mut body).await?;
-    parse_body(command, family, &body)
+    let mut header = head.to_vec();
+    header.resize(HEAD_BYTES + body_bytes, 0);
+    let body = header.get_mut(HEAD_BYTES..).unwrap_or_default();
+    stream.read_exact(body).await?;
+    parse_body(command, family, &header)
 }
 
 fn parse_head(head: &[u8; HEAD_BYTES]) -> Result<(u8, u8, usize), ProxyHeaderError> {
@@ -118,30 +147,43 @@ fn parse_head(head: &[u8; HEAD_BYTES]) -> Result<(u8, u8, usize), ProxyHeaderErr
     Ok((command & 0x0f, *family, body_bytes))
 }
 
-/// Extensions behind the addresses are skipped: their bytes were read, their content is nothing to us.
-fn parse_body(command: u8, family: u8, body: &[u8]) -> Result<Option<SocketAddr>, ProxyHeaderError> {
-    match (command, family) {
-        (LOCAL, _) => Ok(None),
+/// A sender that speaks for itself is believed whatever else it says (§2.2: the receiver must use the real
+/// addresses). One that forwards from a Unix socket is on its own machine: the peer is all there is to know.
+fn parse_body(command: u8, family: u8, header: &[u8]) -> Result<Option<SocketAddr>, ProxyHeaderError> {
+    let body = header.get(HEAD_BYTES..).unwrap_or_default();
+    let (address, extensions) = match (command, family) {
+        (LOCAL, _) => return Ok(None),
         (PROXY, TCP_OVER_IPV4) => {
-            let (addresses, _) = body.split_first_chunk::<12>().ok_or(TRUNCATED)?;
+            let (addresses, extensions) = body.split_first_chunk::<IPV4_BODY_BYTES>().ok_or(TRUNCATED)?;
             let [a, b, c, d, _, _, _, _, high, low, _, _] = *addresses;
-            let address = Ipv4Addr::new(a, b, c, d);
-            Ok(Some(SocketAddr::new(
-                address.into(),
-                u16::from_be_bytes([high, low]),
-            )))
+            (
+                Some(client(Ipv4Addr::new(a, b, c, d).into(), [high, low])),
+                extensions,
+            )
         }
         (PROXY, TCP_OVER_IPV6) => {
             let (from, rest) = body.split_first_chunk::<16>().ok_or(TRUNCATED)?;
             let (_to, rest) = rest.split_first_chunk::<16>().ok_or(TRUNCATED)?;
-            let (ports, _) = rest.split_first_chunk::<4>().ok_or(TRUNCATED)?;
-            let [high, low, _, _] = *ports;
-            let address = IpAddr::from(Ipv6Addr::from(*from)).to_canonical();
-            Ok(Some(SocketAddr::new(address, u16::from_be_bytes([high, low]))))
+            let ([high, low, _, _], extensions) = rest.split_first_chunk::<4>().ok_or(TRUNCATED)?;
+            (
+                Some(client(Ipv6Addr::from(*from).into(), [*high, *low])),
+                extensions,
+            )
         }
-        (PROXY, _) => Err(ProxyHeaderError::Malformed("not TCP over IPv4 or IPv6")),
-        (_, _) => Err(ProxyHeaderError::Malformed("unknown command")),
-    }
+        (PROXY, UNIX_STREAM) => (None, body.get(UNIX_BODY_BYTES..).ok_or(TRUNCATED)?),
+        (PROXY, _) => {
+            return Err(ProxyHeaderError::Malformed(
+                "not a stream over IPv4, IPv6 or a Unix socket",
+            ));
+        }
+        (_, _) => return Err(ProxyHeaderError::Malformed("unknown command")),
+    };
+    extensions::check(header, extensions)?;
+    Ok(address)
+}
+
+fn client(address: IpAddr, port: [u8; 2]) -> SocketAddr {
+    SocketAddr::new(address.to_canonical(), u16::from_be_bytes(port))
 }
 
 const TRUNCATED: ProxyHeaderError = ProxyHeaderError::Malformed("shorter than its addresses");
@@ -154,109 +196,4 @@ fn as_ipv6(address: IpAddr) -> Ipv6Addr {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const TIMEOUT: Duration = Duration::from_secs(5);
-
-    fn trusted() -> Vec<Cidr> {
-        vec![Cidr::parse("127.0.0.0/8").unwrap()]
-    }
-
-    fn peer() -> SocketAddr {
-        "127.0.0.1:5000".parse().unwrap()
-    }
-
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .unwrap()
-            .block_on(future)
-    }
-
-    fn read_bytes(bytes: &[u8]) -> (Result<SocketAddr, ProxyHeaderError>, usize) {
-        let mut rest = bytes;
-        let result = block_on(read(&mut rest, peer(), &trusted(), TIMEOUT));
-        (result, rest.len())
-    }
-
-    #[test]
-    fn a_header_is_as_the_specification_draws_it() {
-        let header = encode(
-            "192.0.2.7:1025".parse().unwrap(),
-            "192.0.2.1:443".parse().unwrap(),
-        );
-        let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
-        expected.extend([192, 0, 2, 7, 192, 0, 2, 1, 4, 1, 1, 187]);
-        assert_eq!(header, expected);
-    }
-
-    #[test]
-    fn a_sender_that_is_not_listed_is_refused_before_anything_is_read() {
-        let header = encode(
-            "192.0.2.7:1025".parse().unwrap(),
-            "192.0.2.1:443".parse().unwrap(),
-        );
-        let mut rest = header.as_slice();
-        let stranger = "192.0.2.99:1".parse().unwrap();
-        let result = block_on(read(&mut rest, stranger, &trusted(), TIMEOUT));
-        assert!(matches!(result, Err(ProxyHeaderError::NotAllowed { .. })));
-        assert_eq!(rest.len(), header.len());
-    }
-
-    #[test]
-    fn a_local_header_speaks_for_its_sender() {
-        let mut header = SIGNATURE.to_vec();
-        header.extend([VERSION_2 | LOCAL, 0, 0, 0]);
-        assert_eq!(read_bytes(&header).0.unwrap(), peer());
-    }
-
-    #[test]
-    fn faulty_headers_are_refused() {
-        let good = encode(
-            "192.0.2.7:1025".parse().unwrap(),
-            "192.0.2.1:443".parse().unwrap(),
-        );
-        let changed = |place: usize, value: u8| {
-            let mut header = good.clone();
-            header[place] = value;
-            read_bytes(&header).0
-        };
-        assert!(changed(12, 0x21).is_ok(), "unchanged");
-        assert!(changed(0, b'\n').is_err(), "signature");
-        assert!(changed(12, 0x11).is_err(), "version");
-        assert!(changed(12, 0x22).is_err(), "command");
-        assert!(changed(13, 0x12).is_err(), "UDP");
-        assert!(changed(15, 11).is_err(), "too short for its addresses");
-        assert!(changed(14, 0xff).is_err(), "too long");
-        assert!(read_bytes(&good[..good.len() - 1]).0.is_err(), "truncated");
-    }
-
-    proptest! {
-        #[test]
-        fn a_header_is_read_back_and_nothing_behind_it(from: (u128, u16), to: (u128, u16), four: bool, tail: Vec<u8>) {
-            let address = |bits: u128, port| match four {
-                true => SocketAddr::new(IpAddr::from(Ipv4Addr::from_bits(bits as u32)), port),
-                false => SocketAddr::new(IpAddr::from(Ipv6Addr::from_bits(bits)).to_canonical(), port),
-            };
-            let client = address(from.0, from.1);
-            let mut bytes = encode(client, address(to.0, to.1));
-            bytes.extend(&tail);
-            let (read, left) = read_bytes(&bytes);
-            prop_assert_eq!(read.unwrap(), client);
-            prop_assert_eq!(left, tail.len());
-        }
-
-        #[test]
-        fn no_bytes_make_the_parser_panic(mut bytes: Vec<u8>, with_signature: bool) {
-            if with_signature {
-                bytes.splice(0..0, SIGNATURE);
-            }
-            let _ = read_bytes(&bytes);
-        }
-    }
-}
+mod tests;

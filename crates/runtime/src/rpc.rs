@@ -41,6 +41,22 @@ pub fn channel(
     channel_over(dial, sni, config)
 }
 
+/// The same, through an HTTP proxy where the environment says so ([`net::reach`]).
+pub fn channel_outwards(
+    address: HostPort,
+    sni: &str,
+    config: Arc<ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
+    let dial = move || {
+        let address = address.clone();
+        async move {
+            let reached = net::reach(&address, CONNECT_TIMEOUT).await;
+            reached.map(|(stream, _route)| stream)
+        }
+    };
+    channel_over(dial, sni, config)
+}
+
 /// A channel over connections that `dial` makes, for those who have several addresses to try.
 pub fn channel_over<D, F, S>(
     dial: D,

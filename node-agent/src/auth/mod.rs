@@ -165,8 +165,8 @@ impl Addresses {
         for step in 0..known.len() {
             let index = start.wrapping_add(step) % known.len();
             let Some(address) = known.get(index) else { continue };
-            match net::connect(address, DIAL_TIMEOUT).await {
-                Ok(stream) => {
+            match net::reach(address, DIAL_TIMEOUT).await {
+                Ok((stream, _route)) => {
                     // If this proxy cannot reach the auth server, the next attempt takes the next one.
                     self.turn.store(index.wrapping_add(1), Ordering::Relaxed);
                     return Ok(stream);

@@ -2,13 +2,12 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{ProxyId, ServerIdentity, ServiceName};
 use iap_proto::{ControlDecodeError, decode_control, encode_control};
-use iap_runtime::net::{self, HostPort};
+use iap_runtime::net::{self, HostPort, Route};
 use iap_runtime::shutdown::Shutdown;
 use iap_tunnel::control::{CONTROL_VERSION, DATA_TCP};
 use iap_tunnel::{
@@ -99,10 +98,9 @@ impl Connector {
     pub async fn converse(&self, address: &HostPort) -> Result<Infallible, ConnectionError> {
         let mut certificate = self.identity.changes();
         certificate.mark_unchanged();
-        let stream = net::connect(address, self.dial_timeout)
+        let (stream, route) = net::reach(address, self.dial_timeout)
             .await
             .map_err(ConnectionError::Dial)?;
-        let peer_address = stream.peer_addr().map_err(ConnectionError::Dial)?;
         let connecting = self.identity.connect_to_proxy(stream, self.dial_timeout);
         let (stream, server) = connecting.await.map_err(ConnectionError::Tls)?;
         let ServerIdentity::Proxy(proxy) = server.identity else {
@@ -112,21 +110,17 @@ impl Connector {
             return Err(ConnectionError::Duplicate { proxy });
         };
         tokio::select! {
-            ended = self.speak(stream, proxy, peer_address) => ended,
+            ended = self.speak(stream, proxy, route) => ended,
             _ = certificate.changed() => Err(ConnectionError::CertificateRenewed),
         }
     }
 
-    async fn speak<S>(
-        &self,
-        stream: S,
-        proxy: ProxyId,
-        address: SocketAddr,
-    ) -> Result<Infallible, ConnectionError>
+    async fn speak<S>(&self, stream: S, proxy: ProxyId, route: Route) -> Result<Infallible, ConnectionError>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let (link, outbox) = Link::new(proxy, address);
+        let via = route.to_string();
+        let (link, outbox) = Link::new(proxy, route);
         let (reader, writer) = tokio::io::split(stream);
         let mut writing = AbortOnDropHandle::new(tokio::spawn(write_messages(writer, outbox)));
         link.send(hello());
@@ -134,7 +128,7 @@ impl Connector {
         let ControlMessage::Hello { software, .. } = ear.hear_hello().await? else {
             return Err(ConnectionError::NoHello);
         };
-        tracing::info!(%proxy, %address, %software, "control connection established");
+        tracing::info!(%proxy, address = %via, %software, "control connection established");
         let mut offers = self.offers.clone();
         offers.mark_changed();
         let mut ping = tokio::time::interval(PING_EVERY);

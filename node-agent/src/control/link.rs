@@ -1,8 +1,7 @@
 //! The agent's end of one control connection, as session tasks hold it.
 
-use std::net::SocketAddr;
-
 use iap_identity::{ConnectionId, ProxyId};
+use iap_runtime::net::Route;
 use iap_tunnel::ControlMessage;
 use tokio::sync::mpsc;
 
@@ -14,24 +13,17 @@ pub(super) const OUTBOX_MESSAGES_MAX: usize = 1024;
 pub struct Link {
     /// Whose word the client's address is.
     pub proxy: ProxyId,
-    /// The address the control connection itself reached: the same proxy, also behind a balancer's name.
-    pub address: SocketAddr,
+    /// The way the control connection itself took: to the same proxy, also behind a balancer's name.
+    pub route: Route,
     outbox: mpsc::Sender<ControlMessage>,
 }
 
 impl Link {
     /// A link whose messages come out of the receiver.
     #[must_use]
-    pub fn new(proxy: ProxyId, address: SocketAddr) -> (Self, mpsc::Receiver<ControlMessage>) {
+    pub fn new(proxy: ProxyId, route: Route) -> (Self, mpsc::Receiver<ControlMessage>) {
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
-        (
-            Self {
-                proxy,
-                address,
-                outbox,
-            },
-            messages,
-        )
+        (Self { proxy, route, outbox }, messages)
     }
 
     /// Tells the proxy whether the client of a connection proved who it is.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{ClusterName, ServerName, ServiceName};
-use iap_runtime::net::{self, HostPort};
 use iap_runtime::tls::{self, AlertDescription, ClientHelloError, ClientHelloLimits, Replay};
 use iap_tunnel::Preface;
 use tokio::io::AsyncWriteExt;
@@ -85,8 +84,7 @@ impl GreetError {
 
 /// Dials the proxy back and sends the preface.
 pub(super) async fn dial_back(open: &Open, link: &Link, patience: Duration) -> Result<TcpStream, GreetError> {
-    let address = HostPort::from(link.address);
-    let mut stream = net::connect(&address, patience).await.map_err(GreetError::Dial)?;
+    let mut stream = link.route.connect(patience).await.map_err(GreetError::Dial)?;
     let preface = Preface {
         connection_id: open.connection_id,
         token: open.token.clone(),

@@ -225,7 +225,8 @@ impl Passage {
             client,
             started: &started,
             live: &live,
-            backend: &permit.local().backend,
+            backend: permit.local(),
+            cluster: &parts.cluster,
             limits: &parts.limits,
             audit_full: required.then(|| parts.journal.fullness()),
         };

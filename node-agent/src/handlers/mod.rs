@@ -7,12 +7,13 @@
 pub mod client;
 mod tcp;
 
+use iap_identity::ClusterName;
 use iap_policy::{Protocol, ServiceFacts};
 use tokio::sync::watch;
 
 pub use client::Client;
 
-use crate::backend::BackendAddress;
+use crate::config::LocalService;
 use crate::decide::Permit;
 use crate::limits::Limits;
 use crate::session::{Ending, Live, Started};
@@ -26,8 +27,10 @@ pub struct Visit<'a> {
     pub started: &'a Started,
     /// The switch that cuts the session.
     pub live: &'a Live,
-    /// Where the backend is.
-    pub backend: &'a BackendAddress,
+    /// The backend, as this host's own file has it.
+    pub backend: &'a LocalService,
+    /// The cluster of its names.
+    pub cluster: &'a ClusterName,
     /// The agent's bounds.
     pub limits: &'a Limits,
     /// Where the session must not outlive its records: whether the spool is full.

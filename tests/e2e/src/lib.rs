@@ -1,5 +1,7 @@
 //! A development plane under test: the real programs, as a user starts them.
 
+mod annex;
+
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -9,6 +11,8 @@ use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub use annex::Annex;
 
 /// How long a plane may take to be ready, generous because two run side by side on two cores.
 const READY_SECONDS_MAX: u64 = 120;
@@ -238,19 +242,24 @@ impl Drop for Plane {
 }
 
 /// Captured by the test runner like everything a failing test says.
-#[allow(clippy::print_stderr)]
 fn show_logs(dir: &Path) {
     for name in ["auth", "proxy", "agent"] {
-        let text = std::fs::read_to_string(dir.join("logs").join(format!("{name}.log"))).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        eprintln!(
-            "--- {name}.log\n{}",
-            lines
-                .get(lines.len().saturating_sub(25)..)
-                .unwrap_or_default()
-                .join("\n")
-        );
+        show_log(&dir.join("logs").join(format!("{name}.log")));
     }
+}
+
+#[allow(clippy::print_stderr)]
+fn show_log(file: &Path) {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    eprintln!(
+        "--- {}\n{}",
+        file.display(),
+        lines
+            .get(lines.len().saturating_sub(25)..)
+            .unwrap_or_default()
+            .join("\n")
+    );
 }
 
 impl Ran {

@@ -97,6 +97,16 @@ fn the_protocol_page_has_the_names_and_numbers_of_the_code() {
         SignedKind::AuditHead,
     ];
     sentences.extend(kinds.iter().map(|kind| format!("`{}`", kind.as_str())));
+    let extensions = "crates/runtime/src/proxy_protocol/extensions.rs";
+    let extensions = std::fs::read_to_string(iap_tidy::root().join(extensions)).unwrap();
+    let kinds = extensions
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub const ")?.split_once(": u8 = "));
+    let kinds: Vec<_> = kinds
+        .map(|(_, kind)| format!("| `{}` |", kind.trim_end_matches(';')))
+        .collect();
+    assert!(kinds.len() > 5, "{kinds:?}");
+    sentences.extend(kinds);
     sentences.extend(RESERVED_LABELS.iter().map(|label| format!("`{label}`")));
     // A line's end is as good as a space.
     let flowing = page.replace('\n', " ");

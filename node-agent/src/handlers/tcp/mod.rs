@@ -18,10 +18,11 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
         started,
         live,
         backend,
+        cluster,
         limits,
         audit_full,
     } = visit;
-    let dialling = backend::dial(backend, started, limits.backend_dial());
+    let dialling = backend::dial(backend, started, cluster, limits.backend_dial());
     let dialled = tokio::select! {
         biased;
         _ = live.switch().cancelled() => {
