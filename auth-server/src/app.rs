@@ -17,7 +17,7 @@ use crate::context::{AppContext, Clock, OpenError, OpenedContext, Random};
 use crate::listener::{Front, IdentityError, OwnIdentity, WebCertificateError, WebTls};
 use crate::login::{Logins, OutboundError};
 use crate::metrics::Metrics;
-use crate::{local, rpc, web};
+use crate::{audit, local, rpc, web};
 
 const WATCHERS_COUNTED_EVERY: Duration = Duration::from_secs(5);
 
@@ -160,6 +160,7 @@ impl App {
             self.local,
             shutdown.clone(),
         ));
+        shutdown.spawn(audit::lost::run(Arc::clone(&self.context), shutdown.clone()));
         let material = self.identity.material();
         shutdown.spawn(self.identity.run(shutdown.clone()));
 

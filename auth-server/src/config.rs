@@ -50,6 +50,8 @@ pub struct Config {
     pub reserved_logins: Vec<String>,
     /// The snapshot and the beat.
     pub snapshot: SnapshotConfig,
+    /// The audit log.
+    pub audit: AuditConfig,
     /// What unauthenticated and authenticated peers may use.
     pub limits: Limits,
     /// How log lines are written.
@@ -85,6 +87,13 @@ pub struct SnapshotConfig {
     pub max_age: Duration,
     /// The time between two beats.
     pub beat: Duration,
+}
+
+/// The audit log's times.
+#[derive(Clone, Debug)]
+pub struct AuditConfig {
+    /// Sessions of an agent that was not heard of for this long are recorded as lost.
+    pub agent_lost_after: Duration,
 }
 
 /// Named limits, each with its unit last.

@@ -1,11 +1,13 @@
 //! Services as the centre keeps them: read from TOML, checked as a whole, pushed to agents.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use iap_audit::{EventKind, UserRecord};
 use iap_identity::{AgentId, LoginName, ServiceName};
 use iap_policy::{Protocol, ServiceFacts};
-use iap_proto::{AuditMode, ServiceRecord, WireError};
+use iap_proto::{AuditMode, ServiceRecord, Strictness, WireError};
+use iap_runtime::config::ConfigDuration;
 use serde::Deserialize;
 
 use crate::context::AppContext;
@@ -42,6 +44,9 @@ struct Entry {
     default_login: Option<String>,
     audit: Option<String>,
     recording: Option<String>,
+    lock_feed_max_age: Option<ConfigDuration>,
+    snapshot_max_age: Option<ConfigDuration>,
+    grace: Option<ConfigDuration>,
 }
 
 /// Applies a document in the name of `author`: creates and replaces, never removes.
@@ -122,7 +127,16 @@ pub fn record_of(service: &GrantedService) -> Result<ServiceRecord, WireError> {
         agents: agents.iter().copied().collect(),
         audit: AuditMode::parse(&row.audit).ok_or_else(|| damaged("audit", &row.audit))?,
         recording: row.recording.clone().unwrap_or_default(),
+        strictness: Strictness {
+            lock_feed_max_age: row.lock_feed_seconds.map(seconds),
+            snapshot_max_age: row.snapshot_seconds.map(seconds),
+            grace: row.grace_seconds.map(seconds),
+        },
     })
+}
+
+fn seconds(count: u32) -> Duration {
+    Duration::from_secs(u64::from(count))
 }
 
 async fn refuse_unknown_agents(context: &AppContext, changes: &[ServiceChange]) -> Result<(), RpcError> {
@@ -191,7 +205,7 @@ fn check(entry: Entry) -> Result<ServiceChange, Vec<String>> {
     let audit = entry.audit.as_deref().unwrap_or("required");
     let audit = AuditMode::parse(audit).filter(|_| !audit.is_empty());
     if audit.is_none() {
-        problems.push("audit must be \"required\" or \"best_effort\"".to_owned());
+        problems.push("audit must be \"required\", \"best_effort\" or \"remote\"".to_owned());
     }
     let texts = [("description", &entry.description), ("contact", &entry.contact)];
     for (key, text) in texts {
@@ -202,6 +216,8 @@ fn check(entry: Entry) -> Result<ServiceChange, Vec<String>> {
         }
     }
     check_labels(&entry.labels, &mut problems);
+    let lock_feed_seconds = age("lock_feed_max_age", entry.lock_feed_max_age, &mut problems);
+    let snapshot_seconds = age("snapshot_max_age", entry.snapshot_max_age, &mut problems);
     let agents = entry.agents.map(|agents| {
         agents
             .iter()
@@ -221,8 +237,27 @@ fn check(entry: Entry) -> Result<ServiceChange, Vec<String>> {
         default_login: entry.default_login.filter(|login| !login.is_empty()),
         audit: audit.as_str().to_owned(),
         recording: entry.recording.filter(|recording| !recording.is_empty()),
+        lock_feed_seconds,
+        snapshot_seconds,
+        grace_seconds: entry.grace.map(whole_seconds),
     };
     Ok(ServiceChange { row, agents })
+}
+
+/// How long a service goes on without the auth server, in seconds.
+fn age(key: &str, given: Option<ConfigDuration>, problems: &mut Vec<String>) -> Option<u32> {
+    let seconds = whole_seconds(given?);
+    if u64::from(seconds) < Strictness::AGE_SECONDS_MIN {
+        problems.push(format!(
+            "{key} must be at least {}s: beats come every few seconds and may be late",
+            Strictness::AGE_SECONDS_MIN
+        ));
+    }
+    Some(seconds)
+}
+
+fn whole_seconds(duration: ConfigDuration) -> u32 {
+    u32::try_from(duration.get().as_secs()).unwrap_or(u32::MAX)
 }
 
 fn check_labels(labels: &BTreeMap<String, String>, problems: &mut Vec<String>) {
@@ -263,6 +298,23 @@ mod tests {
     }
 
     #[test]
+    fn a_service_can_be_stricter_than_its_agents() {
+        let text = "[[service]]\nname = \"a\"\naudit = \"remote\"\nlock_feed_max_age = \"5m\"\nsnapshot_max_age = \"30s\"\ngrace = \"0s\"\n";
+        let row = &parse(text).unwrap()[0].row;
+        assert_eq!(row.audit, "remote");
+        let times = [row.lock_feed_seconds, row.snapshot_seconds, row.grace_seconds];
+        assert_eq!(times, [Some(300), Some(30), Some(0)]);
+    }
+
+    #[test]
+    fn the_documented_example_of_a_strict_service_is_accepted() {
+        let page = include_str!("../../docs/outages.md");
+        let (_, rest) = page.split_once("```toml\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        assert_eq!(parse(example).unwrap()[0].row.grace_seconds, Some(30));
+    }
+
+    #[test]
     fn all_problems_are_told_at_once() {
         let text = r#"
             [[service]]
@@ -272,11 +324,19 @@ mod tests {
             name = "ok"
             agents = ["nobody"]
             audit = "never"
+            lock_feed_max_age = "29s"
             [[service]]
             name = "ok"
         "#;
         let problems = parse(text).unwrap_err();
-        for expected in ["\"auth\"", "gopher", "nobody", "audit must be", "is there twice"] {
+        for expected in [
+            "\"auth\"",
+            "gopher",
+            "nobody",
+            "audit must be",
+            "is there twice",
+            "lock_feed_max_age must be at least 30s",
+        ] {
             assert!(problems.contains(expected), "{expected} in {problems}");
         }
     }

@@ -207,12 +207,15 @@ fn transport_failure(status: &Status) -> Failure {
 
 fn explain_tls(status: &Status) -> Option<Failure> {
     match causes(status).find_map(tls_error)? {
-        rustls::Error::InvalidCertificate(_) => Some(
-            Failure::failed("whatever answered for the auth server could not prove to be it")
+        rustls::Error::InvalidCertificate(why) => Some(
+            crate::clock::server_out_of_time(why, "the auth server", OffsetDateTime::now_utc())
+                .unwrap_or_else(|| {
+                    Failure::failed("whatever answered for the auth server could not prove to be it")
                 .because("its certificate does not lead to the pinned root")
                 .next(
                     "check the address; if the cluster was set up anew: iapctl login CLUSTER --ca FILE|PIN",
-                ),
+                )
+                }),
         ),
         rustls::Error::AlertReceived(alert) => Some(match alert {
             tls::AlertDescription::CertificateExpired

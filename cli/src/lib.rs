@@ -9,6 +9,7 @@
 pub mod address;
 pub mod api;
 pub mod arguments;
+pub mod clock;
 pub mod commands;
 pub mod context;
 pub mod dev;

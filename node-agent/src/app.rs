@@ -88,9 +88,17 @@ impl App {
     /// # Errors
     /// Why the agent cannot start.
     pub async fn build(config: Config) -> Result<Self, BuildError> {
+        Self::build_at(config, TrustedClock::default()).await
+    }
+
+    /// The same by another clock than the system's.
+    ///
+    /// # Errors
+    /// Why the agent cannot start.
+    pub async fn build_at(config: Config, clock: TrustedClock) -> Result<Self, BuildError> {
         let state = StateDir::open(&config.state_dir)?;
         let joined = state.joined()?;
-        let clock = Arc::new(TrustedClock::default());
+        let clock = Arc::new(clock);
         let feed = Feed::load(config.cluster.clone(), joined, state.clone(), Arc::clone(&clock)).await?;
         let bundle = Arc::clone(&feed.bundles().borrow());
         let identity = OwnIdentity::load(joined.agent_id, state.clone(), &bundle, clock.now())?;
@@ -129,6 +137,7 @@ impl App {
         let conditions = Conditions {
             snapshot: readiness.condition("snapshot"),
             proxies: readiness.condition("proxies"),
+            clock: readiness.condition("clock"),
         };
         let drain = self.config.limits.drain();
         let admin_listen = self.config.admin_listen;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use iap_identity::{AgentId, LoginName, ServiceName, SessionId};
 use iap_policy::{Asked, Decision, Grant, Question};
-use iap_proto::ServiceRecord;
+use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -145,8 +145,14 @@ impl Gate {
     /// Whether the agent knows too little to decide, and why.
     #[must_use]
     pub fn outage(&self) -> Option<Outage> {
+        self.outage_for(&Strictness::default())
+    }
+
+    /// Whether it knows too little for a service that is this strict.
+    #[must_use]
+    pub fn outage_for(&self, strictness: &Strictness) -> Option<Outage> {
         match self.view() {
-            Some(view) => self.check_age(&view, self.clock.now()).err(),
+            Some(view) => self.check_age(&view, strictness, self.clock.now()).err(),
             None => Some(Outage::NoSnapshot),
         }
     }
@@ -169,11 +175,12 @@ impl Gate {
         let now = self.clock.now();
         // Before anything else: a lock counts even where the rules are too old to allow.
         self.check_locks(&view, attempt, now)?;
-        self.check_age(&view, now).map_err(Refusal::Outage)?;
+        let service = view.service_for(&attempt.service, &self.agent_id);
+        let strictness = service.as_ref().map(|service| service.strictness);
+        self.check_age(&view, &strictness.unwrap_or_default(), now)
+            .map_err(Refusal::Outage)?;
         let local = self.local(&attempt.service).ok_or(Refusal::NotServed)?;
-        let service = view
-            .service_for(&attempt.service, &self.agent_id)
-            .ok_or(Refusal::NotServed)?;
+        let service = service.ok_or(Refusal::NotServed)?;
         let facts = attempt.caller.facts();
         check_groups(&local.ceiling, &facts.groups)?;
         let grant = evaluate(&view, &service, attempt, now)?;
@@ -190,14 +197,29 @@ impl Gate {
         self.services.borrow().get(service).cloned()
     }
 
-    fn check_age(&self, view: &View, now: OffsetDateTime) -> Result<(), Outage> {
-        if view.expires() <= now {
-            return Err(Outage::SnapshotExpired);
-        }
-        match self.clock.feed_age() {
-            Some(age) if age <= self.lock_feed_max => Ok(()),
-            Some(_) | None => Err(Outage::FeedTooOld),
-        }
+    /// The service narrows what this host's file allows, and never widens it.
+    fn check_age(&self, view: &View, strictness: &Strictness, now: OffsetDateTime) -> Result<(), Outage> {
+        let lock_feed_max = strictness
+            .lock_feed_max_age
+            .map_or(self.lock_feed_max, |max| max.min(self.lock_feed_max));
+        let is_fresh = |age: Duration| age <= lock_feed_max;
+        let outage = if view.expires() <= now {
+            Outage::SnapshotExpired
+        } else if !self.clock.feed_age().is_some_and(is_fresh) {
+            Outage::FeedTooOld
+        } else if strictness
+            .snapshot_max_age
+            .is_some_and(|max| view.rules_age(now) > max)
+        {
+            Outage::RulesUnconfirmed
+        } else {
+            return Ok(());
+        };
+        Err(if self.clock.is_ahead_of_a_live_feed() {
+            Outage::ClockAhead
+        } else {
+            outage
+        })
     }
 
     fn check_locks(&self, view: &View, attempt: &Attempt, now: OffsetDateTime) -> Result<(), Refusal> {

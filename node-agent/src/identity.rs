@@ -44,11 +44,15 @@ pub enum IdentityError {
     Certificate(#[from] PeerError),
     /// The agent was off for too long.
     #[error(
-        "the agent's certificate expired at {not_after}, more than 30 days ago: join again with a new token (`iap-agent join --replace`)"
+        "the agent's certificate expired at {not_after}, more than 30 days ago (this host's clock says {now}): make a token with \
+         `iapctl tokens create agent --service NAME`, then run \
+         `iap-agent join --config FILE --proxy HOST:PORT --token-file FILE --replace`"
     )]
     TooLongOff {
         /// Its end.
         not_after: OffsetDateTime,
+        /// The host's time, which may be what is wrong.
+        now: OffsetDateTime,
     },
     /// The certificate names another agent.
     #[error("the certificate belongs to agent {found}, this is {expected}")]
@@ -258,7 +262,7 @@ pub(crate) fn check(
         Ok(other) => return Err(PeerError::WrongClass { found: other.class() }.into()),
         Err(PeerError::Expired { not_after }) => {
             match verify_expired_agent(&chain, bundle, now, iap_identity::verify::EXPIRED_AGENT_GRACE) {
-                Err(PeerError::Expired { .. }) => return Err(IdentityError::TooLongOff { not_after }),
+                Err(PeerError::Expired { .. }) => return Err(IdentityError::TooLongOff { not_after, now }),
                 other => other?,
             }
         }

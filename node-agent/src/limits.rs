@@ -26,6 +26,8 @@ pub struct Limits {
     pub spool_bytes_max: u64,
     /// How long a session of a service with `audit = "required"` stays paused when the spool is full.
     pub spool_full_pause_seconds_max: u64,
+    /// How long a session of a service with `audit = "remote"` waits for the auth server to have its start record.
+    pub remote_audit_seconds_max: u64,
     /// Age of the newest beat beyond which no new session is allowed.
     pub lock_feed_seconds_max: u64,
     /// How long live sessions go on once the feed is too old or the snapshot has expired.
@@ -50,6 +52,7 @@ impl Default for Limits {
             backend_dial_seconds_max: 10,
             spool_bytes_max: 1024 * 1024 * 1024,
             spool_full_pause_seconds_max: 5,
+            remote_audit_seconds_max: 5,
             lock_feed_seconds_max: 4 * 60 * 60,
             outage_grace_seconds_max: 10 * 60,
             drain_seconds_max: 5,
@@ -82,6 +85,12 @@ impl Limits {
     #[must_use]
     pub fn spool_full_pause(&self) -> Duration {
         Duration::from_secs(self.spool_full_pause_seconds_max)
+    }
+
+    /// `remote_audit_seconds_max` as a duration.
+    #[must_use]
+    pub fn remote_audit(&self) -> Duration {
+        Duration::from_secs(self.remote_audit_seconds_max)
     }
 
     /// `lock_feed_seconds_max` as a duration.
@@ -136,6 +145,11 @@ impl Limits {
                 self.spool_bytes_max < 64 * 1024,
                 "limits.spool_bytes_max",
                 "at least 65536",
+            ),
+            (
+                self.remote_audit_seconds_max == 0,
+                "limits.remote_audit_seconds_max",
+                "at least 1",
             ),
             (
                 self.lock_feed_seconds_max < 30,

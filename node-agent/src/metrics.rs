@@ -34,6 +34,7 @@ struct Inner {
     opens_refused: Family<Reason, Counter>,
     control_connections: Gauge,
     feed_age_seconds: Gauge<f64, AtomicU64>,
+    clock_offset_seconds: Gauge<f64, AtomicU64>,
     spool_records: Gauge,
     audit_gaps: Counter,
 }
@@ -80,6 +81,11 @@ impl Metrics {
             "feed_age_seconds",
             "Time since the newest beat",
             inner.feed_age_seconds.clone(),
+        );
+        all.register(
+            "clock_offset_seconds",
+            "This host's clock minus the auth server's, at the newest beat",
+            inner.clock_offset_seconds.clone(),
         );
         all.register(
             "spool_records",
@@ -132,6 +138,11 @@ impl Metrics {
     /// How old the feed is.
     pub fn feed_age(&self, age: std::time::Duration) {
         self.0.feed_age_seconds.set(age.as_secs_f64());
+    }
+
+    /// This host's clock minus the auth server's.
+    pub fn clock_offset(&self, offset: time::Duration) {
+        self.0.clock_offset_seconds.set(offset.as_seconds_f64());
     }
 
     /// How many records wait.

@@ -1,5 +1,7 @@
 //! What travels in signed objects, in its valid form.
 
+use std::time::Duration;
+
 use iap_identity::{AgentId, ClusterName, Locks, LoginName, ProxyId};
 use iap_policy::{ServiceFacts, Vocabulary};
 use time::OffsetDateTime;
@@ -19,6 +21,24 @@ pub struct ServiceRecord {
     pub audit: AuditMode,
     /// Reserved for later protocols; empty: none.
     pub recording: String,
+    /// How much less than its agents allow it goes on without the auth server.
+    pub strictness: Strictness,
+}
+
+/// How long a service goes on without the auth server. It only ever narrows what an agent's own file allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Strictness {
+    /// Since the newest beat: beyond it no new session.
+    pub lock_feed_max_age: Option<Duration>,
+    /// Since the newest beat that named the rules held: beyond it no new session either.
+    pub snapshot_max_age: Option<Duration>,
+    /// From either of these until live sessions end.
+    pub grace: Option<Duration>,
+}
+
+impl Strictness {
+    /// The least that either age may be. Beats come every 10 s: less would end sessions when one is late.
+    pub const AGE_SECONDS_MIN: u64 = 30;
 }
 
 /// How much a session depends on its record.
@@ -28,6 +48,8 @@ pub enum AuditMode {
     Required,
     /// Sessions go on; gaps are themselves recorded.
     BestEffort,
+    /// As `Required`, and no session before the auth server has acknowledged its start record.
+    Remote,
 }
 
 impl AuditMode {
@@ -36,6 +58,7 @@ impl AuditMode {
         match self {
             Self::Required => "required",
             Self::BestEffort => "best_effort",
+            Self::Remote => "remote",
         }
     }
 
@@ -44,6 +67,7 @@ impl AuditMode {
         match name {
             "" | "required" => Some(Self::Required),
             "best_effort" => Some(Self::BestEffort),
+            "remote" => Some(Self::Remote),
             _ => None,
         }
     }

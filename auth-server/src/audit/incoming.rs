@@ -31,8 +31,20 @@ pub struct Incoming {
     pub record: NewRecord,
 }
 
-/// Reads a record's exact bytes.
+/// Reads the exact bytes of an agent's record.
 pub fn read_record(bytes: &[u8]) -> Result<Incoming, IncomingError> {
+    read(bytes, session_change)
+}
+
+/// Reads the exact bytes of a record of our own: it can end the sessions of any agent.
+pub(super) fn read_own_record(bytes: &[u8]) -> Result<Incoming, IncomingError> {
+    read(bytes, own_change)
+}
+
+fn read(
+    bytes: &[u8],
+    change: fn(&RecordView) -> Result<Option<SessionChange>, IncomingError>,
+) -> Result<Incoming, IncomingError> {
     let view = RecordView::parse(bytes)?;
     let previous = unhex(&view.agent_prev).ok_or(RecordError::Field { name: "agent_prev" })?;
     Ok(Incoming {
@@ -44,7 +56,7 @@ pub fn read_record(bytes: &[u8]) -> Result<Incoming, IncomingError> {
             bytes: bytes.to_vec(),
             time: view.time,
             session: view.session_id.map(SessionId::from_uuid),
-            change: session_change(&view)?,
+            change: change(&view)?,
             event: view.event,
         },
     })
@@ -56,6 +68,24 @@ fn session_change(view: &RecordView) -> Result<Option<SessionChange>, IncomingEr
         Some(kind @ EventKind::SessionEnd) => session_end(view, kind.as_str()).map(Some),
         Some(_) | None => Ok(None),
     }
+}
+
+/// Of sessions, we write nothing but the end of those whose agent was lost.
+fn own_change(view: &RecordView) -> Result<Option<SessionChange>, IncomingError> {
+    let event = EventKind::SessionEnd.as_str();
+    if view.kind() != Some(EventKind::SessionEnd) {
+        return Ok(None);
+    }
+    let text = |field| {
+        let value = view.fields.get(field).and_then(Value::as_str);
+        value
+            .map(str::to_owned)
+            .ok_or(IncomingError::Lacks { event, field })
+    };
+    Ok(Some(SessionChange::Lost {
+        agent: text("agent")?,
+        close_reason: text("close_reason")?,
+    }))
 }
 
 fn session_start(view: &RecordView, event: &'static str) -> Result<SessionChange, IncomingError> {

@@ -5,6 +5,7 @@
 
 mod incoming;
 pub mod ingest;
+pub mod lost;
 pub mod search;
 pub mod sessions;
 
@@ -18,6 +19,8 @@ use crate::context::{Clock, NoRandomness, Random};
 use crate::store::{Appended, SharedStore, StoreError};
 
 pub use incoming::{IncomingError, read_record};
+
+use incoming::read_own_record;
 
 /// Writes our own records. What [`AuditLog::record`] has returned for is durable.
 #[derive(Clone)]
@@ -84,7 +87,7 @@ impl AuditLog {
             None => self.resume().await?,
         };
         let sealed = chain.seal(event)?;
-        let record = read_record(&sealed.bytes)?;
+        let record = read_own_record(&sealed.bytes)?;
         let source = *self.shared.source.as_uuid();
         let now = self.shared.clock.now();
         match self

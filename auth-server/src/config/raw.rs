@@ -12,7 +12,7 @@ use iap_runtime::telemetry::LogFormat;
 use serde::Deserialize;
 
 use super::connector::{self, RawConnector};
-use super::{Config, Limits, LoginConfig, SnapshotConfig, WebCertificate};
+use super::{AuditConfig, Config, Limits, LoginConfig, SnapshotConfig, WebCertificate};
 use crate::store::LoginMethod;
 
 const HTTPS_PORT: u16 = 443;
@@ -26,6 +26,9 @@ const SNAPSHOT_MAX_AGE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(24 * 
 const BEAT_DEFAULT: ConfigDuration = ConfigDuration::from_secs(10);
 const BEAT_MIN: Duration = Duration::from_millis(100);
 const BEAT_MAX: Duration = Duration::from_secs(60);
+const AGENT_LOST_AFTER_DEFAULT: ConfigDuration = ConfigDuration::from_secs(24 * 3600);
+const AGENT_LOST_AFTER_MIN: Duration = Duration::from_secs(120);
+const AGENT_LOST_AFTER_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 /// The configuration file, key by key.
 #[derive(Clone, Debug, Deserialize)]
@@ -50,6 +53,8 @@ pub struct RawConfig {
     policy: RawPolicy,
     #[serde(default)]
     snapshot: RawSnapshot,
+    #[serde(default)]
+    audit: RawAudit,
     #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
@@ -87,6 +92,11 @@ struct RawSnapshot {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
+struct RawAudit {
+    agent_lost_after: Option<ConfigDuration>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 struct RawLimits {
     unauthenticated_connections_max: Option<usize>,
     unauthenticated_timeout: Option<ConfigDuration>,
@@ -114,6 +124,7 @@ pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> 
         login: login(&raw.login, &mut errors),
         connectors: connector::check(&raw.connector, raw.development, &mut errors),
         snapshot: snapshot(&raw.snapshot, &mut errors),
+        audit: audit(&raw.audit, &mut errors),
         limits: limits(&raw.limits, &mut errors),
         admin_listen: admin_listen(raw.admin_listen, &mut errors),
         cluster: raw.cluster,
@@ -235,6 +246,17 @@ fn snapshot(raw: &RawSnapshot, errors: &mut ConfigErrors) -> SnapshotConfig {
         errors.push("snapshot.max_age", "must be at least four beats");
     }
     SnapshotConfig { max_age, beat }
+}
+
+fn audit(raw: &RawAudit, errors: &mut ConfigErrors) -> AuditConfig {
+    let agent_lost_after = raw.agent_lost_after.unwrap_or(AGENT_LOST_AFTER_DEFAULT).get();
+    if agent_lost_after < AGENT_LOST_AFTER_MIN || agent_lost_after > AGENT_LOST_AFTER_MAX {
+        errors.push(
+            "audit.agent_lost_after",
+            "must be between 2m and 30d: agents report every 30 s",
+        );
+    }
+    AuditConfig { agent_lost_after }
 }
 
 fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {

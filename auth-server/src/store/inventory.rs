@@ -27,10 +27,19 @@ pub struct ServiceRow {
     pub contact: String,
     /// The backend login when none is asked for.
     pub default_login: Option<String>,
-    /// `required` or `best_effort`.
+    /// `required`, `best_effort` or `remote`.
     pub audit: String,
     /// For later protocols.
     pub recording: Option<String>,
+    /// Age of the newest beat beyond which agents allow no new session, where that is less than their own limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock_feed_seconds: Option<u32>,
+    /// The same for the newest beat that confirmed their rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_seconds: Option<u32>,
+    /// How long live sessions then go on, where that is less than the agents' own limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_seconds: Option<u32>,
 }
 
 /// A service to be created or replaced.

@@ -55,6 +55,14 @@ pub enum SessionChange {
         /// Why.
         close_reason: String,
     },
+    /// We ended it, because its agent was not heard of. Changes nothing where the agent did before, and what the
+    /// agent says later counts.
+    Lost {
+        /// The agent's id.
+        agent: String,
+        /// Why.
+        close_reason: String,
+    },
 }
 
 /// What became of a batch: all of it or nothing.
@@ -196,6 +204,13 @@ pub trait RecordStore: Send + Sync + 'static {
 
     /// Sessions, the newest first.
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRow>, StoreError>;
+
+    /// Open sessions that began before `absent_since` and whose agent was not heard of since then, the oldest first.
+    async fn sessions_of_absent_agents(
+        &self,
+        absent_since: OffsetDateTime,
+        limit: u32,
+    ) -> Result<Vec<SessionRow>, StoreError>;
 
     /// The session with that id.
     async fn session(&self, id: SessionId) -> Result<Option<SessionRow>, StoreError>;

@@ -1,6 +1,7 @@
 //! Agents' records: exact bytes, once, in their chain's order, acknowledged when durable.
 
 use iap_audit::{Chain, CloseReason, DecisionRecord, Effect, Event, EventKind, Record, UserRecord};
+use iap_auth::audit::lost::end_lost_sessions;
 use iap_identity::{AgentId, ServiceName, SessionId, SignedKind, Signer as _, signed_message};
 use iap_proto::v1;
 use serde_json::Value;
@@ -454,4 +455,66 @@ async fn a_search_finds_by_words_and_by_expression() {
     assert_eq!(search("nothing_has_this_field == 1").await.unwrap(), 0);
     assert_eq!(refused(search("reason == (").await), "invalid");
     assert!(!plane.records(&admin, "audit.searched").await.is_empty());
+}
+
+#[tokio::test]
+async fn sessions_of_an_agent_not_heard_of_for_a_day_end_until_it_says_otherwise() {
+    let plane = Plane::start().await;
+    let admin = plane.log_in(ADMIN).await;
+    let user = record_of(&plane, &admin, ADMIN).await;
+    let mut absent = Source::join(&plane, &admin).await;
+    let mut present = Source::join(&plane, &admin).await;
+    let (lost, kept) = (
+        SessionId::from_uuid(Uuid::now_v7()),
+        SessionId::from_uuid(Uuid::now_v7()),
+    );
+    for (source, session) in [(&mut absent, lost), (&mut present, kept)] {
+        let start = session_start(source, session, &user);
+        source.send(&plane, source.batch(&[start])).await.unwrap();
+    }
+    let look = async || end_lost_sessions(&plane.context).await.unwrap();
+    plane.offset.set(time::Duration::hours(23));
+    assert_eq!(look().await, 0);
+    let report = iap_auth::store::AgentReport::default();
+    let now = plane.context.clock.now();
+    plane
+        .context
+        .store
+        .agent_reported(present.id, &report, now)
+        .await
+        .unwrap();
+    plane.offset.set(time::Duration::hours(25));
+    assert_eq!(look().await, 1);
+    assert_eq!(look().await, 0, "once");
+    plane.offset.set(time::Duration::ZERO);
+
+    let of = |listed: &[Value], session: SessionId| {
+        let found = listed.iter().find(|row| row["session_id"] == session.to_string());
+        found.unwrap().clone()
+    };
+    let listed = sessions(&plane, &admin).await;
+    assert_eq!(of(&listed, lost)["close_reason"], "agent_lost");
+    assert!(of(&listed, lost)["end"].is_string());
+    assert!(of(&listed, kept)["end"].is_null());
+    let records = plane.context.store.session_records(lost).await.unwrap();
+    let end: Value = serde_json::from_slice(&records[1].bytes).unwrap();
+    assert_eq!(
+        (&end["event"], &end["source"]),
+        (&"session.end".into(), &"auth".into())
+    );
+    assert_eq!(end["close_detail"], "its agent was not heard of for 24 h");
+    assert_eq!(
+        (&end["service"], &end["user"]["name"]),
+        (&"db-prod".into(), &ADMIN.into())
+    );
+
+    let end = session_end(&mut absent, lost);
+    absent.send(&plane, absent.batch(&[end])).await.unwrap();
+    let listed = sessions(&plane, &admin).await;
+    assert_eq!(
+        of(&listed, lost)["close_reason"],
+        "client_closed",
+        "its own word counts"
+    );
+    assert_eq!(of(&listed, lost)["bytes_in"], 11);
 }

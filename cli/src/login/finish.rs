@@ -61,7 +61,12 @@ pub fn store(
     let bundle = iap_proto::open_bundle(&signed, &record.pin()?, &record.cluster, now)?;
     let issued = finished.issued.context("the auth server sent no certificate")?;
     let chain: Vec<CertificateDer<'static>> = issued.chain.into_iter().map(CertificateDer::from).collect();
-    let peer = identity::verify(&chain, &bundle, now)?;
+    let peer = identity::verify(&chain, &bundle, now).map_err(|error| {
+        match crate::clock::new_certificate_out_of_time(&error, now) {
+            Some(failure) => anyhow::Error::from(failure),
+            None => error.into(),
+        }
+    })?;
     if peer.key_thumbprint != api::sha256(&rcgen::PublicKeyData::subject_public_key_info(key)) {
         return Err(Failure::failed("the auth server certified another key than ours").into());
     }

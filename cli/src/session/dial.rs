@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::source::Wanted;
+use crate::clock;
 use crate::failure::Failure;
 use crate::identity::Identity;
 
@@ -185,11 +186,16 @@ fn explain(error: &std::io::Error, identity: &Identity, wanted: &Wanted) -> Fail
     let service = wanted.service.as_str();
     match crate::api::causes(error).find_map(crate::api::tls_error) {
         Some(rustls::Error::AlertReceived(alert)) => explain_alert(*alert, identity, wanted),
-        Some(rustls::Error::InvalidCertificate(why)) => Failure::failed(format!(
-            "whatever answered for '{service}' could not prove to be it"
-        ))
-        .because(format!("{why}"))
-        .next("tell your operator; nothing was sent"),
+        Some(rustls::Error::InvalidCertificate(why)) => {
+            let now = time::OffsetDateTime::now_utc();
+            clock::server_out_of_time(why, &format!("'{service}'"), now).unwrap_or_else(|| {
+                Failure::failed(format!(
+                    "whatever answered for '{service}' could not prove to be it"
+                ))
+                .because(format!("{why}"))
+                .next("tell your operator; nothing was sent")
+            })
+        }
         Some(other) => {
             Failure::failed(format!("the TLS connection to '{service}' failed")).because(other.to_string())
         }
@@ -208,7 +214,9 @@ fn explain_alert(alert: AlertDescription, identity: &Identity, wanted: &Wanted) 
             Failure::denied(format!("{user} is locked out")).next("ask your operator")
         }
         AlertDescription::CertificateExpired => {
-            Failure::login_needed("your login has expired").next("iapctl login")
+            let now = time::OffsetDateTime::now_utc();
+            clock::expired_elsewhere(&format!("'{service}'"), identity.peer.not_after, now)
+                .unwrap_or_else(|| Failure::login_needed("your login has expired").next("iapctl login"))
         }
         AlertDescription::UnknownCA | AlertDescription::BadCertificate => {
             Failure::login_needed(format!("'{service}' does not accept this login")).next("iapctl login")

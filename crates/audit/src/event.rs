@@ -255,6 +255,8 @@ pub enum CloseReason {
     LoginDeadline,
     /// No sign of life from the auth server beyond what is allowed.
     FeedTooOld,
+    /// The rules expired, or were not confirmed for longer than is allowed.
+    SnapshotTooOld,
     /// The agent could no longer write records.
     AuditUnavailable,
     /// The service is no longer granted to the agent, or was removed.
@@ -286,6 +288,7 @@ impl CloseReason {
             Self::IdleLimit => "idle_limit",
             Self::LoginDeadline => "login_deadline",
             Self::FeedTooOld => "feed_too_old",
+            Self::SnapshotTooOld => "snapshot_too_old",
             Self::AuditUnavailable => "audit_unavailable",
             Self::ServiceRemoved => "service_removed",
             Self::Shutdown => "shutdown",

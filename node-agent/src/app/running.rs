@@ -93,6 +93,7 @@ impl Running {
 pub(super) struct Conditions {
     pub(super) snapshot: Condition,
     pub(super) proxies: Condition,
+    pub(super) clock: Condition,
 }
 
 /// Keeps readiness and the slow gauges up to date.
@@ -133,7 +134,12 @@ impl Gauges {
                 .proxies
                 .unmet("no control connection to any proxy");
         }
+        match self.clock.standing().text() {
+            None => self.conditions.clock.met(),
+            Some(text) => self.conditions.clock.unmet(text),
+        }
         self.metrics.control_connections(connected);
+        self.metrics.clock_offset(self.clock.offset());
         self.metrics.feed_age(self.clock.feed_age().unwrap_or_default());
         self.metrics.spool_records(self.journal.unacknowledged());
     }

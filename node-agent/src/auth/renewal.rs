@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use iap_identity::verify::EXPIRED_AGENT_GRACE;
 use iap_runtime::backoff::Backoff;
 
 use super::AuthClient;
 use crate::clock::TrustedClock;
-use crate::identity::OwnIdentity;
+use crate::identity::{IdentityError, OwnIdentity};
 use crate::leaves::renewal_time;
 
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -32,7 +33,13 @@ pub async fn run(client: Arc<AuthClient>, identity: Arc<OwnIdentity>, clock: Arc
                 due = renewal_time(clock.now(), identity.current().not_after);
             }
             Err(error) => {
-                tracing::warn!(%error, "the agent's certificate is not renewed yet");
+                let (not_after, now) = (identity.current().not_after, clock.now());
+                if now - not_after > EXPIRED_AGENT_GRACE {
+                    let error = IdentityError::TooLongOff { not_after, now };
+                    tracing::error!("{error}");
+                } else {
+                    tracing::warn!(%error, "the agent's certificate is not renewed yet");
+                }
                 backoff.wait().await;
             }
         }

@@ -8,7 +8,7 @@ use iap_audit::RecordView;
 use iap_proto::v1;
 use iap_runtime::backoff::Backoff;
 use iap_runtime::spool::{SpoolError, SpooledRecord};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 
 use super::{AuthClient, CallError};
 use crate::identity::{IdentityError, OwnIdentity};
@@ -48,7 +48,6 @@ pub struct Uploader {
     state: StateDir,
     /// The sessions that live as of the last acknowledged record.
     live: Mutex<LiveSet>,
-    acknowledged: watch::Sender<u64>,
 }
 
 impl Uploader {
@@ -63,14 +62,12 @@ impl Uploader {
         state: StateDir,
     ) -> Result<Self, JournalError> {
         let live = Mutex::new(LiveSet::load(&state)?);
-        let acknowledged = watch::Sender::new(journal.spool().usage().acknowledged);
         Ok(Self {
             journal,
             client,
             identity,
             state,
             live,
-            acknowledged,
         })
     }
 
@@ -102,8 +99,8 @@ impl Uploader {
     pub async fn finish(&self) {
         let last = self.journal.spool().usage().committed;
         let _ = self
-            .acknowledged
-            .subscribe()
+            .journal
+            .acknowledged()
             .wait_for(|acknowledged| *acknowledged >= last)
             .await;
     }
@@ -146,8 +143,7 @@ impl Uploader {
             written.map_err(|_| SpoolError::Stopped)??;
             live.saved();
         }
-        self.journal.spool().acknowledge(seq).await?;
-        self.acknowledged.send_replace(seq);
+        self.journal.acknowledge(seq).await?;
         Ok(())
     }
 }

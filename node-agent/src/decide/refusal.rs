@@ -1,6 +1,6 @@
 //! Why there is no session, for the caller, for the record, and for the reviewer of live sessions.
 
-use iap_audit::{DecisionRecord, Effect};
+use iap_audit::{CloseReason, DecisionRecord, Effect};
 use iap_identity::{Lock, LockKind};
 use iap_policy::{Denial, DenialCode};
 
@@ -39,9 +39,22 @@ pub enum Outage {
     SnapshotExpired,
     /// It has not heard a beat for longer than allowed.
     FeedTooOld,
+    /// No beat has confirmed its snapshot for longer than the service allows.
+    RulesUnconfirmed,
+    /// Beats arrive, and this host's clock says that they are old.
+    ClockAhead,
 }
 
 impl Outage {
+    /// Why a live session ends that outlasts its grace.
+    #[must_use]
+    pub fn close_reason(self) -> CloseReason {
+        match self {
+            Self::NoSnapshot | Self::SnapshotExpired | Self::RulesUnconfirmed => CloseReason::SnapshotTooOld,
+            Self::FeedTooOld | Self::ClockAhead => CloseReason::FeedTooOld,
+        }
+    }
+
     /// A sentence for the user and the record.
     #[must_use]
     pub fn text(self) -> &'static str {
@@ -50,6 +63,12 @@ impl Outage {
             Self::SnapshotExpired => "this agent's rules have expired and the auth server cannot be reached",
             Self::FeedTooOld => {
                 "the auth server has been out of reach for longer than sessions are allowed without it"
+            }
+            Self::RulesUnconfirmed => {
+                "the auth server has not confirmed this agent's rules for longer than the service may do without"
+            }
+            Self::ClockAhead => {
+                "this agent's clock is ahead of the auth server's, so that its rules look too old; its operator must set the clock"
             }
         }
     }

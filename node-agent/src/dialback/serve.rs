@@ -205,16 +205,14 @@ impl Passage {
                 .unavailable("the agent serves as many sessions as it may", true)
                 .await;
         };
-        let required = permit.service().audit == AuditMode::Required;
+        let mode = permit.service().audit;
         let facts = Arc::new(self.facts(caller, seed, &permit, asked));
-        let started = match parts.journal.start(&facts, &permit, required).await {
+        let started = match parts.journal.start(&facts, &permit, mode).await {
             Ok(started) => started,
             Err(error) => {
                 tracing::error!(session = %facts.session_id, %error, "no session without its record");
                 parts.metrics.denied("audit_unavailable");
-                return client
-                    .unavailable("the agent cannot write audit records now", true)
-                    .await;
+                return client.unavailable(error.public_text(), true).await;
             }
         };
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
@@ -228,7 +226,7 @@ impl Passage {
             backend: permit.local(),
             cluster: &parts.cluster,
             limits: &parts.limits,
-            audit_full: required.then(|| parts.journal.fullness()),
+            audit_full: (mode != AuditMode::BestEffort).then(|| parts.journal.fullness()),
         };
         let ending = handlers::serve(&permit, visit).await;
         tracing::info!(session = %facts.session_id, reason = ending.reason.as_str(), "session ended");

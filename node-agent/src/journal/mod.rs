@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use iap_audit::{DecisionRecord, Event, EventKind};
+use iap_audit::{CloseReason, DecisionRecord, Event, EventKind};
 use iap_identity::{AgentId, ProxyId, ServiceName};
-use iap_runtime::spool::{Room, Spool, SpoolError, SpoolLimits, SpoolOpenError};
+use iap_proto::AuditMode;
+use iap_runtime::spool::{Receipt, Room, Spool, SpoolError, SpoolLimits, SpoolOpenError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -23,7 +24,7 @@ use crate::clock::TrustedClock;
 use crate::decide::{Permit, Refusal};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::session::{Caller, SessionFacts, Started};
+use crate::session::{Caller, Ending, SessionFacts, Started};
 use crate::state::{StateDir, StateError, names};
 use denials::{Denials, Denied};
 
@@ -45,9 +46,27 @@ pub enum JournalError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The auth server has not acknowledged the record in time, for a service that must not begin without that.
+    #[error("the auth server did not acknowledge the session's record within {} s", .0.as_secs())]
+    NotAcknowledged(Duration),
     /// A thread of the runtime is gone.
     #[error("the spool was not opened: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+impl JournalError {
+    /// One sentence for the user.
+    #[must_use]
+    pub fn public_text(&self) -> &'static str {
+        match self {
+            Self::NotAcknowledged(_) => {
+                "the auth server did not confirm the session's record in time, and the service requires that"
+            }
+            Self::Open(_) | Self::Append(_) | Self::State(_) | Self::Task(_) => {
+                "the agent cannot write audit records now"
+            }
+        }
+    }
 }
 
 /// The agent's audit records. Clones share them.
@@ -62,6 +81,9 @@ struct Inner {
     metrics: Metrics,
     denials: Mutex<Denials>,
     full: watch::Sender<bool>,
+    /// The newest record that the auth server has.
+    acknowledged: watch::Sender<u64>,
+    remote_patience: Duration,
     /// Records lost since the last that said so.
     gaps: AtomicU64,
     /// Writes that nobody waits for.
@@ -96,6 +118,8 @@ impl Journal {
             metrics,
             denials: Mutex::new(Denials::new(limits.denials_per_minute_max)),
             full: watch::Sender::new(false),
+            acknowledged: watch::Sender::new(recovery.acknowledged),
+            remote_patience: limits.remote_audit(),
             gaps: AtomicU64::new(0),
             background: TaskTracker::new(),
         }));
@@ -106,29 +130,63 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Records that a session starts. Returns the permission to dial once the record is durable; for a service
-    /// that does not require its records, also when there is no room, which is then counted as a gap.
+    /// Records that a session starts. Returns the permission to dial once the record is durable, and for a service
+    /// with `audit = "remote"` at the auth server; for one that does not require its records, also when there is no
+    /// room, which is then counted as a gap.
     ///
     /// # Errors
-    /// When the session must not be without its record and there is none.
+    /// When the session must not be without its record and there is none. A start that was recorded and not
+    /// acknowledged has its end recorded too.
     pub async fn start(
         &self,
         facts: &Arc<SessionFacts>,
         permit: &Permit,
-        required: bool,
+        mode: AuditMode,
     ) -> Result<Started, JournalError> {
         let (_, id) = self.stamp();
         let event = facts.start_event(permit.grant(), id);
-        match self.append(event, Room::Free).await {
-            Ok(()) => {}
-            Err(error) if required => return Err(error.into()),
-            Err(_) => self.gap(),
+        let appended = self.append(event, Room::Free).await;
+        let started = || Started::new(Arc::clone(facts), permit.grant().clone(), self.clone());
+        match (appended, mode) {
+            (Ok(_), AuditMode::Required | AuditMode::BestEffort) => Ok(started()),
+            (Ok(receipt), AuditMode::Remote) => self.acknowledged_in_time(started(), receipt.seq).await,
+            (Err(_), AuditMode::BestEffort) => {
+                self.gap();
+                Ok(started())
+            }
+            (Err(error), AuditMode::Required | AuditMode::Remote) => Err(error.into()),
         }
-        Ok(Started::new(
-            Arc::clone(facts),
-            permit.grant().clone(),
-            self.clone(),
-        ))
+    }
+
+    async fn acknowledged_in_time(&self, started: Started, seq: u64) -> Result<Started, JournalError> {
+        let mut acknowledged = self.0.acknowledged.subscribe();
+        let patience = self.0.remote_patience;
+        let waiting = acknowledged.wait_for(|newest| *newest >= seq);
+        let in_time = tokio::time::timeout(patience, waiting)
+            .await
+            .is_ok_and(|seen| seen.is_ok());
+        if in_time {
+            return Ok(started);
+        }
+        let error = JournalError::NotAcknowledged(patience);
+        let ending = Ending::because(CloseReason::AuditUnavailable, error.to_string());
+        started.end(ending).await;
+        Err(error)
+    }
+
+    /// The auth server has every record up to `seq`: those who wait for that go on, and the spool may forget them.
+    ///
+    /// # Errors
+    /// When that cannot be remembered.
+    pub async fn acknowledge(&self, seq: u64) -> Result<(), SpoolError> {
+        self.0.acknowledged.send_replace(seq);
+        self.0.spool.acknowledge(seq).await
+    }
+
+    /// The newest record that the auth server has, as it changes.
+    #[must_use]
+    pub fn acknowledged(&self) -> watch::Receiver<u64> {
+        self.0.acknowledged.subscribe()
     }
 
     /// Records that a session is over. Returns once that is durable; when there is no room even in the
@@ -244,14 +302,14 @@ impl Journal {
         }
     }
 
-    async fn append(&self, event: Event, room: Room) -> Result<(), SpoolError> {
+    async fn append(&self, event: Event, room: Room) -> Result<Receipt, SpoolError> {
         let appended = self.0.spool.append(event, room).await;
         match &appended {
             Ok(_) => {}
             Err(SpoolError::Full | SpoolError::Disk(_) | SpoolError::File(_)) => self.set_full(true),
             Err(SpoolError::Unrecordable(_) | SpoolError::Stopped) => {}
         }
-        appended.map(drop)
+        appended
     }
 
     fn set_full(&self, full: bool) {

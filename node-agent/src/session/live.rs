@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use iap_identity::SessionId;
 use iap_runtime::pump::Cancellation;
+use time::OffsetDateTime;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::{Ending, SessionFacts};
+use crate::clock::Witnessed;
 use crate::decide::Permit;
 
 /// One live session as the reviewer sees it.
@@ -18,6 +21,7 @@ pub struct Live {
     permit: Mutex<Permit>,
     cut: Cancellation,
     why: OnceLock<Ending>,
+    outage_since: Mutex<Option<Witnessed>>,
 }
 
 impl Live {
@@ -29,6 +33,19 @@ impl Live {
             permit: Mutex::new(permit),
             cut: Cancellation::new(),
             why: OnceLock::new(),
+            outage_since: Mutex::new(None),
+        }
+    }
+
+    /// Takes note of whether there is an outage at `now`; returns how long it has lasted for this session.
+    pub fn outage_lasted(&self, is_outage: bool, now: OffsetDateTime) -> Option<Duration> {
+        let mut since = self.outage_since.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_outage {
+            true => Some(since.get_or_insert_with(|| Witnessed::now(now)).age(now)),
+            false => {
+                *since = None;
+                None
+            }
         }
     }
 

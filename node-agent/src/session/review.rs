@@ -7,12 +7,12 @@ use std::time::Duration;
 use iap_audit::CloseReason;
 use iap_runtime::big_stack;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 
 use super::live::{Live, Registry};
 use super::{Ending, SessionFacts};
 use crate::config::LocalServices;
-use crate::decide::{Attempt, Gate, Outage, Permit, Refusal};
+use crate::decide::{Attempt, Gate, Permit, Refusal};
 use crate::view::View;
 
 const TICK: Duration = Duration::from_secs(1);
@@ -28,7 +28,6 @@ pub struct Reviewer {
     views: watch::Receiver<Option<Arc<View>>>,
     services: watch::Receiver<Arc<LocalServices>>,
     outage_grace: Duration,
-    outage_since: Option<Instant>,
 }
 
 impl Reviewer {
@@ -47,7 +46,6 @@ impl Reviewer {
             views,
             services,
             outage_grace,
-            outage_since: None,
         }
     }
 
@@ -84,24 +82,28 @@ impl Reviewer {
         }
     }
 
-    fn hold_deadlines(&mut self) {
-        let outage = self.gate.outage();
-        self.outage_since = match outage {
-            Some(_) => self.outage_since.or_else(|| Some(Instant::now())),
-            None => None,
-        };
-        let out_of_grace = self
-            .outage_since
-            .is_some_and(|since| since.elapsed() >= self.outage_grace);
-        if let Some(outage) = outage.filter(|_| out_of_grace) {
-            self.registry.cut_all(&outage_ending(outage));
-        }
+    fn hold_deadlines(&self) {
         let now = self.gate.now();
         for live in self.registry.all() {
-            if let Some(ending) = overdue(&live.facts, &live.permit(), now) {
+            let permit = live.permit();
+            let ending = overdue(&live.facts, &permit, now).or_else(|| self.out_of_grace(&live, &permit));
+            if let Some(ending) = ending {
                 live.cut(ending);
             }
         }
+    }
+
+    /// An outage longer than the grace of this host's file or of the service, whichever is shorter.
+    fn out_of_grace(&self, live: &Live, permit: &Permit) -> Option<Ending> {
+        let strictness = permit.service().strictness;
+        let grace = strictness
+            .grace
+            .map_or(self.outage_grace, |grace| grace.min(self.outage_grace));
+        let outage = self.gate.outage_for(&strictness);
+        let lasted = live.outage_lasted(outage.is_some(), self.gate.now())?;
+        outage
+            .filter(|_| lasted >= grace)
+            .map(|outage| Ending::because(outage.close_reason(), outage.text()))
     }
 }
 
@@ -144,10 +146,6 @@ fn cut_ending(refusal: &Refusal, held: &Permit) -> Option<Ending> {
             },
         )),
     }
-}
-
-fn outage_ending(outage: Outage) -> Ending {
-    Ending::because(CloseReason::FeedTooOld, outage.text())
 }
 
 fn overdue(facts: &SessionFacts, permit: &Permit, now: time::OffsetDateTime) -> Option<Ending> {

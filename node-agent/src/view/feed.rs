@@ -220,7 +220,15 @@ impl Feed {
 
     async fn accept_beat(&mut self, signed: &Signed, origin: Origin) -> Result<Accepted, FeedError> {
         let beat = open_beat(signed, &self.bundle).map_err(refused("beat"))?;
-        self.clock.witness(beat.time);
+        match origin {
+            Origin::Feed => self.hear(beat.time),
+            Origin::Disk => self.clock.witness(beat.time),
+        }
+        if let Some(rules) = &self.rules
+            && (rules.snapshot.epoch, rules.snapshot.version) == (beat.epoch, beat.snapshot_version)
+        {
+            rules.confirm(beat.time);
+        }
         if self
             .beat_saved
             .is_none_or(|saved| saved.elapsed() >= BEAT_SAVED_EVERY)
@@ -236,8 +244,20 @@ impl Feed {
         })
     }
 
+    fn hear(&self, beat: OffsetDateTime) {
+        let Some(standing) = self.clock.hear(beat) else {
+            return;
+        };
+        let seconds = self.clock.offset().whole_seconds();
+        match standing.text() {
+            Some(text) => tracing::error!(offset_seconds = seconds, auth_server_says = %beat, "{text}"),
+            None => tracing::info!("this host's clock and the auth server's agree again"),
+        }
+    }
+
+    /// The beat last: it may confirm the snapshot.
     async fn load_last_good(&mut self) {
-        for name in [names::LOCKS, names::BEAT, names::SNAPSHOT] {
+        for name in [names::LOCKS, names::SNAPSHOT, names::BEAT] {
             let loaded = match read_signed(&self.state, name) {
                 Ok(None) => continue,
                 Ok(Some(signed)) => match name {

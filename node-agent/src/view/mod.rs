@@ -4,12 +4,15 @@ mod age;
 pub mod feed;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use iap_identity::{AgentId, Locks, ServiceName, TrustBundle};
 use iap_policy::{Policy, Protocol, Vocabulary};
 use iap_proto::{LockList, ServiceRecord, Snapshot};
 use time::OffsetDateTime;
+
+use crate::clock::Witnessed;
 
 pub use age::Older;
 pub use feed::{Accepted, Feed, FeedError};
@@ -20,6 +23,8 @@ pub struct Rules {
     snapshot: Snapshot,
     policy: Policy,
     services: BTreeMap<ServiceName, Arc<ServiceRecord>>,
+    /// The newest signed time at which they were known to be the newest there are.
+    confirmed: Mutex<Witnessed>,
 }
 
 impl Rules {
@@ -27,9 +32,18 @@ impl Rules {
         let by_name = |record: &ServiceRecord| (record.facts.name.clone(), Arc::new(record.clone()));
         let services = snapshot.services.iter().map(by_name).collect();
         Self {
+            confirmed: Mutex::new(Witnessed::now(snapshot.issued)),
             snapshot,
             policy,
             services,
+        }
+    }
+
+    /// A beat signed at `time` named these rules as the newest.
+    fn confirm(&self, time: OffsetDateTime) {
+        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        if !confirmed.is_after(time) {
+            *confirmed = Witnessed::now(time);
         }
     }
 }
@@ -78,6 +92,17 @@ impl View {
     #[must_use]
     pub fn expires(&self) -> OffsetDateTime {
         self.rules.snapshot.expires
+    }
+
+    /// How long ago, at `now`, the auth server last confirmed these rules as the newest.
+    #[must_use]
+    pub fn rules_age(&self, now: OffsetDateTime) -> Duration {
+        let confirmed = *self
+            .rules
+            .confirmed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        confirmed.age(now)
     }
 
     /// The snapshot's epoch and version.

@@ -21,6 +21,8 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::plane::Moved;
+
 const BEAT_EVERY: Duration = Duration::from_millis(200);
 
 #[derive(Clone)]
@@ -28,6 +30,7 @@ pub struct FakeAuth(Arc<Inner>);
 
 struct Inner {
     cluster: Arc<TestCluster>,
+    clock: Moved,
     changed: watch::Sender<u64>,
     state: Mutex<State>,
 }
@@ -38,6 +41,7 @@ struct State {
     records: Vec<Vec<u8>>,
     takes_records: bool,
     renewals: u32,
+    withheld: u64,
     token_secret: Option<[u8; 32]>,
     joins_as: AgentId,
 }
@@ -50,11 +54,13 @@ impl FakeAuth {
             records: Vec::new(),
             takes_records: true,
             renewals: 0,
+            withheld: 0,
             token_secret: None,
             joins_as,
         };
         Self(Arc::new(Inner {
             cluster,
+            clock: Moved::default(),
             changed: watch::Sender::new(0),
             state: Mutex::new(state),
         }))
@@ -92,8 +98,8 @@ impl FakeAuth {
         let beat = Beat {
             cluster: self.0.cluster.name.clone(),
             epoch: state.snapshot.epoch,
-            time: OffsetDateTime::now_utc(),
-            snapshot_version: state.snapshot.version,
+            time: self.0.clock.now(),
+            snapshot_version: state.snapshot.version + state.withheld,
             lock_version: state.locks.version,
         };
         drop(state);
@@ -106,7 +112,7 @@ impl FakeAuth {
         change(&mut state.snapshot);
         state.snapshot.version += 1;
         state.snapshot.policy_version += 1;
-        state.snapshot.issued = OffsetDateTime::now_utc();
+        state.snapshot.issued = self.0.clock.now();
         drop(state);
         self.0.changed.send_modify(|count| *count += 1);
     }
@@ -128,6 +134,16 @@ impl FakeAuth {
         let state = &mut *state;
         change(&mut state.snapshot, &mut state.locks);
         self.0.changed.send_modify(|count| *count += 1);
+    }
+
+    /// The server's clock.
+    pub fn clock(&self) -> Moved {
+        self.0.clock.clone()
+    }
+
+    /// From now on beats name a newer snapshot than is delivered.
+    pub fn withhold(&self) {
+        self.state().withheld = 1;
     }
 
     pub fn take_records(&self, takes: bool) {

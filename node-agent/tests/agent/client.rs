@@ -43,6 +43,9 @@ pub async fn connect_as(
         )) as _
     });
     let config = tls::client_config(Arc::new(ServerVerifier::new(material)), identity, alpn).unwrap();
+    let mut config = Arc::unwrap_or_clone(config);
+    config.time_provider = Arc::new(plane.client_clock.clone());
+    let config = Arc::new(config);
     (id, tls::connect(stream, sni, config, WAIT).await)
 }
 

@@ -14,6 +14,7 @@ mod plane;
 mod proxy;
 
 mod joining;
+mod outage_table;
 mod outages;
 mod records;
 mod refusals;

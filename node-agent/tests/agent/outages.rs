@@ -97,7 +97,7 @@ async fn live_sessions_get_their_grace_when_the_feed_is_silent_for_too_long() {
         .publish(|snapshot| snapshot.expires = OffsetDateTime::now_utc() + time::Duration::seconds(2));
     ending(&mut stream).await;
     let end = plane.event("session.end").await;
-    assert_eq!(end["close_reason"], "feed_too_old");
+    assert_eq!(end["close_reason"], "snapshot_too_old");
     running.stop().await;
 }
 

@@ -3,16 +3,19 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use iap_agent::app::Reload;
+use iap_agent::clock::TrustedClock;
 use iap_agent::state::names;
 use iap_agent::{App, Config};
 use iap_identity::{AgentId, GroupName, Lock, LockKind, LoginName, ServiceName};
 use iap_policy::{ServiceFacts, Vocabulary};
-use iap_proto::{AuditMode, LockList, ServiceRecord, Snapshot};
+use iap_proto::{AuditMode, LockList, ServiceRecord, Snapshot, Strictness};
 use iap_runtime::shutdown::Shutdown;
 use iap_testkit::TestCluster;
 use prost::Message as _;
+use rustls_pki_types::UnixTime;
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -47,6 +50,34 @@ pub struct Plane {
     pub start_with_snapshot: bool,
     /// A line of the file's beginning.
     pub first_line: String,
+    /// The agent's clock.
+    pub clock: Moved,
+    /// The clients'.
+    pub client_clock: Moved,
+}
+
+/// A clock that runs with the system's, at an offset. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Moved(Arc<AtomicI64>);
+
+impl Moved {
+    /// Sets it `offset` ahead of the system's.
+    pub fn to(&self, offset: time::Duration) {
+        self.0.store(offset.whole_seconds(), Ordering::SeqCst);
+    }
+
+    pub fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::now_utc() + time::Duration::seconds(self.0.load(Ordering::SeqCst))
+    }
+}
+
+impl rustls::time_provider::TimeProvider for Moved {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.now().unix_timestamp()).ok()?;
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            seconds,
+        )))
+    }
 }
 
 /// A running agent, on a runtime of its own, as a process would be.
@@ -88,6 +119,8 @@ impl Plane {
             ceiling,
             start_with_snapshot: true,
             first_line: String::new(),
+            clock: Moved::default(),
+            client_clock: Moved::default(),
         }
     }
 
@@ -152,10 +185,20 @@ impl Plane {
 
     /// Gives the agent its leaves, as an earlier run would have left them.
     pub fn write_leaves(&self) {
+        self.write_leaves_of(OffsetDateTime::now_utc());
+    }
+
+    /// The same, issued at that time.
+    pub fn write_leaves_of(&self, made: OffsetDateTime) {
         let state = iap_agent::state::StateDir::open(&self.state_dir()).unwrap();
         for (name, _) in &self.backends {
-            let credential = self.cluster.service_leaf(self.agent_id, name).unwrap();
             let service = ServiceName::parse(name).unwrap();
+            let profile = iap_identity::Profile::ServiceLeaf {
+                agent: self.agent_id,
+                service: service.clone(),
+                cluster: self.cluster.name.clone(),
+            };
+            let credential = self.cluster.issue_at(profile, made).unwrap();
             iap_runtime::keys::store(&state.leaf_key(&service).unwrap(), &credential.key).unwrap();
             state
                 .write_leaf_certificate(&service, credential.chain_pem().as_bytes())
@@ -174,7 +217,10 @@ impl Plane {
             .build()
             .unwrap();
         let config = self.config();
-        let app = runtime.spawn(async { App::build(config).await }).await.unwrap();
+        let moved = self.clock.clone();
+        let clock = TrustedClock::new(move || moved.now());
+        let building = runtime.spawn(async { App::build_at(config, clock).await });
+        let app = building.await.unwrap();
         let app = app.unwrap_or_else(|error| panic!("{error}"));
         let (shutdown, reload) = (Shutdown::new(), app.reload());
         let task = runtime.spawn(app.run(shutdown.clone()));
@@ -287,6 +333,7 @@ pub fn service(name: &str, agents: &[AgentId]) -> ServiceRecord {
         agents: agents.to_vec(),
         audit: AuditMode::Required,
         recording: String::new(),
+        strictness: Strictness::default(),
     }
 }
 

@@ -206,3 +206,114 @@ async fn repeated_denials_become_one_record_and_a_count() {
             .any(|record| record.fields.get("count").is_some_and(|count| *count == 3))
     );
 }
+
+/// A file system of its own, gone with the value.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// Mounts a tmpfs; nothing, where this process may not.
+    fn mount(path: &std::path::Path, kibibytes: u32) -> Option<Self> {
+        let mounted = std::process::Command::new("mount")
+            .args([
+                "-t",
+                "tmpfs",
+                "-o",
+                &format!("size={kibibytes}k,mode=0700"),
+                "tmpfs",
+            ])
+            .arg(path)
+            .stderr(std::process::Stdio::null())
+            .status();
+        mounted
+            .is_ok_and(|status| status.success())
+            .then(|| Self(path.to_owned()))
+    }
+
+    /// Takes what is left of the space, until the returned file is removed.
+    fn fill(&self) -> std::path::PathBuf {
+        use std::io::Write as _;
+        let path = self.0.join("somebody-elses");
+        let mut file = std::fs::File::create(&path).unwrap();
+        for size in [4096, 1] {
+            while file.write_all(&vec![0; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::print_stderr)]
+async fn on_a_full_disk_live_sessions_pause_and_end_on_record_and_all_is_well_once_there_is_room() {
+    let mut plane = Plane::new().await;
+    plane.limits = "spool_bytes_max = 4194304\nspool_full_pause_seconds_max = 1".to_owned();
+    plane
+        .auth
+        .replace(|snapshot, _| snapshot.services[1].audit = AuditMode::BestEffort);
+    plane.write_state(time::OffsetDateTime::now_utc());
+    let spool = plane.state_dir().join("spool");
+    std::fs::create_dir(&spool).unwrap();
+    let Some(disk) = SmallDisk::mount(&spool, 2048) else {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    };
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (mut required, _) = framed(&plane, "echo", &alice).await;
+    let (mut best_effort, _) = framed(&plane, "db-prod", &alice).await;
+    echoes(&mut required, "before").await;
+    let reserved = || std::fs::metadata(spool.join("reserve")).map_or(0, |it| it.len());
+    assert_eq!(reserved(), 1 << 20);
+
+    let filling = disk.fill();
+    // What is left of the last block takes a few records more.
+    iap_testkit::wait_until_async(
+        async || {
+            matches!(
+                framed(&plane, "echo", &alice).await.1,
+                Status::Unavailable { retry: true, .. }
+            )
+        },
+        WAIT,
+    )
+    .await
+    .unwrap();
+    let mut rest = Vec::new();
+    let closed = tokio::time::timeout(WAIT, required.read_to_end(&mut rest)).await;
+    assert!(closed.is_ok(), "it is closed after its pause");
+    let end = plane
+        .record(|record| {
+            record
+                .fields
+                .get("close_reason")
+                .is_some_and(|why| why == "audit_unavailable")
+        })
+        .await;
+    assert_eq!(end["service"], "echo", "the reserve took its end, and it arrived");
+    echoes(&mut best_effort, "unimpressed").await;
+
+    std::fs::remove_file(filling).unwrap();
+    iap_testkit::wait_until_async(
+        async || matches!(framed(&plane, "echo", &alice).await.1, Status::Granted { .. }),
+        WAIT,
+    )
+    .await
+    .unwrap();
+    plane.event("agent.gap").await;
+    assert_eq!(
+        reserved(),
+        1 << 20,
+        "the reserve is there again for the next time"
+    );
+    drop((required, best_effort));
+    running.stop().await;
+}

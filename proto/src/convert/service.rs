@@ -1,10 +1,12 @@
 //! A service's record.
 
+use std::time::Duration;
+
 use iap_identity::{AgentId, LoginName, ServiceName};
 use iap_policy::{Protocol, ServiceFacts};
 
 use super::WireError;
-use crate::domain::{AuditMode, ServiceRecord};
+use crate::domain::{AuditMode, ServiceRecord, Strictness};
 use crate::v1;
 
 impl From<&ServiceRecord> for v1::Service {
@@ -29,6 +31,7 @@ impl From<&ServiceRecord> for v1::Service {
                 .unwrap_or_default(),
             audit: record.audit.as_str().to_owned(),
             recording: record.recording.clone(),
+            strictness: strictness_to_wire(&record.strictness),
         }
     }
 }
@@ -41,8 +44,9 @@ impl TryFrom<v1::Service> for ServiceRecord {
         let audit = AuditMode::parse(&wire.audit);
         Ok(Self {
             agents: wire.agents.iter().map(agent).collect::<Result<_, _>>()?,
-            audit: audit
-                .ok_or_else(|| WireError::new("Service.audit", "not \"required\" or \"best_effort\""))?,
+            audit: audit.ok_or_else(|| {
+                WireError::new("Service.audit", "not \"required\", \"best_effort\" or \"remote\"")
+            })?,
             facts: ServiceFacts {
                 name: ServiceName::parse(&wire.name).map_err(WireError::name("Service.name"))?,
                 protocol: Protocol::parse(&wire.protocol)
@@ -54,8 +58,37 @@ impl TryFrom<v1::Service> for ServiceRecord {
             description: wire.description,
             contact: wire.contact,
             recording: wire.recording,
+            strictness: strictness_from_wire(wire.strictness.unwrap_or_default())?,
         })
     }
+}
+
+fn strictness_to_wire(strictness: &Strictness) -> Option<v1::Strictness> {
+    if *strictness == Strictness::default() {
+        return None;
+    }
+    let seconds = |age: Option<Duration>| age.map(|age| u32::try_from(age.as_secs()).unwrap_or(u32::MAX));
+    Some(v1::Strictness {
+        lock_feed_seconds: seconds(strictness.lock_feed_max_age),
+        snapshot_seconds: seconds(strictness.snapshot_max_age),
+        grace_seconds: seconds(strictness.grace),
+    })
+}
+
+fn strictness_from_wire(wire: v1::Strictness) -> Result<Strictness, WireError> {
+    let duration = |seconds: u32| Duration::from_secs(u64::from(seconds));
+    let age = |field, seconds: Option<u32>| match seconds.map(duration) {
+        Some(age) if age.as_secs() < Strictness::AGE_SECONDS_MIN => Err(WireError::new(
+            field,
+            format!("less than {} s", Strictness::AGE_SECONDS_MIN),
+        )),
+        age => Ok(age),
+    };
+    Ok(Strictness {
+        lock_feed_max_age: age("Strictness.lock_feed_seconds", wire.lock_feed_seconds)?,
+        snapshot_max_age: age("Strictness.snapshot_seconds", wire.snapshot_seconds)?,
+        grace: wire.grace_seconds.map(duration),
+    })
 }
 
 fn default_login(login: &str) -> Result<Option<LoginName>, WireError> {
@@ -91,6 +124,11 @@ pub(crate) mod tests {
             ))],
             audit: AuditMode::BestEffort,
             recording: String::new(),
+            strictness: Strictness {
+                lock_feed_max_age: Some(Duration::from_secs(300)),
+                snapshot_max_age: None,
+                grace: Some(Duration::ZERO),
+            },
         }
     }
 
@@ -116,6 +154,13 @@ pub(crate) mod tests {
         );
         assert_eq!(refused(|wire| wire.agents.push(vec![1])), "Service.agents");
         assert_eq!(refused(|wire| wire.audit = "maybe".into()), "Service.audit");
+        let hasty = |wire: &mut v1::Service| {
+            wire.strictness = Some(v1::Strictness {
+                lock_feed_seconds: Some(29),
+                ..v1::Strictness::default()
+            });
+        };
+        assert_eq!(refused(hasty), "Strictness.lock_feed_seconds");
         assert_eq!(
             refused(|wire| wire.default_login = "a\0".into()),
             "Service.default_login"

@@ -134,6 +134,14 @@ async fn change_session(
         .bind(close_reason)
         .bind(session.as_bytes().to_vec())
         .bind(agent),
+        SessionChange::Lost { agent, close_reason } => sqlx::query(
+            "UPDATE sessions SET \"end\" = ?, close_reason = ?
+             WHERE session_id = ? AND agent = ? AND \"end\" IS NULL",
+        )
+        .bind(milliseconds(time))
+        .bind(close_reason)
+        .bind(session.as_bytes().to_vec())
+        .bind(agent),
     };
     changing.execute(&mut **transaction).await?;
     Ok(())
@@ -222,6 +230,24 @@ impl RecordStore for SqliteStore {
         .bind(filter.live_only)
         .bind(filter.since.map_or(0, milliseconds))
         .bind(i64::from(filter.limit))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.iter().map(session_from).collect()
+    }
+
+    async fn sessions_of_absent_agents(
+        &self,
+        absent_since: OffsetDateTime,
+        limit: u32,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT sessions.* FROM sessions
+             LEFT JOIN agents ON lower(hex(agent_id)) = replace(agent, '-', '')
+             WHERE \"end\" IS NULL AND start < ?1 AND coalesce(last_seen, joined_at, 0) < ?1
+             ORDER BY start LIMIT ?2",
+        )
+        .bind(milliseconds(absent_since))
+        .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(session_from).collect()

@@ -126,8 +126,8 @@ fn logged(error: &PeerError, server: &str) -> Error {
     tracing::debug!(%error, server, "server certificate refused");
     match error {
         PeerError::WrongName { .. } => Error::InvalidCertificate(CertificateError::NotValidForName),
+        PeerError::NotYetValid { .. } => Error::InvalidCertificate(CertificateError::NotValidYet),
         PeerError::Expired { .. }
-        | PeerError::NotYetValid { .. }
         | PeerError::WrongCluster { .. }
         | PeerError::WrongClass { .. }
         | PeerError::WrongUsage

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use iap_e2e::{Background, Plane, wait_until};
 use rustix::process::Signal;
+use serde_json::Value;
 
 /// psql in place of `cat`: it works while the demo's in-process backends are stopped with their supervisor.
 fn live_session(plane: &Plane) -> Background {
@@ -114,4 +116,65 @@ fn a_session_in_both_directions_survives_the_auth_servers_restart() {
     })
     .unwrap();
     session.round_trip(b"after\n").unwrap();
+}
+
+/// Stricter than any default, so that its rows of the table can be waited for.
+const STRICT: &str = r#"
+[[service]]
+name = "echo"
+labels = { env = "dev" }
+lock_feed_max_age = "30s"
+grace = "2s"
+[[service]]
+name = "web"
+labels = { env = "dev" }
+snapshot_max_age = "30s"
+"#;
+
+#[test]
+fn services_stricter_than_the_rest_close_when_the_auth_server_is_out_of_reach_and_open_when_it_is_back() {
+    let plane = Plane::demo().unwrap();
+    for user in ["admin", "alice", "auditor"] {
+        plane.log_in(user).unwrap();
+    }
+    let file = plane.scratch().join("strict.toml");
+    std::fs::write(&file, STRICT).unwrap();
+    let applied = plane
+        .iapctl("admin", &["services", "apply", file.to_str().unwrap()])
+        .unwrap();
+    applied.succeeded().unwrap();
+    let mut live = live_session(&plane);
+    ask(&mut live, 1);
+    let mut strict = plane.echo_session("alice").unwrap();
+    plane.signal("auth", Signal::STOP).unwrap();
+    strict.round_trip(b"still\n").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while strict.0.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "the strict service's session goes on");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for (service, why) in [("echo", "out of reach for longer"), ("web", "has not confirmed")] {
+        let refused = plane
+            .iapctl("alice", &["connect", service, "--", "true"])
+            .unwrap();
+        assert_ne!(refused.code, 0, "{service}");
+        assert!(refused.stderr.contains(why), "{service}: {}", refused.stderr);
+    }
+    query(&plane);
+    ask(&mut live, 2);
+
+    plane.signal("auth", Signal::CONT).unwrap();
+    for service in ["echo", "web"] {
+        wait_until(&format!("{service} opens again"), || {
+            let opened = plane.iapctl("alice", &["connect", service, "--", "true"])?;
+            Ok(opened.code == 0)
+        })
+        .unwrap();
+    }
+    let ended = |all: &[Value]| all.iter().any(|one| one["close_reason"] == "feed_too_old");
+    plane.sessions_when(ended).unwrap();
+    let denied = plane
+        .json("auditor", &["audit", "search", "denial == \"outage\""])
+        .unwrap();
+    assert!(denied.to_string().contains("out of reach for longer"), "{denied}");
 }

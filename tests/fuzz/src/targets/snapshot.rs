@@ -156,6 +156,10 @@ fn example() -> Snapshot {
         agents: vec![AgentId::from_uuid(ID)],
         audit: AuditMode::BestEffort,
         recording: String::new(),
+        strictness: iap_proto::Strictness {
+            grace: Some(std::time::Duration::from_secs(5)),
+            ..iap_proto::Strictness::default()
+        },
     };
     Snapshot {
         epoch: 1,
