@@ -315,6 +315,18 @@ mod tests {
     }
 
     #[test]
+    fn the_reference_of_services_lists_what_is_accepted() {
+        let refused = parse("[[service]]\nno-such-key = 1").unwrap_err();
+        let (_, accepted) = refused.split_once("expected one of ").unwrap();
+        let accepted: BTreeSet<&str> = accepted.split('`').skip(1).step_by(2).collect();
+        let page = include_str!("../../docs/configuration.md");
+        let (_, section) = page.split_once("\n## Services\n").unwrap();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+        let documented: BTreeSet<&str> = rows.filter_map(|row| row.split('`').next()).collect();
+        assert_eq!(documented, accepted);
+    }
+
+    #[test]
     fn all_problems_are_told_at_once() {
         let text = r#"
             [[service]]

@@ -135,6 +135,7 @@ fn record(service: v1::Service) -> Value {
         .collect();
     let labels: std::collections::BTreeMap<String, String> = service.labels.into_iter().collect();
     let default_login = (!service.default_login.is_empty()).then_some(service.default_login);
+    let strictness = service.strictness.unwrap_or_default();
     json!({
         "name": service.name,
         "protocol": service.protocol,
@@ -146,6 +147,9 @@ fn record(service: v1::Service) -> Value {
         "default_login": default_login,
         "audit": service.audit,
         "recording": service.recording,
+        "lock_feed_seconds": strictness.lock_feed_seconds,
+        "snapshot_seconds": strictness.snapshot_seconds,
+        "grace_seconds": strictness.grace_seconds,
     })
 }
 
