@@ -4,8 +4,10 @@
 # make lint   formatting, clippy, dependency rules
 # make fuzz   10 minutes of libFuzzer on each parser of what strangers send (TARGET=control SECONDS=60)
 # make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
+# make deb    Debian packages of a release build, in target/deb
+# make package-test  the packages on four clean machines: docs/operate.md followed to the letter (as root)
 #
-# Each installs what it needs on Debian (printing the line first; as root, or with YES=1). One build profile serves all but bench and fuzz.
+# Each installs what it needs on Debian (printing the line first; as root, or with YES=1). One build profile serves all but bench, fuzz and deb.
 
 SHELL := /bin/bash
 CARGO ?= cargo
@@ -27,7 +29,7 @@ torture: build
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:
-	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy
+	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy systemd-analyze
 	$(CARGO) build --workspace --all-targets --locked
 
 tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json
@@ -49,3 +51,19 @@ bench:
 fuzz:
 	@tests/scripts/need cc
 	SECONDS_EACH=$(or $(SECONDS),600) CARGO=$(CARGO) tests/scripts/fuzz $(TARGET)
+.PHONY: deb
+deb:
+	@tests/scripts/need cc objdump
+	$(CARGO) build --release --workspace --bins --locked
+	@deploy/debian/build $(CURDIR)/target/release target/deb
+
+.PHONY: package-test
+package-test: tests/oidc/node_modules
+	@tests/scripts/need cc objdump node openssl debootstrap systemd-nspawn ip
+	$(CARGO) build --workspace --bins --locked
+	@tests/scripts/package-test $(BIN)
+
+# The alert rules through promtool, with their unit tests.
+.PHONY: monitoring-test
+monitoring-test:
+	@tests/scripts/monitoring-test

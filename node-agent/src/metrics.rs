@@ -10,6 +10,15 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+/// Why a connection is not fetched.
+pub const OPENS_REFUSED: [&str; 3] = [STOPPING, SESSIONS_MAX, HANDSHAKES_MAX];
+/// The agent was asked to end.
+pub const STOPPING: &str = "the agent stops";
+/// As many sessions live as may.
+pub const SESSIONS_MAX: &str = "limits.sessions_max is reached";
+/// As many connections wait for their client's proof as may.
+pub const HANDSHAKES_MAX: &str = "limits.handshakes_max is reached";
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
@@ -97,6 +106,10 @@ impl Metrics {
             "Audit records that could not be written",
             inner.audit_gaps.clone(),
         );
+        // A counter that appears with its first event hides that event from `increase()`.
+        for reason in OPENS_REFUSED {
+            drop(inner.opens_refused.get_or_create(&Reason { reason }));
+        }
         metrics
     }
 

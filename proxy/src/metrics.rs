@@ -81,6 +81,30 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every reason.
+    pub const ALL: [Self; 20] = [
+        Self::TooManyWaiting,
+        Self::TooManyConnections,
+        Self::SourceThrottled,
+        Self::TimedOut,
+        Self::ClosedEarly,
+        Self::UnknownProtocol,
+        Self::ProxyHeader,
+        Self::PostgresPreamble,
+        Self::PostgresCancel,
+        Self::ClientHello,
+        Self::NoServerName,
+        Self::UnknownName,
+        Self::ReservedName,
+        Self::MalformedName,
+        Self::NoAgent,
+        Self::NoDialBack,
+        Self::TooManyPending,
+        Self::AuthUnreachable,
+        Self::DialBack,
+        Self::Control,
+    ];
+
     /// The `reason` label.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -119,6 +143,21 @@ pub enum DialBackOutcome {
     TimedOut,
     /// The agent's control connection ended, or takes no more messages.
     AgentLost,
+}
+
+impl DialBackOutcome {
+    /// Every outcome.
+    pub const ALL: [Self; 4] = [Self::Arrived, Self::Refused, Self::TimedOut, Self::AgentLost];
+
+    /// The `outcome` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Arrived => "arrived",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed_out",
+            Self::AgentLost => "agent_lost",
+        }
+    }
 }
 
 impl Metrics {
@@ -160,7 +199,22 @@ impl Metrics {
         );
         registry.register("sessions", "Connections routed now", metrics.sessions.clone());
         registry.register("agents", "Agents connected now", metrics.agents.clone());
+        metrics.begin_at_zero();
         metrics
+    }
+
+    /// A counter that appears with its first event hides that event from `increase()`, on which alerts are built.
+    fn begin_at_zero(&self) {
+        for reason in Refusal::ALL {
+            drop(self.refused.get_or_create(&[("reason", reason.as_str())]));
+        }
+        for outcome in DialBackOutcome::ALL {
+            drop(self.dial_backs.get_or_create(&[("outcome", outcome.as_str())]));
+        }
+        for accepted in [true, false] {
+            drop(self.feed.get_or_create(&feed_label(accepted)));
+            drop(self.verdicts.get_or_create(&verdict_label(accepted)));
+        }
     }
 
     /// A connection found its way.
@@ -185,19 +239,14 @@ impl Metrics {
 
     /// A request to dial back came to its end.
     pub fn dial_back(&self, outcome: DialBackOutcome) {
-        let outcome = match outcome {
-            DialBackOutcome::Arrived => "arrived",
-            DialBackOutcome::Refused => "refused",
-            DialBackOutcome::TimedOut => "timed_out",
-            DialBackOutcome::AgentLost => "agent_lost",
-        };
-        self.dial_backs.get_or_create(&[("outcome", outcome)]).inc();
+        self.dial_backs
+            .get_or_create(&[("outcome", outcome.as_str())])
+            .inc();
     }
 
     /// An agent judged a client.
     pub fn verdict(&self, authenticated: bool) {
-        let outcome = if authenticated { "authenticated" } else { "failed" };
-        self.verdicts.get_or_create(&[("outcome", outcome)]).inc();
+        self.verdicts.get_or_create(&verdict_label(authenticated)).inc();
     }
 
     /// A session ended.
@@ -217,6 +266,10 @@ impl Metrics {
     pub fn feed_events(&self, accepted: bool) -> u64 {
         self.feed.get_or_create(&feed_label(accepted)).get()
     }
+}
+
+fn verdict_label(authenticated: bool) -> Label {
+    [("outcome", if authenticated { "authenticated" } else { "failed" })]
 }
 
 fn feed_label(accepted: bool) -> Label {

@@ -17,6 +17,9 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -92,6 +95,13 @@ impl Readiness {
             Some(reason) => format!("{name}: {reason}\n"),
         });
         lines.collect()
+    }
+
+    /// Every condition and whether it is met.
+    fn conditions(&self) -> Vec<(&'static str, bool)> {
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        let met = conditions.iter().map(|(name, unmet)| (*name, unmet.is_none()));
+        met.collect()
     }
 
     fn set(&self, name: &'static str, unmet: Option<String>) {
@@ -222,9 +232,26 @@ impl Pages {
         plain(status, self.readiness.report())
     }
 
+    /// The program's own metrics, and readiness, so that one scrape says whether anybody should be woken.
+    fn encode(&self, text: &mut String) -> std::fmt::Result {
+        encode_registry(text, &self.metrics)?;
+        let mut registry = Registry::default();
+        let ready = Family::<[(&'static str, &'static str); 1], Gauge>::default();
+        registry.register(
+            "iap_ready",
+            "Whether a condition of readiness is met, 1 or 0",
+            ready.clone(),
+        );
+        for (condition, met) in self.readiness.conditions() {
+            ready.get_or_create(&[("condition", condition)]).set(met.into());
+        }
+        encode_registry(text, &registry)?;
+        encode_eof(text)
+    }
+
     fn metrics_page(&self) -> Response<Full<Bytes>> {
         let mut text = String::new();
-        if prometheus_client::encoding::text::encode(&mut text, &self.metrics).is_err() {
+        if self.encode(&mut text).is_err() {
             return plain(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "metrics cannot be encoded\n".to_owned(),
@@ -316,15 +343,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn metrics_are_openmetrics_text() {
+    async fn metrics_are_openmetrics_text_and_say_what_readiness_waits_for() {
         let mut metrics = Registry::default();
         let sessions = Counter::<u64>::default();
         sessions.inc_by(3);
         metrics.register("sessions", "Sessions so far", sessions);
-        let address = start(&Readiness::new(), metrics, &Shutdown::new()).await;
+        let readiness = Readiness::new();
+        let snapshot = readiness.condition("snapshot");
+        let address = start(&readiness, metrics, &Shutdown::new()).await;
         let response = fetch(address, "/metrics").await;
         assert!(
-            response.contains("sessions_total 3") && response.contains("# EOF"),
+            response.contains("sessions_total 3") && response.ends_with("# EOF\n"),
+            "{response}"
+        );
+        assert!(
+            response.contains("iap_ready{condition=\"snapshot\"} 0\n"),
+            "{response}"
+        );
+        snapshot.met();
+        let response = fetch(address, "/metrics").await;
+        assert!(
+            response.contains("iap_ready{condition=\"snapshot\"} 1\n"),
             "{response}"
         );
     }

@@ -29,7 +29,7 @@ use crate::decide::Gate;
 use crate::journal::Journal;
 use crate::leaves::Offer;
 use crate::limits::Limits;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::session::Registry;
 
 /// What a proxy asks the agent to fetch.
@@ -101,12 +101,12 @@ impl Entrance {
 
     fn place(&self) -> Result<OwnedSemaphorePermit, &'static str> {
         if self.parts.shutdown.is_triggered() {
-            return Err("the agent stops");
+            return Err(metrics::STOPPING);
         }
         if !self.parts.registry.has_room() {
-            return Err("limits.sessions_max is reached");
+            return Err(metrics::SESSIONS_MAX);
         }
         let place = Arc::clone(&self.handshakes).try_acquire_owned();
-        place.map_err(|_| "limits.handshakes_max is reached")
+        place.map_err(|_| metrics::HANDSHAKES_MAX)
     }
 }

@@ -62,19 +62,103 @@ fn all_mistakes_in_a_configuration_are_reported_at_once() {
     }
 }
 
+const SERVERS: [&str; 3] = ["auth", "proxy", "agent"];
+
+/// What `systemd-analyze security` may say at most, in tenths: 0 is a sealed box, 100 no protection at all.
+const EXPOSURE_MAX: &str = "18";
+
+fn unit(name: &str) -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/systemd");
+    std::fs::read_to_string(format!("{folder}/iap-{name}")).unwrap()
+}
+
+/// The unit with this build's program in it, since the checker looks whether the program is there.
+fn installed(name: &str, folder: &std::path::Path) -> std::path::PathBuf {
+    let program = program(&format!("iap-{name}")).unwrap();
+    let text = unit(&format!("{name}.service"));
+    let path = folder.join(format!("iap-{name}.service"));
+    let text = text.replace(&format!("/usr/bin/iap-{name}"), program.to_str().unwrap());
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn systemd_analyze(arguments: &[&str], unit: &std::path::Path) -> Ran {
+    let mut command = Command::new("systemd-analyze");
+    command.args(arguments).arg(unit).output().unwrap().into()
+}
+
 #[test]
 fn systemd_units_name_programs_and_files_that_exist_here() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/systemd");
-    for name in ["auth", "proxy", "agent"] {
-        let unit = std::fs::read_to_string(format!("{folder}/iap-{name}.service")).unwrap();
+    for name in SERVERS {
+        let unit = unit(&format!("{name}.service"));
         assert!(unit.contains(&format!(
             "ExecStart=/usr/bin/iap-{name} --config /etc/iap/{name}.toml"
         )));
-        assert!(unit.contains("NoNewPrivileges=yes") && unit.contains("ProtectSystem=strict"));
-        let example = std::fs::read_to_string(format!("{folder}/../examples/{name}.toml")).unwrap();
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/examples");
+        let example = std::fs::read_to_string(format!("{folder}/{name}.toml")).unwrap();
         assert!(
             example.contains(&format!("/var/lib/iap-{name}")),
             "the state of {name} is where its unit puts it"
         );
+    }
+}
+
+#[test]
+fn systemd_finds_no_mistake_in_the_units() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in SERVERS {
+        let unit = installed(name, folder.path());
+        let ran = systemd_analyze(&["verify", "--man=no", "--recursive-errors=no"], &unit);
+        assert!(
+            ran.code == 0 && !ran.stderr.contains(&format!("iap-{name}")),
+            "{ran:?}"
+        );
+        std::fs::write(&unit, "[Service]\nExecStart=/nowhere/iap\nNoNewPrivilege=yes\n").unwrap();
+        let broken = systemd_analyze(&["verify", "--man=no", "--recursive-errors=no"], &unit);
+        assert!(broken.stderr.contains("NoNewPrivilege"), "{broken:?}");
+    }
+}
+
+#[test]
+fn the_units_leave_a_server_little_to_attack_its_host_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let threshold = format!("--threshold={EXPOSURE_MAX}");
+    let arguments = ["security", "--offline=true", "--no-pager", &threshold];
+    for name in SERVERS {
+        let unit = installed(name, folder.path());
+        let ran = systemd_analyze(&arguments, &unit);
+        assert_eq!(ran.code, 0, "{}", ran.stdout);
+        let text = std::fs::read_to_string(&unit).unwrap();
+        std::fs::write(
+            &unit,
+            text.replace("ProtectSystem=strict\n", "")
+                .replace("SystemCallFilter=", "#"),
+        )
+        .unwrap();
+        let looser = systemd_analyze(&arguments, &unit);
+        assert_ne!(looser.code, 0, "a looser unit passes: {}", looser.stdout);
+    }
+}
+
+#[test]
+fn each_server_has_a_user_and_a_state_folder_that_its_unit_names() {
+    for name in SERVERS {
+        let service = unit(&format!("{name}.service"));
+        assert!(service.contains(&format!("User=iap-{name}\n")));
+        assert!(service.contains(&format!("StateDirectory=iap-{name}\nStateDirectoryMode=0700\n")));
+        let users = unit(&format!("{name}.sysusers"));
+        assert!(users.contains(&format!("\nu iap-{name} - ")));
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/systemd");
+        let tried: Ran = Command::new("systemd-sysusers")
+            .args(["--dry-run", &format!("{folder}/iap-{name}.sysusers")])
+            .output()
+            .unwrap()
+            .into();
+        assert!(
+            tried.code == 0 && !tried.stderr.contains("not a valid"),
+            "{tried:?}"
+        );
+        let folder = format!("d /var/lib/iap-{name} 0700 iap-{name} iap-{name} -");
+        assert!(unit(&format!("{name}.tmpfiles")).contains(&folder));
     }
 }

@@ -15,6 +15,7 @@ mod enforcement;
 mod hostile;
 mod http_proxy;
 mod main_job;
+mod monitoring;
 mod oidc;
 mod operator;
 mod outage;
