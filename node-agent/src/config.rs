@@ -26,6 +26,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Proxies to dial besides those the snapshot names.
     pub proxies: Vec<HostPort>,
+    /// How it reaches them.
+    pub control: ControlChoice,
     /// Loopback address of `/healthz`, `/readyz` and `/metrics`.
     pub admin_listen: Option<SocketAddr>,
     /// How it logs.
@@ -34,6 +36,19 @@ pub struct Config {
     pub limits: Limits,
     /// The services it can serve, by name.
     pub services: LocalServices,
+}
+
+/// What control connections run over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ControlChoice {
+    /// QUIC, and TLS over TCP where that does not get through.
+    #[default]
+    Auto,
+    /// QUIC alone.
+    Quic,
+    /// TLS over TCP alone.
+    Tls,
 }
 
 /// The services of this host's own file, by name.
@@ -88,6 +103,8 @@ struct RawConfig {
     state_dir: PathBuf,
     #[serde(default)]
     proxies: Vec<HostPort>,
+    #[serde(default)]
+    control: ControlChoice,
     #[serde(default)]
     admin_listen: Option<SocketAddr>,
     #[serde(default)]
@@ -161,6 +178,7 @@ impl Config {
             cluster,
             state_dir,
             proxies,
+            control,
             admin_listen,
             log,
             limits,
@@ -170,6 +188,7 @@ impl Config {
             cluster,
             state_dir,
             proxies,
+            control,
             admin_listen,
             log,
             limits,

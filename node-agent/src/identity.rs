@@ -1,6 +1,7 @@
 //! Who the agent is on the wire: its key, its certificate, and the trust bundle, each replaced while it runs.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use iap_identity::{
 };
 use iap_identity::{Class, ServerName, SignedKind, signed_message};
 use iap_runtime::keys::{self, KeyError, KeyKind};
+use iap_runtime::quic::{self, QuicError};
 use iap_runtime::tls::{self, CertifiedKey, ClientStream, Material, MaterialError, ServerVerifier};
 use rcgen::KeyPair;
 use time::OffsetDateTime;
@@ -245,6 +247,27 @@ impl OwnIdentity {
         let now = OffsetDateTime::now_utc();
         let server = verify_server(chain, &ServerName::Proxy, &bundle, now).map_err(io::Error::other)?;
         Ok((stream, server))
+    }
+
+    /// QUIC to `proxy.<cluster>` at `address`, and who answered.
+    ///
+    /// # Errors
+    /// When nobody answers, or the server is no proxy of this cluster.
+    pub async fn connect_to_proxy_by_quic(
+        &self,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<(quic::Connection, VerifiedServer), QuicError> {
+        let config = self.client_config(&[ALPN_CONTROL]);
+        let config = config.map_err(|error| QuicError::Configuration(error.to_string()))?;
+        let bundle = self.material.bundle();
+        let host = bundle.cluster().proxy_host();
+        let connection = quic::connect(address, &host, config, timeout).await?;
+        let chain = quic::peer_certificates(&connection);
+        let now = OffsetDateTime::now_utc();
+        let server = verify_server(&chain, &ServerName::Proxy, &bundle, now)
+            .map_err(|error| QuicError::Io(io::Error::other(error)))?;
+        Ok((connection, server))
     }
 }
 

@@ -20,6 +20,10 @@ pub struct Limits {
     pub hello_frame_bytes_max: usize,
     /// Connecting to a proxy, for control and for data.
     pub dial_seconds_max: u64,
+    /// How long a proxy may take to answer by QUIC before TLS over TCP is tried.
+    pub quic_handshake_seconds_max: u64,
+    /// How long a control connection over TCP goes on before QUIC is tried again.
+    pub quic_retry_seconds: u64,
     /// Connecting to a backend.
     pub backend_dial_seconds_max: u64,
     /// Bytes of audit records that wait for the auth server's acknowledgement.
@@ -49,6 +53,8 @@ impl Default for Limits {
             client_hello_bytes_max: 16 * 1024,
             hello_frame_bytes_max: 16 * 1024,
             dial_seconds_max: 5,
+            quic_handshake_seconds_max: 3,
+            quic_retry_seconds: 300,
             backend_dial_seconds_max: 10,
             spool_bytes_max: 1024 * 1024 * 1024,
             spool_full_pause_seconds_max: 5,
@@ -73,6 +79,18 @@ impl Limits {
     #[must_use]
     pub fn dial(&self) -> Duration {
         Duration::from_secs(self.dial_seconds_max)
+    }
+
+    /// `quic_handshake_seconds_max` as a duration.
+    #[must_use]
+    pub fn quic_handshake(&self) -> Duration {
+        Duration::from_secs(self.quic_handshake_seconds_max)
+    }
+
+    /// `quic_retry_seconds` as a duration.
+    #[must_use]
+    pub fn quic_retry(&self) -> Duration {
+        Duration::from_secs(self.quic_retry_seconds)
     }
 
     /// `backend_dial_seconds_max` as a duration.
@@ -134,6 +152,16 @@ impl Limits {
             (
                 self.dial_seconds_max == 0,
                 "limits.dial_seconds_max",
+                "at least 1",
+            ),
+            (
+                !(1..=30).contains(&self.quic_handshake_seconds_max),
+                "limits.quic_handshake_seconds_max",
+                "1 to 30",
+            ),
+            (
+                self.quic_retry_seconds == 0,
+                "limits.quic_retry_seconds",
                 "at least 1",
             ),
             (

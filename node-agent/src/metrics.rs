@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use iap_runtime::pump::Counters;
+use iap_tunnel::ControlWay;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -29,6 +30,11 @@ struct DirectionLabel {
     direction: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WayLabel {
+    way: &'static str,
+}
+
 /// The agent's counters. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<Inner>);
@@ -42,6 +48,7 @@ struct Inner {
     handshake_failures: Family<Reason, Counter>,
     opens_refused: Family<Reason, Counter>,
     control_connections: Gauge,
+    control_ways: Family<WayLabel, Gauge>,
     feed_age_seconds: Gauge<f64, AtomicU64>,
     clock_offset_seconds: Gauge<f64, AtomicU64>,
     spool_records: Gauge,
@@ -85,6 +92,11 @@ impl Metrics {
             "control_connections",
             "Proxies connected now",
             inner.control_connections.clone(),
+        );
+        all.register(
+            "control_ways",
+            "Proxies connected now, by what their control connection runs over",
+            inner.control_ways.clone(),
         );
         all.register(
             "feed_age_seconds",
@@ -146,6 +158,13 @@ impl Metrics {
         self.0
             .control_connections
             .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How many of them over `way`.
+    pub fn control_way(&self, way: ControlWay, count: usize) {
+        let label = WayLabel { way: way.as_str() };
+        let gauge = self.0.control_ways.get_or_create(&label).clone();
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// How old the feed is.

@@ -7,19 +7,20 @@ use std::time::Duration;
 
 use iap_runtime::admin::{self, AdminError, Condition, Readiness};
 use iap_runtime::pump::Cancellation;
+use iap_runtime::quic::QuicError;
 use iap_runtime::rpc::{self, ALPN_H2};
 use iap_runtime::shutdown::{Drained, Shutdown};
 use iap_runtime::tls::{self, ServerVerifier};
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
 use crate::admission::Admission;
 use crate::auth::{Feed, Renewal};
+use crate::bind::{Binder, Listeners};
 use crate::config::Config;
 use crate::control::ControlDoor;
 use crate::front::door::Door;
@@ -40,7 +41,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub struct App {
     config: Config,
     door: Arc<Door>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listeners>,
     admin_listen: SocketAddr,
     feed: Feed,
     renewal: Renewal,
@@ -63,6 +64,19 @@ pub enum AppError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A public address cannot be bound for QUIC.
+    #[error(
+        "cannot listen on UDP {address} ({source}): free it, or set quic.enabled = false to do without QUIC"
+    )]
+    ListenUdp {
+        /// Which.
+        address: SocketAddr,
+        /// What failed.
+        source: QuicError,
+    },
+    /// QUIC cannot be set up.
+    #[error("QUIC: {0}")]
+    Quic(String),
     /// The admin address cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -82,6 +96,7 @@ impl App {
         let channel = auth_channel(&config, &state)?;
         let trust = state.keeper.reader();
         let door = Arc::new(door(&config, &state, &metrics));
+        let secret = state.key.serialize_der();
         let feed = Feed {
             channel: channel.clone(),
             keeper: state.keeper,
@@ -96,7 +111,7 @@ impl App {
             material: state.material,
             ready: readiness.condition("certificate"),
         };
-        let listeners = bind(&config.listen).await?;
+        let listeners = Binder::new(&config, &door, secret)?.bind_all().await?;
         let admin_listen = config.admin_listen;
         let registry = Arc::new(registry);
         Ok(Self {
@@ -116,7 +131,7 @@ impl App {
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
         self.listeners
             .iter()
-            .filter_map(|listener| listener.local_addr().ok())
+            .filter_map(|listener| listener.tcp.local_addr().ok())
             .collect()
     }
 
@@ -149,13 +164,20 @@ impl App {
         let listening = self.readiness.condition("listening");
         let admin_address =
             admin::serve(self.admin_listen, self.readiness, self.registry, shutdown.clone()).await?;
-        let background = vec![
+        let mut background = vec![
             tokio::spawn(self.feed.follow()),
             tokio::spawn(self.renewal.keep()),
             tokio::spawn(cut_locked(self.trust, self.door.fetcher.board.clone())),
         ];
-        let accept = |listener| tokio::spawn(Arc::clone(&self.door).accept(listener, shutdown.clone()));
-        let doors = self.listeners.into_iter().map(accept).collect();
+        let mut doors = Vec::new();
+        for listeners in self.listeners {
+            let door = Arc::clone(&self.door);
+            doors.push(tokio::spawn(door.accept(listeners.tcp, shutdown.clone())));
+            if let Some(listener) = listeners.quic {
+                let door = self.door.control.clone();
+                background.push(tokio::spawn(door.accept_quic(listener, shutdown.clone())));
+            }
+        }
         listening.met();
         let drain_seconds_max = self.config.limits.drain_seconds_max;
         let door = self.door;
@@ -289,16 +311,4 @@ fn auth_channel(config: &Config, state: &State) -> Result<Channel, AppError> {
         .map_err(|error| AppError::Client(error.to_string()))?;
     rpc::channel(config.auth.clone(), &config.cluster.auth_host(), tls)
         .map_err(|error| AppError::Client(error.to_string()))
-}
-
-async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, AppError> {
-    let mut listeners = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        let bound = TcpListener::bind(address).await;
-        listeners.push(bound.map_err(|source| AppError::Listen {
-            address: *address,
-            source,
-        })?);
-    }
-    Ok(listeners)
 }

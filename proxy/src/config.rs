@@ -30,10 +30,26 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Balancers whose PROXY v2 headers are believed.
     pub proxy_protocol_from: Vec<Cidr>,
+    /// Control connections over QUIC.
+    pub quic: QuicSection,
     /// How log lines are written.
     pub log: LogSection,
     /// What strangers and agents may take.
     pub limits: Limits,
+}
+
+/// The `[quic]` section.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct QuicSection {
+    /// Whether agents may connect by QUIC, on UDP at the addresses and ports of `listen`.
+    pub enabled: bool,
+}
+
+impl Default for QuicSection {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
 }
 
 /// The `[log]` section.
@@ -131,6 +147,8 @@ struct File {
     #[serde(default)]
     proxy_protocol_from: Vec<Cidr>,
     #[serde(default)]
+    quic: QuicSection,
+    #[serde(default)]
     log: LogSection,
     #[serde(default)]
     limits: LimitsSection,
@@ -161,6 +179,7 @@ impl File {
             auth: self.auth,
             admin_listen: self.admin_listen,
             proxy_protocol_from: self.proxy_protocol_from,
+            quic: self.quic,
             log: self.log,
             limits: self.limits.into(),
         })

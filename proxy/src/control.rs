@@ -3,20 +3,24 @@
 
 mod announce;
 mod line;
+mod quic;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use iap_identity::{AgentPeer, Class, ClassSet, VerifiedPeer};
 use iap_runtime::pump::Cancellation;
+use iap_runtime::quic::QuicError;
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::tls::{
     self, CertificateDer, Demand, HandshakeError, Material, PeerVerifier, Refusal as TlsRefusal, Replay,
     ServerStream,
 };
-use iap_tunnel::ALPN_CONTROL;
+use iap_tunnel::{ALPN_CONTROL, ControlWay};
 use thiserror::Error;
 use time::OffsetDateTime;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -40,8 +44,8 @@ pub(crate) struct ControlDoor {
     pub(crate) end: Cancellation,
 }
 
-/// The way to an agent.
-pub(crate) type Stream = ServerStream<Replay<TcpStream>>;
+/// The way to an agent over TCP.
+type TlsStream = ServerStream<Replay<TcpStream>>;
 
 /// An agent whose certificate was verified.
 pub(crate) struct Agent {
@@ -55,12 +59,16 @@ pub(crate) struct Agent {
 pub(crate) enum EstablishError {
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
+    #[error(transparent)]
+    Quic(#[from] QuicError),
     #[error("TLS cannot be set up: {0}")]
     Config(String),
     #[error("the client does not speak {ALPN_CONTROL}")]
     Protocol,
     #[error("the client showed no agent's certificate")]
     NotAnAgent,
+    #[error("the client opened no stream")]
+    NoStream,
 }
 
 impl ControlDoor {
@@ -76,13 +84,26 @@ impl ControlDoor {
             }
         };
         drop(place);
+        self.line(agent, stream, ControlWay::Tls, address, shutdown).await;
+    }
+
+    async fn line<S: AsyncRead + AsyncWrite>(
+        &self,
+        agent: Agent,
+        stream: S,
+        way: ControlWay,
+        address: SocketAddr,
+        shutdown: Shutdown,
+    ) -> LineEnd {
         self.metrics.routed(Destination::Control);
         let id = agent.peer.id;
         let _counted = Counted::on(&self.metrics.agents);
-        tracing::info!(agent = %id, %address, "an agent is on the line");
+        let _by_way = Counted::on(&self.metrics.control_connections(way));
+        tracing::info!(agent = %id, %address, %way, "an agent is on the line");
         // Boxed: a line lives for hours, and its state need not weigh on every connection's task.
         let end = Box::pin(Line::new(agent, stream, self).run(shutdown)).await;
-        tracing::info!(agent = %id, %address, reason = %end, "the agent's line ended");
+        tracing::info!(agent = %id, %address, %way, reason = %end, "the agent's line ended");
+        end
     }
 
     /// What a drain announces.
@@ -90,7 +111,7 @@ impl ControlDoor {
         u32::try_from(self.limits.drain_seconds_max.as_secs()).unwrap_or(u32::MAX)
     }
 
-    async fn establish(&self, client: Client) -> Result<(Agent, Stream), EstablishError> {
+    async fn establish(&self, client: Client) -> Result<(Agent, TlsStream), EstablishError> {
         let verifier = Arc::new(self.verifier());
         let config = tls::server_config(
             Arc::clone(&self.material) as _,
@@ -106,13 +127,7 @@ impl ControlDoor {
             return Err(EstablishError::Protocol);
         }
         let chain = connection.peer_certificates().unwrap_or_default().to_vec();
-        let peer = match verifier.peer().as_deref() {
-            Some(VerifiedPeer::Agent(agent)) => agent.clone(),
-            Some(
-                VerifiedPeer::User(_) | VerifiedPeer::Bot(_) | VerifiedPeer::Proxy(_) | VerifiedPeer::Auth(_),
-            )
-            | None => return Err(EstablishError::NotAnAgent),
-        };
+        let peer = proven_agent(&verifier)?;
         Ok((Agent { peer, chain }, stream))
     }
 
@@ -133,6 +148,17 @@ impl ControlDoor {
             Demand::Required,
         )
         .with_hook(Box::new(hook))
+    }
+}
+
+/// The agent behind a finished handshake.
+fn proven_agent(verifier: &PeerVerifier) -> Result<AgentPeer, EstablishError> {
+    match verifier.peer().as_deref() {
+        Some(VerifiedPeer::Agent(agent)) => Ok(agent.clone()),
+        Some(
+            VerifiedPeer::User(_) | VerifiedPeer::Bot(_) | VerifiedPeer::Proxy(_) | VerifiedPeer::Auth(_),
+        )
+        | None => Err(EstablishError::NotAnAgent),
     }
 }
 

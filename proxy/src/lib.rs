@@ -9,6 +9,7 @@
 pub mod admission;
 pub mod app;
 mod auth;
+mod bind;
 pub mod config;
 mod control;
 mod front;

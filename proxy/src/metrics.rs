@@ -1,5 +1,6 @@
 //! What the proxy counts. Names and reasons here are the interface of `/metrics`.
 
+use iap_tunnel::ControlWay;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -22,6 +23,7 @@ pub struct Metrics {
     pub sessions: Gauge,
     /// Agents with a control connection.
     pub agents: Gauge,
+    lines: Family<Label, Gauge>,
 }
 
 /// Where a connection went.
@@ -199,6 +201,11 @@ impl Metrics {
         );
         registry.register("sessions", "Connections routed now", metrics.sessions.clone());
         registry.register("agents", "Agents connected now", metrics.agents.clone());
+        registry.register(
+            "control_connections",
+            "Control connections of agents now, by what they run over",
+            metrics.lines.clone(),
+        );
         metrics.begin_at_zero();
         metrics
     }
@@ -215,6 +222,14 @@ impl Metrics {
             drop(self.feed.get_or_create(&feed_label(accepted)));
             drop(self.verdicts.get_or_create(&verdict_label(accepted)));
         }
+        for way in ControlWay::ALL {
+            self.control_connections(way);
+        }
+    }
+
+    /// Control connections over `way` now.
+    pub fn control_connections(&self, way: ControlWay) -> Gauge {
+        self.lines.get_or_create(&[("way", way.as_str())]).clone()
     }
 
     /// A connection found its way.

@@ -15,6 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admission::Source;
 
+pub(crate) const REPLACED: &str = "the agent opened a newer control connection";
+
 /// The table. Clones share it.
 #[derive(Clone)]
 pub struct Switchboard {
@@ -101,7 +103,9 @@ impl Switchboard {
         }
     }
 
-    /// An agent is on the line. A line it had before is cut: the agent came back before its loss was noticed.
+    /// An agent is on the line. A line it had before ends: the agent moved to another way, or came back before
+    /// its loss was noticed. Its services keep their routes, now by the new line, until that announces; and
+    /// what the old line was asked for may still be fetched.
     pub fn connect(
         &self,
         agent: AgentId,
@@ -123,11 +127,10 @@ impl Switchboard {
             messages,
             cut,
         };
-        if let Some(before) = table.lines.insert(agent, line) {
-            before.cut.cancel("the agent opened a newer control connection");
-            table.pending.abandon(&agent);
+        match table.lines.insert(agent, line) {
+            Some(before) => before.cut.cancel(REPLACED),
+            None => table.routes.announce(agent, Vec::new()),
         }
-        table.routes.announce(agent, Vec::new());
         Ok(number)
     }
 

@@ -12,7 +12,7 @@ use crate::audit::ingest::{Ingest, IngestError};
 use crate::authority::issued_to_wire;
 use crate::context::AppContext;
 use crate::feed::stream::{FeedStream, follow};
-use crate::store::AgentReport;
+use crate::store::{AgentReport, ConnectedProxy};
 
 const NAMES_MAX: usize = 1024;
 const NAME_BYTES_MAX: usize = 255;
@@ -134,13 +134,34 @@ impl v1::agent_server::Agent for AgentRpc {
         let status = request.get_ref();
         let report = AgentReport {
             version: None,
-            proxies: Some(names(&status.connected_proxies)?),
+            proxies: Some(proxies(status)?),
             local_services: Some(names(&status.services)?),
             live_sessions: Some(status.live_sessions),
         };
         self.report(agent, &report).await?;
         Ok(Response::new(v1::Empty {}))
     }
+}
+
+/// Older agents name addresses alone.
+fn proxies(status: &v1::AgentStatus) -> Result<Vec<ConnectedProxy>, RpcError> {
+    if status.proxies.is_empty() {
+        let addresses = names(&status.connected_proxies)?;
+        return Ok(addresses.into_iter().map(ConnectedProxy::plain).collect());
+    }
+    if status.proxies.len() > NAMES_MAX {
+        return Err(RpcError::invalid(format!(
+            "at most {NAMES_MAX} proxies can be reported"
+        )));
+    }
+    let proxy = |proxy: &v1::ProxyConnection| {
+        Ok(ConnectedProxy {
+            address: short(&proxy.address)?,
+            control: short(&proxy.control)?,
+            data: short(&proxy.data)?,
+        })
+    };
+    status.proxies.iter().map(proxy).collect()
 }
 
 fn names(given: &[String]) -> Result<Vec<String>, RpcError> {

@@ -89,11 +89,63 @@ pub struct AgentRow {
     /// When that certificate ends.
     pub not_after: Option<OffsetDateTime>,
     /// The proxies it says it is connected to.
-    pub proxies: Vec<String>,
+    pub proxies: Vec<ConnectedProxy>,
     /// The services in its own file.
     pub local_services: Vec<String>,
     /// The live sessions it says it has.
     pub live_sessions: u32,
+}
+
+/// A proxy as an agent is connected to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredProxy")]
+pub struct ConnectedProxy {
+    /// As the agent dials it.
+    pub address: String,
+    /// What carries the control messages: `quic` or `tls`.
+    pub control: String,
+    /// What carries sessions: `tcp`, `tls` or `quic`.
+    pub data: String,
+}
+
+impl ConnectedProxy {
+    /// What an agent does that reports nothing but the address.
+    pub fn plain(address: String) -> Self {
+        Self {
+            address,
+            control: "tls".to_owned(),
+            data: "tcp".to_owned(),
+        }
+    }
+}
+
+/// Rows of before control connections had a choice hold the address alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum StoredProxy {
+    Address(String),
+    Whole {
+        address: String,
+        control: String,
+        data: String,
+    },
+}
+
+impl From<StoredProxy> for ConnectedProxy {
+    fn from(stored: StoredProxy) -> Self {
+        match stored {
+            StoredProxy::Address(address) => Self::plain(address),
+            StoredProxy::Whole {
+                address,
+                control,
+                data,
+            } => Self {
+                address,
+                control,
+                data,
+            },
+        }
+    }
 }
 
 /// An enrolled proxy.
@@ -119,7 +171,7 @@ pub struct AgentReport {
     /// Its version.
     pub version: Option<String>,
     /// Proxies it is connected to.
-    pub proxies: Option<Vec<String>>,
+    pub proxies: Option<Vec<ConnectedProxy>>,
     /// Services in its own file.
     pub local_services: Option<Vec<String>>,
     /// Its live sessions.

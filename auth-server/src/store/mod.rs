@@ -10,8 +10,8 @@ mod rules;
 pub mod sqlite;
 
 pub use inventory::{
-    AgentReport, AgentRow, GrantedService, InventoryStore, ProxyRow, ServiceChange, ServiceRow,
-    ServicesApplied, TokenKind, TokenRefusal, TokenRow,
+    AgentReport, AgentRow, ConnectedProxy, GrantedService, InventoryStore, ProxyRow, ServiceChange,
+    ServiceRow, ServicesApplied, TokenKind, TokenRefusal, TokenRow,
 };
 pub use logins::{
     GenerationRow, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore, UserRow,

@@ -287,14 +287,28 @@ async fn agents_are_listed_with_what_they_report() {
         connected_proxies: vec!["proxy:443".to_owned()],
         live_sessions: 3,
         services: vec!["echo".to_owned()],
+        proxies: Vec::new(),
     };
-    plane.agent(&agent).status(status).await.unwrap();
+    plane.agent(&agent).status(status.clone()).await.unwrap();
     let during = listed().await;
     assert_eq!(during["connected"], true);
+    let proxies = |control| serde_json::json!([{"address": "proxy:443", "control": control, "data": "tcp"}]);
     assert_eq!(
         (&during["proxies"], &during["live_sessions"]),
-        (&serde_json::json!(["proxy:443"]), &3.into())
+        (&proxies("tls"), &3.into()),
+        "an agent that reports addresses alone"
     );
+    let by_quic = v1::ProxyConnection {
+        address: "proxy:443".to_owned(),
+        control: "quic".to_owned(),
+        data: "tcp".to_owned(),
+    };
+    let status = v1::AgentStatus {
+        proxies: vec![by_quic],
+        ..status
+    };
+    plane.agent(&agent).status(status).await.unwrap();
+    assert_eq!(listed().await["proxies"], proxies("quic"));
     drop(stream);
     while listed().await["connected"] == true {
         tokio::task::yield_now().await;

@@ -11,7 +11,7 @@
 //! DIR/operator            the home of the administrator who set the plane up
 //! ```
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -126,15 +126,21 @@ impl Ports {
     /// Binds all at once, so that no port is chosen twice.
     fn choose() -> anyhow::Result<Self> {
         let mut held = Vec::new();
-        let mut next = || -> anyhow::Result<u16> {
+        let mut any = || -> anyhow::Result<SocketAddr> {
             let listener =
                 TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on 127.0.0.1")?;
-            let port = listener.local_addr()?.port();
+            let address = listener.local_addr()?;
             held.push(listener);
-            Ok(port)
+            Ok(address)
         };
+        // Agents reach the proxy by QUIC, at the same port.
+        let mut proxy = any()?;
+        while UdpSocket::bind(proxy).is_err() {
+            proxy = any()?;
+        }
+        let mut next = || any().map(|address| address.port());
         Ok(Self {
-            proxy: next()?,
+            proxy: proxy.port(),
             auth: next()?,
             identity_provider: next()?,
             auth_admin: next()?,

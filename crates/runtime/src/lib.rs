@@ -11,6 +11,7 @@ pub mod keys;
 pub mod net;
 pub mod proxy_protocol;
 pub mod pump;
+pub mod quic;
 pub mod rpc;
 pub mod shutdown;
 pub mod spool;

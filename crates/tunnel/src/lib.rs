@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod preface;
 pub mod routes;
 pub mod status;
+pub mod ways;
 
 pub use alpn::{ALPN_CONTROL, ALPN_IAP};
 pub use control::{
@@ -23,3 +24,4 @@ pub use postgres::{CancelRequest, PreambleError, PreambleMachine, PreambleStep};
 pub use preface::{PREFACE_BYTES, Preface, PrefaceError, Token};
 pub use routes::Routes;
 pub use status::{FRAME_BYTES_MAX, Hello, Status, StatusError};
+pub use ways::ControlWay;

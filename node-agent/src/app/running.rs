@@ -6,6 +6,7 @@ use std::time::Duration;
 use iap_audit::CloseReason;
 use iap_runtime::admin::Condition;
 use iap_runtime::shutdown::Shutdown;
+use iap_tunnel::ControlWay;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -140,6 +141,9 @@ impl Gauges {
         }
         self.metrics.control_connections(connected);
         self.metrics.clock_offset(self.clock.offset());
+        for way in ControlWay::ALL {
+            self.metrics.control_way(way, self.connected.by(way));
+        }
         self.metrics.feed_age(self.clock.feed_age().unwrap_or_default());
         self.metrics.spool_records(self.journal.unacknowledged());
     }

@@ -84,7 +84,8 @@ pub(super) fn start(
         offers: offers.clone(),
         entrance,
         connected: Arc::clone(&connected),
-        dial_timeout: shared.limits.dial(),
+        limits: shared.limits.clone(),
+        choice: config.control,
         shutdown: shutdown.clone(),
     };
     let proxies = Proxies::new(Arc::new(connector), config.proxies, shared.limits.proxies_max);

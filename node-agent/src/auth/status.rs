@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iap_proto::v1::AgentStatus;
+use iap_proto::v1::{AgentStatus, ProxyConnection};
 use tokio::sync::watch;
 
 use super::AuthClient;
-use crate::control::Connected;
+use crate::control::{Connected, ConnectedProxy};
 use crate::leaves::Offer;
 use crate::session::Registry;
 
@@ -22,8 +22,10 @@ pub async fn run(
 ) {
     let mut count = connected.count();
     loop {
+        let proxies = connected.list();
         let status = AgentStatus {
-            connected_proxies: connected.addresses(),
+            connected_proxies: proxies.iter().map(|proxy| proxy.address.to_string()).collect(),
+            proxies: proxies.iter().map(wire).collect(),
             live_sessions: u32::try_from(registry.len()).unwrap_or(u32::MAX),
             services: offers.borrow_and_update().names(),
         };
@@ -35,5 +37,13 @@ pub async fn run(
             changed = count.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(EVERY) => {}
         }
+    }
+}
+
+fn wire(proxy: &ConnectedProxy) -> ProxyConnection {
+    ProxyConnection {
+        address: proxy.address.to_string(),
+        control: proxy.way.as_str().to_owned(),
+        data: proxy.data.clone(),
     }
 }

@@ -5,9 +5,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iap_identity::{ProxyId, ServerIdentity, ServiceName};
+use iap_identity::{ProxyId, ServiceName};
 use iap_proto::{ControlDecodeError, decode_control, encode_control};
-use iap_runtime::net::{self, HostPort, Route};
+use iap_runtime::net::HostPort;
+use iap_runtime::quic::QuicError;
 use iap_runtime::shutdown::Shutdown;
 use iap_tunnel::control::{CONTROL_VERSION, DATA_TCP};
 use iap_tunnel::{
@@ -18,10 +19,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::dial::{Line, Memory};
 use super::{Connected, Link};
+use crate::config::ControlChoice;
 use crate::dialback::{Entrance, Open};
 use crate::identity::OwnIdentity;
 use crate::leaves::Offer;
+use crate::limits::Limits;
 
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -35,6 +39,9 @@ pub enum ConnectionError {
     /// No TCP connection.
     #[error("cannot connect: {0}")]
     Dial(io::Error),
+    /// No QUIC connection.
+    #[error(transparent)]
+    Quic(#[from] QuicError),
     /// No TLS: the proxy is not one of this cluster, or refuses this agent.
     #[error("TLS failed: {0}")]
     Tls(io::Error),
@@ -84,41 +91,57 @@ pub struct Connector {
     pub entrance: Arc<Entrance>,
     /// Who is connected.
     pub connected: Arc<Connected>,
-    /// Time for TCP and TLS, each.
-    pub dial_timeout: Duration,
+    /// The bounds.
+    pub limits: Limits,
+    /// How proxies may be reached.
+    pub choice: ControlChoice,
     /// When to stop.
     pub shutdown: Shutdown,
 }
 
 impl Connector {
-    /// Connects to the proxy at `address` and stays until something ends the connection.
+    /// Connects to the proxy at `address` and stays until something ends the connection. One over TCP, where
+    /// QUIC is allowed, moves over to QUIC as soon as that gets through.
     ///
     /// # Errors
     /// Always: what ended it.
-    pub async fn converse(&self, address: &HostPort) -> Result<Infallible, ConnectionError> {
+    pub async fn converse(
+        &self,
+        address: &HostPort,
+        memory: &mut Memory,
+    ) -> Result<Infallible, ConnectionError> {
         let mut certificate = self.identity.changes();
         certificate.mark_unchanged();
-        let (stream, route) = net::reach(address, self.dial_timeout)
-            .await
-            .map_err(ConnectionError::Dial)?;
-        let connecting = self.identity.connect_to_proxy(stream, self.dial_timeout);
-        let (stream, server) = connecting.await.map_err(ConnectionError::Tls)?;
-        let ServerIdentity::Proxy(proxy) = server.identity else {
-            return Err(ConnectionError::Tls(io::Error::other("the server is no proxy")));
-        };
-        let Some(_place) = self.connected.enter(proxy, address) else {
+        let line = self.dial(address, memory).await?;
+        let (proxy, mut way) = (line.proxy, line.way);
+        let Some(place) = self.connected.enter(proxy, address, way) else {
             return Err(ConnectionError::Duplicate { proxy });
         };
-        tokio::select! {
-            ended = self.speak(stream, proxy, route) => ended,
-            _ = certificate.changed() => Err(ConnectionError::CertificateRenewed),
+        let mut current = Box::pin(self.speak(line));
+        let mut replaced = None;
+        loop {
+            tokio::select! {
+                ended = &mut current => return ended,
+                line = self.better(address, proxy), if self.may_improve(address, way) => {
+                    way = line.way;
+                    place.moved(way);
+                    memory.quic_worked();
+                    // The old one hears what the proxy had asked of it, until the proxy closes it.
+                    replaced = Some(std::mem::replace(&mut current, Box::pin(self.speak(line))));
+                }
+                () = ended(&mut replaced), if replaced.is_some() => replaced = None,
+                _ = certificate.changed() => return Err(ConnectionError::CertificateRenewed),
+            }
         }
     }
 
-    async fn speak<S>(&self, stream: S, proxy: ProxyId, route: Route) -> Result<Infallible, ConnectionError>
-    where
-        S: AsyncRead + AsyncWrite + Send + 'static,
-    {
+    async fn speak(&self, line: Line) -> Result<Infallible, ConnectionError> {
+        let Line {
+            stream,
+            proxy,
+            route,
+            way,
+        } = line;
         let via = route.to_string();
         let (link, outbox) = Link::new(proxy, route);
         let (reader, writer) = tokio::io::split(stream);
@@ -128,7 +151,7 @@ impl Connector {
         let ControlMessage::Hello { software, .. } = ear.hear_hello().await? else {
             return Err(ConnectionError::NoHello);
         };
-        tracing::info!(%proxy, address = %via, %software, "control connection established");
+        tracing::info!(%proxy, via, %way, %software, "control connection established");
         let mut offers = self.offers.clone();
         offers.mark_changed();
         let mut ping = tokio::time::interval(PING_EVERY);
@@ -189,6 +212,14 @@ impl Connector {
             | ControlMessage::OpenRefused { .. }
             | ControlMessage::Verdict { .. } => Ok(()),
         }
+    }
+}
+
+/// Waits for the end of a conversation that another has replaced.
+async fn ended<F: Future<Output = Result<Infallible, ConnectionError>> + Unpin>(replaced: &mut Option<F>) {
+    if let Some(conversation) = replaced {
+        let Err(error) = conversation.await;
+        tracing::debug!(%error, "the replaced control connection ended");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Control connections: one to every proxy the agent knows of, for as long as it knows of it.
 
 pub mod connection;
+mod dial;
 pub mod link;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,10 +11,13 @@ use std::time::Duration;
 use iap_identity::ProxyId;
 use iap_runtime::backoff::Backoff;
 use iap_runtime::net::HostPort;
+use iap_tunnel::ControlWay;
+use iap_tunnel::control::DATA_TCP;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use connection::{ConnectionError, Connector};
+use dial::Memory;
 pub use link::Link;
 
 use crate::view::View;
@@ -23,13 +27,24 @@ const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// A connection that lasted this long has earned a prompt new attempt.
 const LASTED: Duration = Duration::from_secs(2);
-/// How long an address waits that leads to a proxy already connected under another address.
+/// How long an address waits at most that leads to a proxy already connected under another address.
 const DUPLICATE_RETRY: Duration = Duration::from_secs(30);
+
+/// A proxy this agent is connected to.
+#[derive(Debug, Clone)]
+pub struct ConnectedProxy {
+    /// As it was dialled.
+    pub address: HostPort,
+    /// What the control connection runs over.
+    pub way: ControlWay,
+    /// What sessions run over.
+    pub data: String,
+}
 
 /// The proxies this agent is connected to now.
 #[derive(Debug)]
 pub struct Connected {
-    proxies: Mutex<BTreeMap<ProxyId, HostPort>>,
+    proxies: Mutex<BTreeMap<ProxyId, ConnectedProxy>>,
     count: watch::Sender<usize>,
 }
 
@@ -56,20 +71,37 @@ impl Connected {
         self.count.subscribe()
     }
 
-    /// The addresses, for `agents ls`.
+    /// All of them, for `agents ls`.
     #[must_use]
-    pub fn addresses(&self) -> Vec<String> {
-        self.map().values().map(HostPort::to_string).collect()
+    pub fn list(&self) -> Vec<ConnectedProxy> {
+        self.map().values().cloned().collect()
+    }
+
+    /// How many are connected over `way`.
+    #[must_use]
+    pub fn by(&self, way: ControlWay) -> usize {
+        self.map().values().filter(|proxy| proxy.way == way).count()
+    }
+
+    /// Returns once `proxy` is no longer connected.
+    async fn left(&self, proxy: ProxyId) {
+        let mut count = self.count.subscribe();
+        while self.map().contains_key(&proxy) && count.changed().await.is_ok() {}
     }
 
     /// Takes the place of `proxy`; `None` when another address leads to the same proxy already.
     #[must_use]
-    pub fn enter(self: &Arc<Self>, proxy: ProxyId, address: &HostPort) -> Option<Place> {
+    pub fn enter(self: &Arc<Self>, proxy: ProxyId, address: &HostPort, way: ControlWay) -> Option<Place> {
         let mut proxies = self.map();
         if proxies.contains_key(&proxy) {
             return None;
         }
-        proxies.insert(proxy, address.clone());
+        let connected = ConnectedProxy {
+            address: address.clone(),
+            way,
+            data: DATA_TCP.to_owned(),
+        };
+        proxies.insert(proxy, connected);
         self.count.send_replace(proxies.len());
         Some(Place {
             connected: Arc::clone(self),
@@ -77,8 +109,19 @@ impl Connected {
         })
     }
 
-    fn map(&self) -> std::sync::MutexGuard<'_, BTreeMap<ProxyId, HostPort>> {
+    fn map(&self) -> std::sync::MutexGuard<'_, BTreeMap<ProxyId, ConnectedProxy>> {
         self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// The control connection runs over another way now.
+    pub fn moved(&self, way: ControlWay) {
+        let mut proxies = self.connected.map();
+        if let Some(proxy) = proxies.get_mut(&self.proxy) {
+            proxy.way = way;
+        }
+        self.connected.count.send_replace(proxies.len());
     }
 }
 
@@ -170,16 +213,18 @@ impl Proxies {
 
 async fn keep_connected(connector: Arc<Connector>, address: HostPort) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    let mut memory = Memory::default();
     loop {
         let began = tokio::time::Instant::now();
-        let ended = connector.converse(&address).await;
+        let ended = connector.converse(&address, &mut memory).await;
         if began.elapsed() >= LASTED {
             backoff.reset();
         }
         match ended {
             Err(ConnectionError::Duplicate { proxy }) => {
                 tracing::debug!(%address, %proxy, "already connected to this proxy by another address");
-                tokio::time::sleep(DUPLICATE_RETRY).await;
+                let left = connector.connected.left(proxy);
+                let _ = tokio::time::timeout(DUPLICATE_RETRY, left).await;
             }
             Err(ConnectionError::CertificateRenewed) => {
                 tracing::info!(%address, "connecting again with the renewed certificate");

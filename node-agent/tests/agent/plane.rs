@@ -54,6 +54,8 @@ pub struct Plane {
     pub clock: Moved,
     /// The clients'.
     pub client_clock: Moved,
+    /// The stand-in for a proxy speaks TLS over TCP alone.
+    pub control: &'static str,
 }
 
 /// A clock that runs with the system's, at an offset. Clones share it.
@@ -121,6 +123,7 @@ impl Plane {
             first_line: String::new(),
             clock: Moved::default(),
             client_clock: Moved::default(),
+            control: "tls",
         }
     }
 
@@ -136,8 +139,9 @@ impl Plane {
 
     pub fn config(&self) -> Config {
         let mut text = format!(
-            "{}\ncluster = {CLUSTER:?}\nstate_dir = {:?}\nproxies = [\"{}\"]\n[limits]\ndrain_seconds_max = 0\n{}\n",
+            "{}\ncontrol = {:?}\ncluster = {CLUSTER:?}\nstate_dir = {:?}\nproxies = [\"{}\"]\n[limits]\ndrain_seconds_max = 0\n{}\n",
             self.first_line,
+            self.control,
             self.state_dir(),
             self.proxy.address(),
             self.limits

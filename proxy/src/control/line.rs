@@ -13,13 +13,13 @@ use iap_tunnel::{
     CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, LengthPrefixed, Side, Violation,
 };
 use time::OffsetDateTime;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::announce::{Judged, Offered, judge};
-use super::{Agent, ControlDoor, Stream};
-use crate::switchboard::{LineNumber, TooManyAgents};
+use super::{Agent, ControlDoor};
+use crate::switchboard::{LineNumber, REPLACED, TooManyAgents};
 use crate::trust::Trust;
 
 const READ_BYTES: usize = 16 * 1024;
@@ -48,11 +48,11 @@ enum Event {
     Cut(Arc<str>),
 }
 
-pub(crate) struct Line<'a> {
+pub(crate) struct Line<'a, S> {
     door: &'a ControlDoor,
     agent: Agent,
-    reader: ReadHalf<Stream>,
-    writer: WriteHalf<Stream>,
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
     received: Vec<u8>,
     decoder: LengthPrefixed,
     conversation: Conversation,
@@ -60,12 +60,15 @@ pub(crate) struct Line<'a> {
     cut: Cancellation,
     /// What the agent serves, with the leaves that prove it.
     offers: Vec<Offered>,
+    /// Whether it has said what it serves. Until then it may have the routes of the line it replaced.
+    announced: bool,
+    began: Instant,
     heard_at: Instant,
     pings: u64,
 }
 
-impl<'a> Line<'a> {
-    pub(crate) fn new(agent: Agent, stream: Stream, door: &'a ControlDoor) -> Self {
+impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
+    pub(crate) fn new(agent: Agent, stream: S, door: &'a ControlDoor) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self {
             door,
@@ -78,6 +81,8 @@ impl<'a> Line<'a> {
             trust: door.trust.clone(),
             cut: Cancellation::new(),
             offers: Vec::new(),
+            announced: false,
+            began: Instant::now(),
             heard_at: Instant::now(),
             pings: 0,
         }
@@ -99,6 +104,9 @@ impl<'a> Line<'a> {
             Err(error) => return LineEnd::TooManyAgents(error),
         };
         let end = self.converse(number, &mut outbox, &shutdown).await;
+        if matches!(&end, LineEnd::Cut(reason) if **reason == *REPLACED) {
+            self.finish(&mut outbox).await;
+        }
         self.door.board.disconnect(&self.agent.peer.id, number);
         // The peer may be gone already; it learns the end either way.
         let _ = tokio::time::timeout(
@@ -107,6 +115,15 @@ impl<'a> Line<'a> {
         )
         .await;
         end
+    }
+
+    /// What was asked of the agent on this line before it had another. Nothing is added any more.
+    async fn finish(&mut self, outbox: &mut mpsc::Receiver<ControlMessage>) {
+        while let Ok(message) = outbox.try_recv() {
+            if self.send(message).await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn exchange_hellos(&mut self) -> Result<(), LineEnd> {
@@ -197,6 +214,7 @@ impl<'a> Line<'a> {
                 if self.heard_at.elapsed() > self.door.limits.control_silence_seconds_max {
                     return Err(LineEnd::Silent);
                 }
+                self.give_up_inherited_routes(number);
                 self.reconsider(number).await?;
                 self.pings += 1;
                 self.send(ControlMessage::Ping(self.pings)).await
@@ -235,6 +253,14 @@ impl<'a> Line<'a> {
         }
     }
 
+    /// An agent that moved says at once what it serves; one that does not has no claim to routes it had before.
+    fn give_up_inherited_routes(&mut self, number: LineNumber) {
+        if !self.announced && self.began.elapsed() > self.door.limits.control_handshake_seconds_max {
+            self.announced = true;
+            self.door.board.announce(self.agent.peer.id, number, Vec::new());
+        }
+    }
+
     fn judged(&self, connection_id: &ConnectionId, authenticated: bool) {
         if let Some(source) = self.door.board.judge(&self.agent.peer.id, connection_id) {
             self.door.metrics.verdict(authenticated);
@@ -244,6 +270,7 @@ impl<'a> Line<'a> {
 
     async fn announced(&mut self, services: Vec<Offered>, number: LineNumber) -> Result<(), LineEnd> {
         let judged = self.judge(services).await?;
+        self.announced = true;
         let accepted = judged.names();
         tracing::info!(agent = %self.agent.peer.id, ?accepted, refused = ?judged.refused, "announced");
         self.door
@@ -347,7 +374,7 @@ impl<'a> Line<'a> {
 }
 
 /// Loses nothing when it is dropped half-way: bytes are in `received` or still in the socket.
-async fn read_some(reader: &mut ReadHalf<Stream>, received: &mut Vec<u8>) -> Result<(), LineEnd> {
+async fn read_some<S: AsyncRead>(reader: &mut ReadHalf<S>, received: &mut Vec<u8>) -> Result<(), LineEnd> {
     received.reserve(READ_BYTES);
     match reader.read_buf(received).await? {
         0 => Err(LineEnd::Closed),

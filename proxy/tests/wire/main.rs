@@ -14,5 +14,6 @@ mod dial_back;
 mod greeting;
 mod lifecycle;
 mod postgres;
+mod quic;
 mod relay;
 mod support;

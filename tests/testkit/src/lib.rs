@@ -4,11 +4,13 @@
 pub mod browser;
 pub mod certificates;
 pub mod forgery;
+pub mod relay;
 pub mod waiting;
 
 pub use browser::{Browser, Page};
 pub use certificates::{Credential, TestCluster};
 pub use forgery::Forgery;
+pub use relay::Relay;
 pub use waiting::{free_port, temp, wait_until, wait_until_async};
 
 /// A new id, for crates that may not make one themselves.

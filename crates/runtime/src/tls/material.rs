@@ -127,6 +127,26 @@ impl ResolvesClientCert for Material {
     }
 }
 
+/// What `material` shows, to clients that ask for this one name: where no proxy has read the name before.
+#[derive(Debug)]
+pub struct NamedIdentity {
+    /// The only server name that is answered.
+    pub host: String,
+    /// What is shown.
+    pub material: Arc<Material>,
+}
+
+impl ResolvesServerCert for NamedIdentity {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let asked = hello.server_name()?;
+        if asked.eq_ignore_ascii_case(&self.host) {
+            self.material.identity()
+        } else {
+            None
+        }
+    }
+}
+
 /// One certificate that does not change: a service leaf for one connection, or a client's.
 #[derive(Debug, Clone)]
 pub struct FixedIdentity(pub Arc<CertifiedKey>);

@@ -1,4 +1,4 @@
-//! TLS, and the only module that names rustls types: the provider, the ClientHello, verifiers over the
+//! TLS, and with `quic` the only module that names rustls types: the provider, the ClientHello, verifiers over the
 //! cluster's certificates, and the material one shows.
 
 mod connection;
@@ -17,7 +17,7 @@ pub use connection::{
 pub use hello::{
     ClientHelloError, ClientHelloFacts, ClientHelloLimits, accept, alert_record, peek, send_alert,
 };
-pub use material::{CertifiedKey, FixedIdentity, Material, MaterialError, certified_key};
+pub use material::{CertifiedKey, FixedIdentity, Material, MaterialError, NamedIdentity, certified_key};
 pub use peer::{Demand, PeerVerifier, PostPossession, Refusal};
 pub use pem::{PemError, certificates_from_pem, certificates_to_pem, private_key_from_pem};
 pub use provider::{install_provider, provider};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use iap_identity::{AgentId, ConnectionId, ServiceName};
 use iap_proto::{decode_control, encode_control};
+use iap_runtime::quic::{Connection, QuicError};
 use iap_runtime::tls::{
     self, ClientStream, FixedIdentity, HandshakeError, Material, ServerVerifier, certified_key,
 };
@@ -15,7 +16,7 @@ use iap_tunnel::{
     ALPN_CONTROL, CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, LengthPrefixed, Preface,
     RefusedService, Token,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{PATIENCE, Plane, dial};
@@ -23,9 +24,13 @@ use super::{PATIENCE, Plane, dial};
 pub struct TestAgent {
     pub id: AgentId,
     proxy: SocketAddr,
-    stream: ClientStream<TcpStream>,
+    stream: Box<dyn Duplex>,
     decoder: LengthPrefixed,
 }
+
+/// Whatever carries control messages.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 /// A request to dial back.
 #[derive(Clone)]
@@ -60,6 +65,32 @@ impl TestAgent {
         let stream = control_stream(plane, Some(credential), &[ALPN_CONTROL])
             .await
             .unwrap();
+        Self::on(plane, id, Box::new(stream)).await
+    }
+
+    /// The same over QUIC, and the connection beneath.
+    pub async fn by_quic(plane: &Plane) -> (Self, Connection) {
+        let id = AgentId::from_uuid(new_uuid());
+        let credential = plane.cluster.agent(id).unwrap();
+        Self::by_quic_as(plane, plane.address, id, &credential).await
+    }
+
+    pub async fn by_quic_as(
+        plane: &Plane,
+        address: SocketAddr,
+        id: AgentId,
+        credential: &Credential,
+    ) -> (Self, Connection) {
+        let host = plane.cluster.name.proxy_host();
+        let connection = quic(plane, address, Some(credential), &host, &[ALPN_CONTROL])
+            .await
+            .unwrap();
+        let (send, recv) = connection.open_bi().await.unwrap();
+        let stream = Box::new(tokio::io::join(recv, send));
+        (Self::on(plane, id, stream).await, connection)
+    }
+
+    async fn on(plane: &Plane, id: AgentId, stream: Box<dyn Duplex>) -> Self {
         let mut agent = Self {
             id,
             proxy: plane.address,
@@ -193,14 +224,30 @@ pub async fn control_stream(
     credential: Option<&Credential>,
     alpn: &[&str],
 ) -> Result<ClientStream<TcpStream>, HandshakeError> {
+    let config = client_config(plane, credential, alpn);
+    let stream = TcpStream::connect(plane.address).await.unwrap();
+    tls::connect(stream, &plane.cluster.name.proxy_host(), config, PATIENCE).await
+}
+
+/// QUIC to whatever name, with whatever certificate and protocols.
+pub async fn quic(
+    plane: &Plane,
+    address: SocketAddr,
+    credential: Option<&Credential>,
+    host: &str,
+    alpn: &[&str],
+) -> Result<Connection, QuicError> {
+    let config = client_config(plane, credential, alpn);
+    iap_runtime::quic::connect(address, host, config, PATIENCE).await
+}
+
+fn client_config(plane: &Plane, credential: Option<&Credential>, alpn: &[&str]) -> Arc<tls::ClientConfig> {
     let material = Material::new(plane.cluster.bundle().clone());
     let identity = credential.map(|credential| {
         let key = certified_key(credential.chain.clone(), credential.private_key().unwrap()).unwrap();
         Arc::new(FixedIdentity(key)) as Arc<dyn tls::ResolvesClientCert>
     });
-    let config = tls::client_config(Arc::new(ServerVerifier::new(material)), identity, alpn).unwrap();
-    let stream = TcpStream::connect(plane.address).await.unwrap();
-    tls::connect(stream, &plane.cluster.name.proxy_host(), config, PATIENCE).await
+    tls::client_config(Arc::new(ServerVerifier::new(material)), identity, alpn).unwrap()
 }
 
 /// Whether the proxy ends this line before it says hello; the alert, where one came.

@@ -22,3 +22,4 @@ mod outage;
 mod proxy_protocol;
 mod stock_clients;
 mod torture;
+mod ways;

@@ -1,0 +1,161 @@
+//! Reaching a proxy: by QUIC, and where that does not get through by TLS over TCP; chosen by trying.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use iap_identity::{ProxyId, ServerIdentity, VerifiedServer};
+use iap_runtime::backoff::{Backoff, jittered};
+use iap_runtime::net::{self, HostPort, Route};
+use iap_runtime::quic::QuicError;
+use iap_tunnel::ControlWay;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::connection::{ConnectionError, Connector};
+use crate::config::ControlChoice;
+
+/// The first time QUIC is tried again after a fallback; later ones come further apart, up to
+/// `limits.quic_retry_seconds`.
+const QUIC_RETRY_FIRST: Duration = Duration::from_secs(30);
+const RETRY_JITTER_PERCENT: u32 = 20;
+
+/// Whatever carries control messages.
+pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
+
+/// A way to a proxy that has proven who it is.
+pub(super) struct Line {
+    pub(super) stream: Box<dyn Duplex>,
+    pub(super) proxy: ProxyId,
+    /// To the address that answered.
+    pub(super) route: Route,
+    pub(super) way: ControlWay,
+}
+
+/// What is known about one address from the attempts before.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// TLS got through when QUIC did not: until then there is no point in trying QUIC first.
+    quic_not_before: Option<Instant>,
+}
+
+impl Memory {
+    /// QUIC gets through.
+    pub(super) fn quic_worked(&mut self) {
+        self.quic_not_before = None;
+    }
+
+    fn quic_is_pointless(&self) -> bool {
+        self.quic_not_before.is_some_and(|until| Instant::now() < until)
+    }
+}
+
+impl Connector {
+    /// Reaches the proxy at `address` by the best way that is allowed and works.
+    pub(super) async fn dial(
+        &self,
+        address: &HostPort,
+        memory: &mut Memory,
+    ) -> Result<Line, ConnectionError> {
+        match self.choice {
+            ControlChoice::Quic => self.dial_quic(address).await,
+            ControlChoice::Tls => self.dial_tls(address).await,
+            ControlChoice::Auto if memory.quic_is_pointless() || goes_through_http(address) => {
+                self.dial_tls(address).await
+            }
+            ControlChoice::Auto => match self.dial_quic(address).await {
+                Ok(line) => {
+                    memory.quic_worked();
+                    Ok(line)
+                }
+                Err(error) => {
+                    let line = self.dial_tls(address).await?;
+                    tracing::warn!(%address, %error, "QUIC does not get through: TLS over TCP instead");
+                    memory.quic_not_before = Some(Instant::now() + self.limits.quic_retry());
+                    Ok(line)
+                }
+            },
+        }
+    }
+
+    /// Whether a connection to `address` over `way` could be replaced by a better one.
+    pub(super) fn may_improve(&self, address: &HostPort, way: ControlWay) -> bool {
+        way == ControlWay::Tls && self.choice == ControlChoice::Auto && !goes_through_http(address)
+    }
+
+    /// Returns once QUIC gets through to the proxy that is connected over TCP.
+    pub(super) async fn better(&self, address: &HostPort, proxy: ProxyId) -> Line {
+        let retry_max = self.limits.quic_retry();
+        let mut backoff = Backoff::new(QUIC_RETRY_FIRST.min(retry_max), retry_max);
+        loop {
+            tokio::time::sleep(jittered(backoff.next_delay(), RETRY_JITTER_PERCENT)).await;
+            match self.dial_quic(address).await {
+                Ok(line) if line.proxy == proxy => {
+                    tracing::info!(%address, %proxy, "QUIC gets through now: moving over");
+                    return line;
+                }
+                Ok(line) => {
+                    tracing::debug!(%address, other = %line.proxy, "another proxy answers by QUIC");
+                }
+                Err(error) => tracing::debug!(%address, %error, "QUIC still does not get through"),
+            }
+        }
+    }
+
+    async fn dial_tls(&self, address: &HostPort) -> Result<Line, ConnectionError> {
+        let timeout = self.limits.dial();
+        let (stream, route) = net::reach(address, timeout)
+            .await
+            .map_err(ConnectionError::Dial)?;
+        let connecting = self.identity.connect_to_proxy(stream, timeout);
+        let (stream, server) = connecting.await.map_err(ConnectionError::Tls)?;
+        Ok(Line {
+            stream: Box::new(stream),
+            proxy: proxy_of(&server).map_err(ConnectionError::Tls)?,
+            route,
+            way: ControlWay::Tls,
+        })
+    }
+
+    /// Each address of the name gets its share of the time: a network may drop what one of them sends.
+    async fn dial_quic(&self, address: &HostPort) -> Result<Line, ConnectionError> {
+        let candidates = address.resolve().await.map_err(ConnectionError::Dial)?;
+        let count = u32::try_from(candidates.len()).unwrap_or(u32::MAX).max(1);
+        let share = self.limits.quic_handshake() / count;
+        let nobody = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
+        let mut last = QuicError::Io(nobody);
+        for candidate in candidates {
+            match self.dial_quic_at(candidate, share).await {
+                Ok(line) => return Ok(line),
+                Err(error) => last = error,
+            }
+        }
+        Err(last.into())
+    }
+
+    async fn dial_quic_at(&self, address: SocketAddr, timeout: Duration) -> Result<Line, QuicError> {
+        let connecting = self.identity.connect_to_proxy_by_quic(address, timeout);
+        let (connection, server) = connecting.await?;
+        let proxy = proxy_of(&server)?;
+        let (send, recv) = connection.open_bi().await?;
+        Ok(Line {
+            stream: Box::new(tokio::io::join(recv, send)) as Box<dyn Duplex>,
+            proxy,
+            route: Route::Direct(connection.remote_address()),
+            way: ControlWay::Quic,
+        })
+    }
+}
+
+/// Where an HTTP proxy is the way out, UDP is none. A variable that says nothing usable is left to the dialling.
+fn goes_through_http(address: &HostPort) -> bool {
+    !matches!(net::proxied(address), Ok(None))
+}
+
+fn proxy_of(server: &VerifiedServer) -> io::Result<ProxyId> {
+    match server.identity {
+        ServerIdentity::Proxy(proxy) => Ok(proxy),
+        _ => Err(io::Error::other("the server is no proxy")),
+    }
+}

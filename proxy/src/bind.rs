@@ -1,0 +1,90 @@
+//! Binding the public addresses: each on TCP, and on UDP at the same port where QUIC is on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use iap_runtime::quic::{ListenLimits, Listener};
+use iap_runtime::tls;
+use tokio::net::TcpListener;
+use zeroize::Zeroizing;
+
+use crate::app::AppError;
+use crate::config::Config;
+use crate::front::door::Door;
+
+/// How often a port is chosen anew when the system chose one for TCP that is taken on UDP.
+const CHOICES_MAX: usize = 16;
+
+/// One public address.
+pub(crate) struct Listeners {
+    pub(crate) tcp: TcpListener,
+    pub(crate) quic: Option<Listener>,
+}
+
+pub(crate) struct Binder {
+    addresses: Vec<SocketAddr>,
+    quic: Option<Quic>,
+}
+
+struct Quic {
+    secret: Zeroizing<Vec<u8>>,
+    template: Arc<tls::ServerConfig>,
+    limits: ListenLimits,
+}
+
+impl Binder {
+    /// `secret` outlives the process, so that agents notice a restart at once.
+    pub(crate) fn new(config: &Config, door: &Door, secret: Vec<u8>) -> Result<Self, AppError> {
+        let secret = Zeroizing::new(secret);
+        let quic = if config.quic.enabled {
+            let template = door.control.quic_template();
+            Some(Quic {
+                secret,
+                template: template.map_err(|error| AppError::Quic(error.to_string()))?,
+                limits: ListenLimits {
+                    incoming_max: config.limits.waiting_connections_max,
+                    streams_max: 1,
+                },
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            addresses: config.listen.clone(),
+            quic,
+        })
+    }
+
+    pub(crate) async fn bind_all(&self) -> Result<Vec<Listeners>, AppError> {
+        let mut all = Vec::with_capacity(self.addresses.len());
+        for address in &self.addresses {
+            all.push(self.bind(*address).await?);
+        }
+        Ok(all)
+    }
+
+    async fn bind(&self, address: SocketAddr) -> Result<Listeners, AppError> {
+        let choices = if address.port() == 0 { CHOICES_MAX } else { 1 };
+        let mut choice = 1;
+        loop {
+            match self.bind_once(address).await {
+                Err(AppError::ListenUdp { .. }) if choice < choices => choice += 1,
+                bound => return bound,
+            }
+        }
+    }
+
+    async fn bind_once(&self, address: SocketAddr) -> Result<Listeners, AppError> {
+        let refused = |source| AppError::Listen { address, source };
+        let tcp = TcpListener::bind(address).await.map_err(refused)?;
+        let address = tcp.local_addr().map_err(refused)?;
+        let quic = match &self.quic {
+            None => None,
+            Some(quic) => {
+                let bound = Listener::bind(address, &quic.secret, Arc::clone(&quic.template), quic.limits);
+                Some(bound.map_err(|source| AppError::ListenUdp { address, source })?)
+            }
+        };
+        Ok(Listeners { tcp, quic })
+    }
+}

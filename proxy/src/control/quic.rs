@@ -1,0 +1,101 @@
+//! The same control connection over QUIC: one bidirectional stream, on UDP at the public port.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use iap_runtime::quic::{self, Attempt, Connection, Listener};
+use iap_runtime::shutdown::Shutdown;
+use iap_runtime::tls::{self, NamedIdentity, PeerVerifier};
+use iap_tunnel::{ALPN_CONTROL, ControlWay};
+
+use super::{Agent, ControlDoor, EstablishError, proven_agent};
+use crate::admission::{Source, WaitingPlace};
+use crate::metrics::Refusal;
+
+impl ControlDoor {
+    /// Accepts until the shutdown. Lines are tracked by `shutdown` and outlive this.
+    pub(crate) async fn accept_quic(self, listener: Listener, shutdown: Shutdown) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.cancelled() => None,
+            };
+            let Some(attempt) = accepted else { break };
+            let source = Source::of(attempt.address().ip());
+            match self.admission.admit(Some(source), Instant::now()) {
+                Ok(place) => {
+                    let (door, shutdown_seen) = (self.clone(), shutdown.clone());
+                    shutdown.spawn(async move { door.serve_quic(attempt, place, shutdown_seen).await });
+                }
+                Err(reason) => {
+                    self.metrics.refused(reason);
+                    attempt.refuse();
+                }
+            }
+        }
+        listener.stop_accepting();
+        // The socket carries the lines that are there, for as long as they last.
+        self.end.cancelled().await;
+    }
+
+    async fn serve_quic(self, attempt: Attempt, place: WaitingPlace, shutdown: Shutdown) {
+        let address = attempt.address();
+        let established = tokio::select! {
+            established = Box::pin(self.establish_quic(attempt)) => established,
+            _ = self.end.cancelled() => return,
+        };
+        let (agent, connection, stream) = match established {
+            Ok(established) => established,
+            Err(error) => {
+                tracing::info!(%address, %error, "no control connection");
+                self.metrics.refused(Refusal::Control);
+                return;
+            }
+        };
+        drop(place);
+        let end = self
+            .line(agent, stream, ControlWay::Quic, address, shutdown)
+            .await;
+        quic::close(&connection, &end.to_string());
+    }
+
+    async fn establish_quic(
+        &self,
+        attempt: Attempt,
+    ) -> Result<(Agent, Connection, quic::Stream), EstablishError> {
+        let patience = self.limits.control_handshake_seconds_max;
+        let verifier = Arc::new(self.verifier());
+        let config = self.quic_config(&verifier)?;
+        let connection = attempt.accept(config, patience).await?;
+        // A client that offers no protocol at all is refused by QUIC itself (RFC 9001 §8.1); see it anyway.
+        if quic::protocol(&connection).as_deref() != Some(ALPN_CONTROL.as_bytes()) {
+            return Err(EstablishError::Protocol);
+        }
+        let agent = Agent {
+            peer: proven_agent(&verifier)?,
+            chain: quic::peer_certificates(&connection),
+        };
+        match tokio::time::timeout(patience, connection.accept_bi()).await {
+            Ok(Ok((send, recv))) => Ok((agent, connection, tokio::io::join(recv, send))),
+            Ok(Err(_)) | Err(_) => Err(EstablishError::NoStream),
+        }
+    }
+
+    /// As over TCP; there the front has read the server name already.
+    pub(crate) fn quic_config(
+        &self,
+        verifier: &Arc<PeerVerifier>,
+    ) -> Result<Arc<tls::ServerConfig>, EstablishError> {
+        let identity = NamedIdentity {
+            host: self.material.bundle().cluster().proxy_host(),
+            material: Arc::clone(&self.material),
+        };
+        tls::server_config(Arc::new(identity), Arc::clone(verifier) as _, &[ALPN_CONTROL])
+            .map_err(|error| EstablishError::Config(error.to_string()))
+    }
+
+    /// What the listener needs to know before the first client comes.
+    pub(crate) fn quic_template(&self) -> Result<Arc<tls::ServerConfig>, EstablishError> {
+        self.quic_config(&Arc::new(self.verifier()))
+    }
+}
