@@ -17,7 +17,8 @@ use crate::policies::{Policies, PoliciesError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Belonging, Counter, RuleStore as _, SharedStore, StoreError};
 
-const LOCK_FILE: &str = "in-use";
+/// Locked by whoever works in `data_dir`.
+pub(crate) const LOCK_FILE: &str = "in-use";
 
 /// The server's parts, shared by all handlers. Each is a handle: immutable snapshots with one writer inside.
 #[derive(Debug)]
@@ -159,7 +160,7 @@ impl Drop for AppContext {
     }
 }
 
-fn lock(dir: &DataDir) -> Result<File, OpenError> {
+pub(crate) fn lock(dir: &DataDir) -> Result<File, OpenError> {
     let path = dir.path().display().to_string();
     let failed = |source| OpenError::Lock {
         path: path.clone(),

@@ -8,6 +8,8 @@
 pub mod app;
 pub mod audit;
 pub mod authority;
+pub mod backup;
+pub mod break_glass;
 pub mod config;
 pub mod context;
 pub mod feed;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use iap_audit::UserRecord;
+use iap_audit::{EventKind, UserRecord};
 use iap_proto::v1::{TokenCreateReply, TokenCreateRequest};
 use iap_runtime::shutdown::Shutdown;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use crate::break_glass::{self, AdminCertificate, AdminCertificateRequest};
 use crate::context::AppContext;
 use crate::tokens;
 
@@ -44,6 +45,13 @@ pub enum LocalRequest {
     },
     /// The policy in force, for `iap-auth idp test`.
     Policy,
+    /// Record that a backup is about to be made.
+    Backup {
+        /// Where it goes.
+        output: String,
+    },
+    /// A short-lived certificate with every admin verb.
+    AdminCertificate(AdminCertificateRequest),
 }
 
 /// The answer.
@@ -54,6 +62,10 @@ pub enum LocalReply {
     Token(String),
     /// The policy, as it was applied.
     Policy(String),
+    /// It is in the audit log.
+    Recorded,
+    /// The certificate, and what a home needs beside it.
+    AdminCertificate(Box<AdminCertificate>),
     /// Why not.
     Refused(String),
 }
@@ -133,7 +145,7 @@ pub async fn serve(context: Arc<AppContext>, listener: UnixListener, shutdown: S
 pub async fn ask_for_proxy_token(data_dir: &Path, ttl_seconds: u32) -> Result<String, LocalError> {
     match ask(data_dir, &LocalRequest::ProxyToken { ttl_seconds }).await? {
         LocalReply::Token(token) => Ok(token),
-        other => Err(unexpected(other)),
+        _ => Err(unexpected()),
     }
 }
 
@@ -144,16 +156,33 @@ pub async fn ask_for_proxy_token(data_dir: &Path, ttl_seconds: u32) -> Result<St
 pub async fn ask_for_policy(data_dir: &Path) -> Result<String, LocalError> {
     match ask(data_dir, &LocalRequest::Policy).await? {
         LocalReply::Policy(toml) => Ok(toml),
-        other => Err(unexpected(other)),
+        _ => Err(unexpected()),
     }
 }
 
-fn unexpected(reply: LocalReply) -> LocalError {
-    match reply {
-        LocalReply::Refused(why) => LocalError::Refused(why),
-        LocalReply::Token(_) | LocalReply::Policy(_) => {
-            LocalError::Refused("the running server answered something else".to_owned())
-        }
+/// Has the server that runs in `data_dir` record that a backup is about to be made.
+///
+/// # Errors
+/// When none runs there, or it cannot.
+pub async fn record_backup(data_dir: &Path, output: &Path) -> Result<(), LocalError> {
+    let output = output.display().to_string();
+    match ask(data_dir, &LocalRequest::Backup { output }).await? {
+        LocalReply::Recorded => Ok(()),
+        _ => Err(unexpected()),
+    }
+}
+
+/// Asks the server that runs in `data_dir` for a break-glass certificate.
+///
+/// # Errors
+/// When none runs there, or it refuses.
+pub(crate) async fn ask_for_admin_certificate(
+    data_dir: &Path,
+    request: AdminCertificateRequest,
+) -> Result<AdminCertificate, LocalError> {
+    match ask(data_dir, &LocalRequest::AdminCertificate(request)).await? {
+        LocalReply::AdminCertificate(given) => Ok(*given),
+        _ => Err(unexpected()),
     }
 }
 
@@ -161,11 +190,19 @@ async fn ask(data_dir: &Path, request: &LocalRequest) -> Result<LocalReply, Loca
     let folder = File::open(data_dir).map_err(|source| not_running(data_dir, source))?;
     let stream = UnixStream::connect(short_path(&folder)).await;
     let mut stream = stream.map_err(|source| not_running(data_dir, source))?;
-    let mut request = serde_json::to_vec(request).map_err(io::Error::other)?;
-    request.push(b'\n');
-    stream.write_all(&request).await?;
+    let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
+    line.push(b'\n');
+    stream.write_all(&line).await?;
     let reply = read_line(&mut stream, REPLY_BYTES_MAX).await?;
-    Ok(serde_json::from_slice(&reply).map_err(io::Error::other)?)
+    match serde_json::from_slice(&reply).map_err(io::Error::other)? {
+        LocalReply::Refused(why) => Err(LocalError::Refused(why)),
+        reply => Ok(reply),
+    }
+}
+
+/// It may hold a secret: not shown.
+fn unexpected() -> LocalError {
+    LocalError::Refused("the running server answered something else".to_owned())
 }
 
 async fn answer(context: &AppContext, mut stream: UnixStream) -> io::Result<()> {
@@ -178,6 +215,14 @@ async fn answer(context: &AppContext, mut stream: UnixStream) -> io::Result<()> 
     let reply = match serde_json::from_slice(&read_line(&mut stream, REQUEST_BYTES_MAX).await?) {
         Ok(LocalRequest::ProxyToken { ttl_seconds }) => proxy_token(context, caller.uid(), ttl_seconds).await,
         Ok(LocalRequest::Policy) => LocalReply::Policy(context.policies.current().toml.clone()),
+        Ok(LocalRequest::Backup { output }) => record(context, caller.uid(), &output).await,
+        Ok(LocalRequest::AdminCertificate(request)) => {
+            let uid = caller.uid();
+            let issued = break_glass::issue(context, &host_user(uid), uid, &request).await;
+            issued.map_or_else(LocalReply::Refused, |given| {
+                LocalReply::AdminCertificate(Box::new(given))
+            })
+        }
         Err(error) => LocalReply::Refused(format!("that is not a request: {error}")),
     };
     let mut line = serde_json::to_vec(&reply).map_err(io::Error::other)?;
@@ -186,12 +231,7 @@ async fn answer(context: &AppContext, mut stream: UnixStream) -> io::Result<()> 
 }
 
 async fn proxy_token(context: &AppContext, uid: u32, ttl_seconds: u32) -> LocalReply {
-    let name = format!("uid {uid} on the auth server's host");
-    let author = UserRecord {
-        id: name.clone(),
-        name,
-        kind: "host".to_owned(),
-    };
+    let author = host_user(uid);
     let request = TokenCreateRequest {
         kind: "proxy".to_owned(),
         services: Vec::new(),
@@ -201,6 +241,30 @@ async fn proxy_token(context: &AppContext, uid: u32, ttl_seconds: u32) -> LocalR
     match tokens::create(context, &author, request).await {
         Ok(TokenCreateReply { token, .. }) => LocalReply::Token(token),
         Err(error) => LocalReply::Refused(error.text),
+    }
+}
+
+async fn record(context: &AppContext, uid: u32, output: &str) -> LocalReply {
+    let recorded = match context.audit.event(EventKind::AuthBackup) {
+        Ok(event) => {
+            let event = event.user(&host_user(uid)).field("output", output);
+            context
+                .audit
+                .record(event)
+                .await
+                .map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    recorded.map_or_else(LocalReply::Refused, |()| LocalReply::Recorded)
+}
+
+fn host_user(uid: u32) -> UserRecord {
+    let name = format!("uid {uid} on the auth server's host");
+    UserRecord {
+        id: name.clone(),
+        name,
+        kind: "host".to_owned(),
     }
 }
 

@@ -1,14 +1,17 @@
 //! `iap-auth --config FILE`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use iap_auth::app::App;
+use iap_auth::break_glass::{self, Wish};
 use iap_auth::config::Config;
 use iap_auth::context::{Clock, Random};
 use iap_auth::idp::{self, TestArguments};
-use iap_auth::{local, printer};
+use iap_auth::{backup, local, printer};
+use iap_runtime::config::ConfigDuration;
+use iap_runtime::net::HostPort;
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::{telemetry, tls};
 
@@ -40,6 +43,34 @@ enum Command {
     Token {
         #[command(subcommand)]
         kind: TokenFor,
+    },
+    /// Copy database and keys to one file (0600) that `restore` brings the cluster back from; the server may run.
+    Backup {
+        /// The file to make; it must not exist.
+        #[arg(long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Bring the cluster back from a backup, into an empty data_dir; then start the server.
+    Restore {
+        /// The backup.
+        #[arg(value_name = "FILE")]
+        backup: PathBuf,
+    },
+    /// Break glass: a certificate with every admin verb, without a login, for whoever administers this host. The
+    /// server must run; the reason is recorded first.
+    AdminCert {
+        /// How long it lives, such as 15m; at most 1h.
+        #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = ConfigDuration::parse)]
+        ttl: ConfigDuration,
+        /// Why; goes into the audit log.
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// The folder to make, for `iapctl --home`.
+        #[arg(long, value_name = "DIR", default_value = "iap-break-glass")]
+        home: PathBuf,
+        /// What iapctl shall dial, such as a proxy; without it, this server.
+        #[arg(long, value_name = "HOST:PORT")]
+        address: Option<HostPort>,
     },
     /// Identity providers.
     Idp {
@@ -85,6 +116,23 @@ fn main() -> ExitCode {
         Some(Command::Idp {
             what: IdpCommand::Test(arguments),
         }) => idp_test(&config, &arguments),
+        Some(Command::Backup { output }) => make_backup(&config, &output).map(|()| true),
+        Some(Command::Restore { backup }) => restore(&config, &backup).map(|()| true),
+        Some(Command::AdminCert {
+            ttl,
+            reason,
+            home,
+            address,
+        }) => admin_certificate(
+            &config,
+            &Wish {
+                life: ttl.get(),
+                reason,
+                home,
+                address,
+            },
+        )
+        .map(|()| true),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -106,19 +154,36 @@ fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn proxy_token(config: &Config, ttl: u32) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    printer::token(&runtime.block_on(local::ask_for_proxy_token(&config.data_dir, ttl))?);
+    printer::token(&one_command()?.block_on(local::ask_for_proxy_token(&config.data_dir, ttl))?);
     Ok(())
 }
 
 fn idp_test(config: &Config, arguments: &TestArguments) -> anyhow::Result<bool> {
     tls::install_provider();
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(idp::test(config, arguments))
+    one_command()?.block_on(idp::test(config, arguments))
+}
+
+fn make_backup(config: &Config, output: &Path) -> anyhow::Result<()> {
+    let now = Clock::system().now();
+    printer::backup_made(&one_command()?.block_on(backup::make(config, output, now))?);
+    Ok(())
+}
+
+fn restore(config: &Config, file: &Path) -> anyhow::Result<()> {
+    let (clock, random) = (Clock::system(), Random::system());
+    let report = one_command()?.block_on(backup::restore(config, file, &clock, &random))?;
+    printer::restored(config, &report);
+    Ok(())
+}
+
+fn admin_certificate(config: &Config, wish: &Wish) -> anyhow::Result<()> {
+    let given = one_command()?.block_on(break_glass::obtain(config, wish))?;
+    printer::admin_certificate(wish, &given);
+    Ok(())
+}
+
+fn one_command() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ use iap_runtime::big_stack;
 use tokio::sync::Mutex;
 
 use crate::authority::UserLogin;
+use crate::break_glass;
 use crate::config::Config;
 use crate::context::AppContext;
 use crate::rpc::UserCaller;
@@ -108,7 +109,8 @@ impl Policies {
             facts.groups = user.groups;
             facts.groups_vocabulary = None;
         }
-        let is_bootstrap_admin = context.config.bootstrap_admins.contains(&peer.name);
+        let is_bootstrap_admin = context.config.bootstrap_admins.contains(&peer.name)
+            || peer.login_method == break_glass::LOGIN_METHOD;
         let verbs = match is_bootstrap_admin {
             true => BTreeSet::from(Verb::ALL),
             false => self.current().policy.admin_verbs(&facts),

@@ -1,6 +1,9 @@
 //! The only place that writes to standard output and standard error.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use crate::authority::format_time;
+use crate::backup::{Made, RestoreReport};
+use crate::break_glass::{AdminCertificate, Wish};
 use crate::config::{Config, ConnectorConfig};
 use crate::login::Finding;
 use crate::store::Identity;
@@ -21,6 +24,60 @@ pub fn failure(error: &dyn std::fmt::Display) {
 /// A join token, alone on its line, for `> FILE`.
 pub fn token(token: &str) {
     println!("{token}");
+}
+
+/// A break-glass certificate was issued.
+pub fn admin_certificate(wish: &Wish, given: &AdminCertificate) {
+    let home = wish.home.display();
+    println!(
+        "{home} is a home for iapctl, as {} with every admin verb until {}:",
+        given.name, given.not_after
+    );
+    println!();
+    println!("  iapctl --home {home} lock ls");
+    println!();
+    println!("It is on record with its reason. Remove the folder when you are done: rm -r {home}");
+}
+
+/// A backup was made.
+pub fn backup_made(made: &Made) {
+    println!(
+        "{} holds the database and keys of the cluster: {} files, {} bytes.",
+        made.output.display(),
+        made.files,
+        made.bytes
+    );
+    println!("Whoever reads it can issue certificates for anybody: keep it like the keys themselves.");
+    if !made.recorded {
+        eprintln!("iap-auth: no server runs here, so the backup is in no audit log");
+    }
+}
+
+/// A backup was restored.
+pub fn restored(config: &Config, report: &RestoreReport) {
+    let made = format_time(report.backup_made);
+    let restored = &report.restored;
+    println!(
+        "{} is restored in {} as it was at {made}: epoch {}, {} records.",
+        config.cluster,
+        config.data_dir.display(),
+        restored.epoch,
+        restored.records
+    );
+    println!();
+    println!("Withdrawn, so that nothing is good a second time:");
+    println!();
+    println!(
+        "  {} join tokens; {} logins, whose users run `iapctl login` again",
+        restored.tokens, restored.logins
+    );
+    println!();
+    println!("Gone, because it happened after the backup was made. Before users come back, look at");
+    println!("`iapctl lock ls`, `iapctl policy get` and `iapctl services ls`, and repeat what is missing:");
+    println!();
+    println!("  locks and changes of policy and services; agents and proxies that joined (they join again)");
+    println!();
+    println!("Records that agents still hold are sent again by themselves. Now start the server.");
 }
 
 /// After the first start: what to trust, and how to get the first admin.

@@ -13,8 +13,9 @@ use iap_proto::v1;
 
 use super::incoming::Incoming;
 use super::{AuditLog, IncomingError, RecordError, read_record};
+use crate::authority::format_time;
 use crate::context::Clock;
-use crate::store::{Appended, Fault, NewRecord, SharedStore, StoreError};
+use crate::store::{Appended, Fault, NewRecord, RestoredSource, SharedStore, StoreError};
 
 /// The most one batch may take.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -32,6 +33,8 @@ pub struct Ingest {
     audit: AuditLog,
     clock: Clock,
     alarmed: Arc<Mutex<BTreeSet<(AgentId, String)>>>,
+    /// Agents that were asked to send again what a restored database lacks.
+    asked: Arc<Mutex<BTreeSet<AgentId>>>,
 }
 
 /// Nothing of the batch was stored.
@@ -67,6 +70,7 @@ impl Ingest {
             audit,
             clock,
             alarmed: Arc::default(),
+            asked: Arc::default(),
         }
     }
 
@@ -98,7 +102,11 @@ impl Ingest {
             Appended::Faulty(faults) => faults,
         };
         for fault in &faults {
-            self.alarm_of(agent, *fault, &records).await?;
+            match self.lost_by_restore(agent, *fault).await? {
+                Some(held) if self.is_first_time(agent) => return Ok(held.source_seq),
+                Some(held) => self.note_lost(agent, *fault, held).await?,
+                None => self.alarm_of(agent, *fault, &records).await?,
+            }
         }
         match self.store(agent, &records, &faults).await? {
             Appended::Stored { .. } => Ok(durable),
@@ -116,6 +124,48 @@ impl Ingest {
         self.store
             .append_records(*agent.as_uuid(), records, now, alarmed)
             .await
+    }
+
+    /// A gap right behind what the backup held of this agent is no alarm: the database was lost, not the chain.
+    async fn lost_by_restore(
+        &self,
+        agent: AgentId,
+        fault: Fault,
+    ) -> Result<Option<RestoredSource>, StoreError> {
+        let Fault::Missing { first, .. } = fault else {
+            return Ok(None);
+        };
+        let restored = self.store.restored_source(*agent.as_uuid()).await?;
+        // An agent that the backup does not know joined after it was made, and before it was restored.
+        let joined = agent.as_uuid().get_timestamp().map_or(0, |time| time.to_unix().0);
+        let explains = |restored: &RestoredSource| {
+            let restored_at = u64::try_from(restored.restored_at.unix_timestamp()).unwrap_or(0);
+            restored.source_seq.checked_add(1) == Some(first) && joined <= restored_at
+        };
+        Ok(restored.filter(explains))
+    }
+
+    /// The acknowledgement then goes back to what is held, so that the agent sends what it still has.
+    fn is_first_time(&self, agent: AgentId) -> bool {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.len() >= ALARMS_REMEMBERED_MAX {
+            asked.clear();
+        }
+        asked.insert(agent)
+    }
+
+    async fn note_lost(&self, agent: AgentId, fault: Fault, held: RestoredSource) -> Result<(), RecordError> {
+        let (first, last) = (held.source_seq + 1, fault.source_seq().saturating_sub(1));
+        tracing::warn!(%agent, first, last, "records are lost with the database that was restored");
+        let event = self
+            .audit
+            .event(EventKind::AuditLost)?
+            .agent(&agent)
+            .field("first", first)
+            .field("last", last)
+            .field("backup_made", format_time(held.backup_at))
+            .reason("they were acknowledged after the backup was made, and the agent no longer has them");
+        self.audit.record(event).await
     }
 
     async fn alarm_of(&self, agent: AgentId, fault: Fault, records: &[NewRecord]) -> Result<(), RecordError> {

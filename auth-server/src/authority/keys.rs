@@ -19,7 +19,8 @@ use crate::context::{NoRandomness, Random};
 
 /// The database's name in `data_dir`.
 pub const DATABASE_FILE: &str = "auth.db";
-const AUTH_ID_FILE: &str = "auth_id";
+/// The file that a complete `data_dir` has; written last.
+pub(crate) const AUTH_ID_FILE: &str = "auth_id";
 const ROOT_KEY_FILE: &str = "root.key.pem";
 const ROOT_FILE: &str = "root.pem";
 const SNAPSHOT_KEY_FILE: &str = "snapshot.key.pem";

@@ -21,6 +21,7 @@ use crate::policies::Policies;
 use crate::store::{GenerationRow, SharedStore, StoreError};
 
 pub use generation::Renewal;
+pub(crate) use keys::AUTH_ID_FILE;
 pub use keys::{AuthorityKeys, DATABASE_FILE, FeedSigner, Issuer, KeysError, SignError};
 
 /// The facts of a login that a user's certificate carries.
@@ -121,6 +122,11 @@ impl Authority {
             ended_at: None,
         };
         self.store.start_generations(&generations).await?;
+        self.issue_user_generation(login, 1, request).await
+    }
+
+    /// Issues the only certificate of a login that cannot be renewed: it has no generations.
+    pub(crate) async fn issue_once(&self, login: &UserLogin, request: Request) -> Result<Issued, IssueError> {
         self.issue_user_generation(login, 1, request).await
     }
 

@@ -53,7 +53,7 @@ pub struct UserCaller {
     pub facts: UserFacts,
     /// The admin verbs they hold.
     pub verbs: BTreeSet<Verb>,
-    /// Whether the configuration makes them an admin whatever the policy says.
+    /// Whether they are an admin whatever the policy says: by the configuration, or with a break-glass certificate.
     pub is_bootstrap_admin: bool,
 }
 

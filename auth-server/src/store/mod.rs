@@ -6,6 +6,7 @@
 mod inventory;
 mod logins;
 mod records;
+mod restoring;
 mod rules;
 pub mod sqlite;
 
@@ -20,6 +21,7 @@ pub use records::{
     Appended, Fault, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
     StoredRecord,
 };
+pub use restoring::{Restore, RestoreStore, Restored, RestoredSource};
 pub use rules::{Belonging, Counter, PolicyRow, RuleStore};
 
 use std::sync::Arc;
@@ -28,8 +30,11 @@ use std::sync::Arc;
 pub type Hash = [u8; 32];
 
 /// The whole store.
-pub trait Store: LoginStore + InventoryStore + RuleStore + RecordStore + std::fmt::Debug {}
-impl<T: LoginStore + InventoryStore + RuleStore + RecordStore + std::fmt::Debug> Store for T {}
+pub trait Store:
+    LoginStore + InventoryStore + RuleStore + RecordStore + RestoreStore + std::fmt::Debug
+{
+}
+impl<T: LoginStore + InventoryStore + RuleStore + RecordStore + RestoreStore + std::fmt::Debug> Store for T {}
 
 /// A store shared between tasks.
 pub type SharedStore = Arc<dyn Store>;

@@ -101,8 +101,34 @@ impl Plane {
         }
     }
 
+    /// The configuration it runs with.
+    pub(crate) fn config(&self) -> Config {
+        config(&self.dir)
+    }
+
+    /// A place beside `data_dir`, gone with the plane.
+    pub(crate) fn beside(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Stops the server, loses its `data_dir`, restores the backup there and starts it again.
+    pub(crate) async fn restore(self, backup: &std::path::Path) -> Self {
+        let (dir, offset) = self.stop().await;
+        let config = config(&dir);
+        std::fs::remove_dir_all(&config.data_dir).unwrap();
+        iap_auth::backup::restore(&config, backup, &offset.clock(), &Random::system())
+            .await
+            .unwrap();
+        Self::start_in(dir, offset).await
+    }
+
     /// Stops the server as SIGTERM does and starts it again in the same folder.
     pub(crate) async fn restart(self) -> Self {
+        let (dir, offset) = self.stop().await;
+        Self::start_in(dir, offset).await
+    }
+
+    async fn stop(self) -> (TempDir, Offset) {
         let Self {
             context,
             offset,
@@ -116,8 +142,7 @@ impl Plane {
         while Arc::strong_count(&context) > 1 {
             tokio::task::yield_now().await;
         }
-        drop(context);
-        Self::start_in(dir, offset).await
+        (dir, offset)
     }
 
     /// Runs a statement on the server's database, beside the server.

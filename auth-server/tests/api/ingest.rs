@@ -11,14 +11,14 @@ use uuid::Uuid;
 use crate::harness::{ADMIN, Identity, Plane, refused};
 
 /// An agent that writes a chain.
-struct Source {
+pub(crate) struct Source {
     identity: Identity,
     id: AgentId,
     chain: Chain,
 }
 
 impl Source {
-    async fn join(plane: &Plane, admin: &Identity) -> Self {
+    pub(crate) async fn join(plane: &Plane, admin: &Identity) -> Self {
         let (id, identity) = plane.join_agent(admin, &[]).await;
         Self {
             identity,
@@ -27,13 +27,13 @@ impl Source {
         }
     }
 
-    fn note(&mut self, note: &str) -> Record {
+    pub(crate) fn note(&mut self, note: &str) -> Record {
         let now = OffsetDateTime::now_utc();
         let event = Event::new(EventKind::AgentStart, now, Uuid::now_v7()).reason(note);
         self.chain.seal(event).unwrap()
     }
 
-    fn batch(&self, records: &[Record]) -> v1::AuditBatch {
+    pub(crate) fn batch(&self, records: &[Record]) -> v1::AuditBatch {
         self.batch_of_bytes(records.iter().map(|record| record.bytes.clone()).collect())
     }
 
@@ -49,13 +49,21 @@ impl Source {
         }
     }
 
-    async fn send(&self, plane: &Plane, batch: v1::AuditBatch) -> Result<u64, tonic::Status> {
+    pub(crate) async fn watch(&self, plane: &Plane) -> Result<(), tonic::Status> {
+        let request = v1::WatchRequest {
+            version: "0.1.0".to_owned(),
+            services: Vec::new(),
+        };
+        plane.agent(&self.identity).watch(request).await.map(drop)
+    }
+
+    pub(crate) async fn send(&self, plane: &Plane, batch: v1::AuditBatch) -> Result<u64, tonic::Status> {
         let ack = plane.agent(&self.identity).append_audit(batch).await?;
         Ok(ack.into_inner().agent_seq)
     }
 }
 
-async fn stored_notes(plane: &Plane, admin: &Identity) -> Vec<String> {
+pub(crate) async fn stored_notes(plane: &Plane, admin: &Identity) -> Vec<String> {
     let records = plane.records(admin, "agent.start").await;
     records
         .iter()

@@ -7,6 +7,7 @@
 )]
 
 mod authorization;
+mod break_glass;
 mod first_start;
 mod harness;
 mod ingest;
@@ -15,4 +16,5 @@ mod listening;
 mod locking;
 mod policy;
 mod renewal;
+mod restoring;
 mod services;

@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::harness::{ADMIN, Identity, Plane, key_and_csr, refused};
 
-async fn renew(plane: &Plane, identity: &Identity) -> Result<Identity, tonic::Status> {
+pub(crate) async fn renew(plane: &Plane, identity: &Identity) -> Result<Identity, tonic::Status> {
     let csr = certificate_request(&identity.key).unwrap();
     let reply = plane
         .user(identity)

@@ -46,6 +46,10 @@ kinds! {
     AgentGap = "agent.gap", "A1002W";
     /// The auth server began its work.
     AuthStart = "auth.start", "A1100I";
+    /// A copy of everything, keys included, is about to be made.
+    AuthBackup = "auth.backup", "A1101I";
+    /// The auth server goes on from a backup.
+    AuthRestored = "auth.restored", "A1102W";
     /// Somebody asked to log in.
     LoginStart = "login.start", "L1000I";
     /// Somebody is logged in.
@@ -78,12 +82,16 @@ kinds! {
     LockAdded = "lock.added", "K1000I";
     /// A lock was lifted.
     LockRemoved = "lock.removed", "K1001I";
+    /// Whoever administers the host takes all admin verbs for some minutes.
+    AdminBreakGlass = "admin.break_glass", "D1001W";
     /// Somebody asked for a change or a sight they have no verb for.
     AdminDenied = "admin.denied", "D1000W";
     /// Somebody read the audit trail.
     AuditSearched = "audit.searched", "X1000I";
     /// The trail contradicts itself.
     AuditAlarm = "audit.alarm", "X1001E";
+    /// Records of an agent are gone with a database that was lost.
+    AuditLost = "audit.lost", "X1002W";
 }
 
 impl EventKind {

@@ -98,6 +98,7 @@ pub(super) fn start(
         Arc::clone(&client),
         Arc::clone(&shared.identity),
         state,
+        shared.views.clone(),
     )?);
     let sessions = Arc::clone(&shared.sessions);
     let gauges = Gauges {

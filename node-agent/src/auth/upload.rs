@@ -8,13 +8,14 @@ use iap_audit::RecordView;
 use iap_proto::v1;
 use iap_runtime::backoff::Backoff;
 use iap_runtime::spool::{SpoolError, SpooledRecord};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use super::{AuthClient, CallError};
 use crate::identity::{IdentityError, OwnIdentity};
 use crate::journal::live_set::LiveSet;
 use crate::journal::{Journal, JournalError};
 use crate::state::{StateDir, StateError, names};
+use crate::view::View;
 
 /// As the auth server bounds a batch.
 const BATCH_RECORDS_MAX: usize = 1000;
@@ -46,6 +47,7 @@ pub struct Uploader {
     client: Arc<AuthClient>,
     identity: Arc<OwnIdentity>,
     state: StateDir,
+    views: watch::Receiver<Option<Arc<View>>>,
     /// The sessions that live as of the last acknowledged record.
     live: Mutex<LiveSet>,
 }
@@ -60,6 +62,7 @@ impl Uploader {
         client: Arc<AuthClient>,
         identity: Arc<OwnIdentity>,
         state: StateDir,
+        views: watch::Receiver<Option<Arc<View>>>,
     ) -> Result<Self, JournalError> {
         let live = Mutex::new(LiveSet::load(&state)?);
         Ok(Self {
@@ -67,6 +70,7 @@ impl Uploader {
             client,
             identity,
             state,
+            views,
             live,
         })
     }
@@ -75,18 +79,30 @@ impl Uploader {
     pub async fn run(&self) {
         let mut committed = self.journal.spool().committed();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        let mut epochs = self.views.clone();
+        let mut epoch = epoch_of(&mut epochs);
+        let mut place = Place::Unacknowledged;
         loop {
             committed.mark_unchanged();
-            match self.upload_batch().await {
+            let newest = epoch_of(&mut epochs);
+            if newest > epoch && epoch.is_some() {
+                place.probe();
+            }
+            epoch = newest;
+            match self.upload_batch(&mut place).await {
                 Ok(Sent::Some) => {
                     backoff.reset();
                     tokio::time::sleep(PACE).await;
                 }
-                Ok(Sent::Nothing) => {
-                    if committed.changed().await.is_err() {
+                Ok(Sent::Nothing) => tokio::select! {
+                    more = committed.changed() => if more.is_err() {
                         return;
-                    }
-                }
+                    },
+                    // Beyond the agent's life there is no feed either.
+                    changed = epochs.changed() => if changed.is_err() {
+                        return;
+                    },
+                },
                 Err(error) => {
                     tracing::warn!(%error, waiting = self.journal.unacknowledged(), "audit records wait");
                     backoff.wait().await;
@@ -105,15 +121,14 @@ impl Uploader {
             .await;
     }
 
-    async fn upload_batch(&self) -> Result<Sent, UploadError> {
-        let spool = self.journal.spool();
-        let batch = spool
-            .unacknowledged(0, BATCH_RECORDS_MAX, BATCH_BYTES_MAX)
-            .await?;
-        let Some(last) = batch.last() else {
+    async fn upload_batch(&self, place: &mut Place) -> Result<Sent, UploadError> {
+        let batch = self.batch_at(place).await?;
+        let (Some(first), Some(last)) = (batch.first().map(|first| first.seq), batch.last()) else {
+            *place = Place::Unacknowledged;
             return Ok(Sent::Nothing);
         };
         let head_signature = self.identity.sign_head(digest(&SHA256, &last.bytes).as_ref())?;
+        let last = last.seq;
         let records = batch.iter().map(|record| record.bytes.clone()).collect();
         let seq = self
             .client
@@ -122,17 +137,38 @@ impl Uploader {
                 head_signature,
             })
             .await?;
-        if batch.first().is_some_and(|first| seq < first.seq) {
-            return Err(UploadError::NotAcknowledged);
+        if seq < first {
+            return place.taken_back(seq).map(|()| Sent::Some);
         }
-        self.acknowledge(&batch, seq).await?;
+        let acknowledged = self.journal.spool().usage().acknowledged;
+        *place = match place {
+            Place::Again(_) if last < acknowledged => Place::Again(seq.saturating_add(1)),
+            Place::Again(_) | Place::Probe | Place::Unacknowledged => Place::Unacknowledged,
+        };
+        self.acknowledge(&batch, acknowledged, seq).await?;
         Ok(Sent::Some)
     }
 
-    /// First remembers which sessions live, then lets the spool delete: see [`LiveSet`].
-    async fn acknowledge(&self, batch: &[SpooledRecord], seq: u64) -> Result<(), UploadError> {
+    async fn batch_at(&self, place: &Place) -> Result<Vec<SpooledRecord>, SpoolError> {
+        let spool = self.journal.spool();
+        let from = match *place {
+            Place::Unacknowledged => {
+                return spool.unacknowledged(0, BATCH_RECORDS_MAX, BATCH_BYTES_MAX).await;
+            }
+            Place::Probe => spool.usage().acknowledged,
+            Place::Again(from) => from,
+        };
+        spool.held(from, BATCH_RECORDS_MAX, BATCH_BYTES_MAX).await
+    }
+
+    /// First remembers which sessions live, then lets the spool delete: see [`LiveSet`]. What was acknowledged
+    /// before and is sent again has been counted.
+    async fn acknowledge(&self, batch: &[SpooledRecord], before: u64, seq: u64) -> Result<(), UploadError> {
         let mut live = self.live.lock().await;
-        for record in batch.iter().take_while(|record| record.seq <= seq) {
+        let news = batch
+            .iter()
+            .filter(|record| before < record.seq && record.seq <= seq);
+        for record in news {
             if let Ok(view) = RecordView::parse(&record.bytes) {
                 live.replay(&view);
             }
@@ -143,7 +179,7 @@ impl Uploader {
             written.map_err(|_| SpoolError::Stopped)??;
             live.saved();
         }
-        self.journal.acknowledge(seq).await?;
+        self.journal.acknowledge(seq.max(before)).await?;
         Ok(())
     }
 }
@@ -151,4 +187,65 @@ impl Uploader {
 enum Sent {
     Some,
     Nothing,
+}
+
+/// From where the next batch is taken.
+enum Place {
+    /// What was never acknowledged: the rule.
+    Unacknowledged,
+    /// The newest acknowledged record: the auth server began a new epoch, and may come from a backup that lacks it.
+    Probe,
+    /// From this record on, as far as it is still here: the auth server has lost what it had acknowledged.
+    Again(u64),
+}
+
+impl Place {
+    /// Whoever is sending again already knows what the server lacks.
+    fn probe(&mut self) {
+        match self {
+            Place::Unacknowledged => *self = Place::Probe,
+            Place::Probe | Place::Again(_) => {}
+        }
+    }
+
+    /// The auth server acknowledges less than the batch's first record: it holds nothing beyond `seq`.
+    fn taken_back(&mut self, seq: u64) -> Result<(), UploadError> {
+        match self {
+            Place::Unacknowledged | Place::Probe => {
+                tracing::warn!(
+                    holds = seq,
+                    "the auth server has lost records; what is still here is sent again"
+                );
+                *self = Place::Again(seq.saturating_add(1));
+                Ok(())
+            }
+            // It was sent everything there is; waiting, not sending in circles.
+            Place::Again(_) => Err(UploadError::NotAcknowledged),
+        }
+    }
+}
+
+/// The feed's epoch, once there is a view.
+fn epoch_of(views: &mut watch::Receiver<Option<Arc<View>>>) -> Option<u64> {
+    views
+        .borrow_and_update()
+        .as_ref()
+        .map(|view| view.snapshot_version().0)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_new_epoch_does_not_interrupt_what_is_being_sent_again() {
+        let mut place = Place::Unacknowledged;
+        place.probe();
+        assert!(matches!(place, Place::Probe));
+        place.taken_back(3).unwrap();
+        place.probe();
+        assert!(matches!(place, Place::Again(4)), "only what the server lacks");
+        assert!(place.taken_back(3).is_err(), "never in circles");
+    }
 }

@@ -6,6 +6,7 @@ mod inventory;
 mod joining;
 mod logins;
 mod records;
+mod restoring;
 mod rules;
 
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -25,8 +26,19 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every change of the schema, in order: number, what it does, the statements. What has been released is
 /// never edited again.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "initial", include_str!("../../../migrations/0001_initial.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 3] = [
+    (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
+    (
+        2,
+        "open sessions",
+        include_str!("../../../migrations/0002_open_sessions.sql"),
+    ),
+    (
+        3,
+        "restored",
+        include_str!("../../../migrations/0003_restored.sql"),
+    ),
+];
 
 /// The store in one SQLite file.
 #[derive(Clone, Debug)]

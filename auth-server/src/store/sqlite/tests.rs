@@ -216,3 +216,22 @@ async fn what_is_committed_is_on_the_disk_and_readers_cannot_write() {
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn every_table_says_what_a_restore_does_with_it() {
+    let (_dir, store) = store().await;
+    let mut tables: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT IN ('_sqlx_migrations', 'sqlite_sequence')",
+    )
+    .fetch_all(&store.readers)
+    .await
+    .unwrap();
+    tables.sort();
+    let mut known: Vec<&str> = restoring::KEPT_TABLES.to_vec();
+    known.extend(restoring::CLEARED_TABLES.iter().map(|(name, _)| *name));
+    known.sort_unstable();
+    assert_eq!(
+        tables, known,
+        "a new table goes into KEPT_TABLES or CLEARED_TABLES"
+    );
+}

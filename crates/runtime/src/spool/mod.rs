@@ -196,6 +196,21 @@ impl Spool {
             .map_err(|_| SpoolError::Stopped)?
     }
 
+    /// Durable records from number `from` on that are still here, acknowledged or not: for an auth server that has
+    /// lost what it acknowledged. As many as [`Spool::unacknowledged`] gives.
+    pub async fn held(
+        &self,
+        from: u64,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<SpooledRecord>, SpoolError> {
+        let shared = Arc::clone(&self.inner.shared);
+        let read = move || reader::held(&shared, from, records_max, bytes_max);
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|_| SpoolError::Stopped)?
+    }
+
     /// The auth server has every record up to and including `seq`: remembers that durably and removes files that
     /// are no longer needed. Numbers that were acknowledged before or do not exist yet change nothing.
     pub async fn acknowledge(&self, seq: u64) -> Result<(), SpoolError> {

@@ -26,11 +26,32 @@ pub(super) fn unacknowledged(
     records_max: usize,
     bytes_max: usize,
 ) -> Result<Vec<SpooledRecord>, SpoolError> {
-    let (segment, seq) = {
-        let index = shared.index();
-        let seq = from.max(index.first_wanted());
-        (index.holding(seq).cloned(), seq)
-    };
+    let seq = from.max(shared.index().first_wanted());
+    from_seq(shared, seq, records_max, bytes_max)
+}
+
+/// Records of one file, from `from` or the first one that is still here.
+pub(super) fn held(
+    shared: &Shared,
+    from: u64,
+    records_max: usize,
+    bytes_max: usize,
+) -> Result<Vec<SpooledRecord>, SpoolError> {
+    let oldest = shared
+        .index()
+        .segments
+        .first()
+        .map_or(1, |segment| segment.first_seq);
+    from_seq(shared, from.max(oldest), records_max, bytes_max)
+}
+
+fn from_seq(
+    shared: &Shared,
+    seq: u64,
+    records_max: usize,
+    bytes_max: usize,
+) -> Result<Vec<SpooledRecord>, SpoolError> {
+    let segment = shared.index().holding(seq).cloned();
     let Some(segment) = segment else {
         return Ok(Vec::new());
     };

@@ -20,6 +20,7 @@ mod oidc;
 mod operator;
 mod outage;
 mod proxy_protocol;
+mod restore;
 mod stock_clients;
 mod torture;
 mod ways;
