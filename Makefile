@@ -67,3 +67,10 @@ package-test: tests/oidc/node_modules
 .PHONY: monitoring-test
 monitoring-test:
 	@tests/scripts/monitoring-test
+
+# Chart and images: lint, render, the configuration read by the programs, and, as root, auth server and proxy run in them.
+.PHONY: helm-test
+helm-test:
+	@tests/scripts/need cc objdump ip unshare
+	$(CARGO) build --workspace --bins --locked
+	@tests/scripts/helm-test $(BIN)

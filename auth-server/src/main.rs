@@ -13,7 +13,7 @@ use iap_auth::{backup, local, printer};
 use iap_runtime::config::ConfigDuration;
 use iap_runtime::net::HostPort;
 use iap_runtime::shutdown::Shutdown;
-use iap_runtime::{telemetry, tls};
+use iap_runtime::{admin, telemetry, tls};
 
 /// Bad arguments or a bad configuration, as clap says it too.
 const EXIT_USAGE: u8 = 2;
@@ -39,6 +39,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Ask the running server whether it is ready; exit code 1 while it is not.
+    Ready,
     /// Make a join token on this host, through the running server: how the first proxy joins.
     Token {
         #[command(subcommand)]
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
     }
     let outcome = match arguments.command {
         None => run(config).map(|()| true),
+        Some(Command::Ready) => ready(&config).map(|()| true),
         Some(Command::Token {
             kind: TokenFor::Proxy { ttl },
         }) => proxy_token(&config, ttl).map(|()| true),
@@ -151,6 +154,11 @@ fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()?
         .block_on(serve(config))
+}
+
+fn ready(config: &Config) -> anyhow::Result<()> {
+    printer::readiness(&admin::ask_readiness(config.admin_listen)?);
+    Ok(())
 }
 
 fn proxy_token(config: &Config, ttl: u32) -> anyhow::Result<()> {

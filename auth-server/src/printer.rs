@@ -21,6 +21,11 @@ pub fn failure(error: &dyn std::fmt::Display) {
     eprintln!("iap-auth: {error}");
 }
 
+/// What a server that is ready says of its conditions.
+pub fn readiness(report: &str) {
+    println!("{report}");
+}
+
 /// A join token, alone on its line, for `> FILE`.
 pub fn token(token: &str) {
     println!("{token}");

@@ -114,6 +114,18 @@ pub struct JoinedAgent {
     pub granted: Vec<String>,
 }
 
+/// The id under which this host has joined, if it has.
+///
+/// # Errors
+/// When its state cannot be read.
+pub fn joined(config: &Config) -> Result<Option<AgentId>, JoinError> {
+    match StateDir::open(&config.state_dir)?.joined() {
+        Ok(joined) => Ok(Some(joined.agent_id)),
+        Err(StateError::NotJoined { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Joins with the token in `token_file` through `proxy`.
 ///
 /// # Errors

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use iap_agent::app::Reload;
 use iap_agent::printer;
 use iap_agent::{App, Config, join};
 use iap_runtime::net::HostPort;
 use iap_runtime::shutdown::{Hangups, Shutdown};
-use iap_runtime::{telemetry, tls};
+use iap_runtime::{admin, telemetry, tls};
 
 /// Lets people and programs of a cluster reach the private services beside this host.
 #[derive(Debug, Parser)]
@@ -35,6 +36,12 @@ struct Run {
 enum Command {
     /// Join the cluster with a token from `iapctl tokens create agent`.
     Join(Join),
+    /// Ask the running agent whether it is ready; exit code 1 while it is not.
+    Ready {
+        /// The configuration file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -51,6 +58,9 @@ struct Join {
     /// Join anew under a new id, although this host has joined before.
     #[arg(long)]
     replace: bool,
+    /// Do nothing, successfully, where this host has joined before.
+    #[arg(long, conflicts_with = "replace")]
+    unless_joined: bool,
 }
 
 /// Bad input: a configuration file with mistakes.
@@ -63,6 +73,7 @@ fn main() -> ExitCode {
         (Some(Command::Join(join)), _) => {
             with_config(&join.config, |config| block_on(join_cluster(config, &join)))
         }
+        (Some(Command::Ready { config }), _) => with_config(&config, |config| ready(&config)),
         (
             None,
             Run {
@@ -111,7 +122,21 @@ fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
         .block_on(work)
 }
 
+fn ready(config: &Config) -> anyhow::Result<()> {
+    let address = config
+        .admin_listen
+        .context("admin_listen is not set, so nobody can ask")?;
+    printer::line(&admin::ask_readiness(address)?);
+    Ok(())
+}
+
 async fn join_cluster(config: Config, arguments: &Join) -> anyhow::Result<()> {
+    if arguments.unless_joined
+        && let Some(agent_id) = join::joined(&config)?
+    {
+        printer::line(&format!("this host has joined already as agent {agent_id}"));
+        return Ok(());
+    }
     let joined = join::join(
         &config,
         &arguments.proxy,

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
-use iap_proxy::state::Reloader;
+use iap_proxy::state::{self, Reloader};
 use iap_proxy::{App, Config};
 use iap_runtime::net::HostPort;
 use iap_runtime::shutdown::{Hangups, Shutdown};
-use iap_runtime::{telemetry, tls};
+use iap_runtime::{admin, telemetry, tls};
 use time::OffsetDateTime;
 
 /// The user's fault, as `sysexits.h` numbers it in spirit: bad usage or configuration.
@@ -48,13 +48,24 @@ enum Command {
         /// File that holds the token and nobody else may read
         #[arg(long, value_name = "FILE")]
         token_file: PathBuf,
+        /// Do nothing, successfully, where this host has joined before
+        #[arg(long)]
+        unless_joined: bool,
+    },
+    /// Ask the running proxy whether it is ready; exit code 1 while it is not
+    Ready {
+        /// Configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
     },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let file = match (&arguments.command, &arguments.run.config) {
-        (Some(Command::Join { config, .. }), _) | (None, Some(config)) => config.clone(),
+        (Some(Command::Join { config, .. } | Command::Ready { config }), _) | (None, Some(config)) => {
+            config.clone()
+        }
         (None, None) => return ExitCode::from(EXIT_USAGE),
     };
     let config = match Config::load(&file) {
@@ -82,6 +93,12 @@ async fn start(config: Config, command: Option<Command>) -> anyhow::Result<()> {
     telemetry::init(config.log.format, &config.log.level)?;
     tls::install_provider();
     match command {
+        Some(Command::Ready { .. }) => tell(&admin::ask_readiness(config.admin_listen)?),
+        Some(Command::Join {
+            unless_joined: true, ..
+        }) if state::is_joined(&config.state_dir)? => {
+            say("this host has joined already");
+        }
         Some(Command::Join { auth, token_file, .. }) => {
             let auth = auth.unwrap_or_else(|| config.auth.clone());
             let id = iap_proxy::join::join(&config, auth, &token_file)

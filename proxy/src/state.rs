@@ -157,6 +157,15 @@ pub(crate) fn take_over(
 }
 
 /// Stores what a join brought, the id last: a directory without it is not joined.
+/// Whether a join has left an identity in `path`.
+///
+/// # Errors
+/// When the folder cannot be read, or others may enter it.
+pub fn is_joined(path: &Path) -> Result<bool, FileError> {
+    let directory = DataDir::open_or_create(path)?;
+    Ok(directory.read(ID_FILE)?.is_some() && directory.read(CERTIFICATE_FILE)?.is_some())
+}
+
 pub(crate) fn store_joined(
     directory: &DataDir,
     proxy_id: &ProxyId,

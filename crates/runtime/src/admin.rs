@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,6 +29,7 @@ use crate::shutdown::Shutdown;
 const CONNECTIONS_MAX: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
 /// Why the admin address could not be served.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +129,45 @@ impl Drop for Condition {
     fn drop(&mut self) {
         self.unmet("its task has ended");
     }
+}
+
+/// Why a server is not ready, as somebody outside of it sees it.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReady {
+    /// Nobody answers, or not as a server of ours does.
+    #[error("nothing answers at {address} ({source}): is the server running?")]
+    NoAnswer {
+        /// `admin_listen`.
+        address: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The server runs, and waits for something.
+    #[error("not ready yet: {0}")]
+    Waiting(String),
+}
+
+/// Asks the server whose `admin_listen` is `address`: a line for each condition, all of them met.
+///
+/// Blocks for five seconds at most. For probes and scripts on machines without an HTTP client.
+pub fn ask_readiness(address: SocketAddr) -> Result<String, NotReady> {
+    let answer = ask(address).map_err(|source| NotReady::NoAnswer { address, source })?;
+    let (head, report) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    let report = report.trim_end();
+    if head.starts_with("HTTP/1.1 200") {
+        return Ok(report.to_owned());
+    }
+    Err(NotReady::Waiting(report.replace('\n', "; ")))
+}
+
+fn ask(address: SocketAddr) -> io::Result<String> {
+    let mut stream = std::net::TcpStream::connect_timeout(&address, HEAD_TIMEOUT)?;
+    stream.set_read_timeout(Some(HEAD_TIMEOUT))?;
+    stream.set_write_timeout(Some(HEAD_TIMEOUT))?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Starts serving on `address` (loopback only) until `shutdown`. Returns the address bound.
@@ -327,6 +367,29 @@ mod tests {
         drop(snapshot);
         assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 503"));
         assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn somebody_who_asks_hears_what_a_server_waits_for() {
+        let readiness = Readiness::new();
+        let snapshot = readiness.condition("snapshot");
+        let shutdown = Shutdown::new();
+        let address = start(&readiness, Registry::default(), &shutdown).await;
+        let ask = move || {
+            tokio::task::spawn_blocking(move || ask_readiness(address).map_err(|error| error.to_string()))
+        };
+        let waiting = ask().await.unwrap().unwrap_err();
+        assert!(
+            waiting.contains("not ready yet") && waiting.contains("snapshot: not yet"),
+            "{waiting}"
+        );
+        snapshot.met();
+        assert!(ask().await.unwrap().unwrap().contains("snapshot: ok"));
+        let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+        let nobody = tokio::task::spawn_blocking(move || ask_readiness(nobody))
+            .await
+            .unwrap();
+        assert!(matches!(nobody, Err(NotReady::NoAnswer { .. })));
     }
 
     #[tokio::test]

@@ -143,6 +143,9 @@ pub fn check_private_file(path: &Path) -> Result<(), FileError> {
 }
 
 /// Reads a file with a secret, after checking on the opened file that nobody else can.
+///
+/// A file of root's that our own group may read (0440 or 0640) counts as private too: that is how Kubernetes hands over
+/// secrets and how Debian keeps them from the services that use them.
 pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
     let file = File::open(path).map_err(|source| io_error("open", path, source))?;
     let metadata = file
@@ -153,7 +156,9 @@ pub fn read_private(path: &Path) -> Result<Vec<u8>, FileError> {
             path: path.to_owned(),
         });
     }
-    permissions::refuse_looser(path, &metadata, PRIVATE_FILE_MODE)?;
+    if !permissions::is_roots_for_our_group(&metadata) {
+        permissions::refuse_looser(path, &metadata, PRIVATE_FILE_MODE)?;
+    }
     read_limited(path, file)
 }
 
@@ -253,7 +258,7 @@ pub(crate) fn io_error(action: &'static str, path: &Path, source: io::Error) -> 
 #[cfg(unix)]
 pub(crate) mod permissions {
     use std::fs::{DirBuilder, File, Metadata, OpenOptions, Permissions};
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
     use std::path::Path;
 
     use super::{FileError, PRIVATE_DIRECTORY_MODE};
@@ -268,6 +273,20 @@ pub(crate) mod permissions {
 
     pub(crate) fn set(file: &File, mode: u32) -> std::io::Result<()> {
         file.set_permissions(Permissions::from_mode(mode))
+    }
+
+    pub(crate) fn is_roots_for_our_group(metadata: &Metadata) -> bool {
+        is_handed_over(
+            metadata.permissions().mode(),
+            metadata.uid(),
+            metadata.gid(),
+            rustix::process::getegid().as_raw(),
+        )
+    }
+
+    /// Root owns it, the group is ours, the group may do nothing but read, and others nothing at all.
+    pub(crate) const fn is_handed_over(mode: u32, owner: u32, group: u32, own_group: u32) -> bool {
+        owner == 0 && group == own_group && mode & 0o037 == 0
     }
 
     pub(crate) fn refuse_looser(path: &Path, metadata: &Metadata, wanted: u32) -> Result<(), FileError> {
@@ -296,6 +315,10 @@ pub(crate) mod permissions {
 
     pub(crate) fn set(_file: &File, _mode: u32) -> std::io::Result<()> {
         Ok(())
+    }
+
+    pub(crate) fn is_roots_for_our_group(_metadata: &Metadata) -> bool {
+        false
     }
 
     pub(crate) fn refuse_looser(_path: &Path, _metadata: &Metadata, _wanted: u32) -> Result<(), FileError> {
@@ -376,5 +399,16 @@ mod tests {
         fs::create_dir(&path).unwrap();
         assert!(write_atomic(&path, b"new", PRIVATE_FILE_MODE).is_err());
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_secret_of_roots_is_private_to_the_group_that_is_ours_and_to_no_other() {
+        let handed_over = permissions::is_handed_over;
+        assert!(handed_over(0o100_440, 0, 65532, 65532));
+        assert!(handed_over(0o100_640, 0, 65532, 65532));
+        assert!(!handed_over(0o100_440, 0, 100, 65532), "another group's");
+        assert!(!handed_over(0o100_440, 1000, 65532, 65532), "not root's");
+        assert!(!handed_over(0o100_444, 0, 65532, 65532), "everybody's");
+        assert!(!handed_over(0o100_660, 0, 65532, 65532), "the group may write");
     }
 }
