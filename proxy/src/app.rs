@@ -64,6 +64,18 @@ pub enum AppError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A socket that was passed to the program cannot be used.
+    #[error("a socket that was passed to this program (LISTEN_FDS): {0}")]
+    Inherited(io::Error),
+    /// A socket was passed that the configuration does not speak of.
+    #[error(
+        "{address} was passed to this program and is not in `listen`: make the socket unit and the configuration say the \
+         same (without QUIC, a datagram socket is one too many)"
+    )]
+    NotConfigured {
+        /// Where it is bound.
+        address: SocketAddr,
+    },
     /// A public address cannot be bound for QUIC.
     #[error(
         "cannot listen on UDP {address} ({source}): free it, or set quic.enabled = false to do without QUIC"

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use iap_runtime::inherited::Inherited;
 use iap_runtime::quic::{ListenLimits, Listener};
 use iap_runtime::tls;
 use tokio::net::TcpListener;
@@ -55,33 +56,45 @@ impl Binder {
         })
     }
 
+    /// Every address: on the sockets that a socket unit passed, or bound here where it passed none for an address.
     pub(crate) async fn bind_all(&self) -> Result<Vec<Listeners>, AppError> {
+        let mut inherited = Inherited::from_environment().map_err(AppError::Inherited)?;
         let mut all = Vec::with_capacity(self.addresses.len());
         for address in &self.addresses {
-            all.push(self.bind(*address).await?);
+            all.push(self.bind(*address, &mut inherited).await?);
         }
-        Ok(all)
+        match inherited.left_over() {
+            Some(address) => Err(AppError::NotConfigured { address }),
+            None => Ok(all),
+        }
     }
 
-    async fn bind(&self, address: SocketAddr) -> Result<Listeners, AppError> {
+    async fn bind(&self, address: SocketAddr, inherited: &mut Inherited) -> Result<Listeners, AppError> {
         let choices = if address.port() == 0 { CHOICES_MAX } else { 1 };
         let mut choice = 1;
         loop {
-            match self.bind_once(address).await {
+            match self.bind_once(address, inherited).await {
                 Err(AppError::ListenUdp { .. }) if choice < choices => choice += 1,
                 bound => return bound,
             }
         }
     }
 
-    async fn bind_once(&self, address: SocketAddr) -> Result<Listeners, AppError> {
+    async fn bind_once(&self, address: SocketAddr, inherited: &mut Inherited) -> Result<Listeners, AppError> {
         let refused = |source| AppError::Listen { address, source };
-        let tcp = TcpListener::bind(address).await.map_err(refused)?;
+        let tcp = match inherited.take_tcp(address) {
+            Some(passed) => TcpListener::from_std(passed).map_err(refused)?,
+            None => TcpListener::bind(address).await.map_err(refused)?,
+        };
         let address = tcp.local_addr().map_err(refused)?;
         let quic = match &self.quic {
             None => None,
             Some(quic) => {
-                let bound = Listener::bind(address, &quic.secret, Arc::clone(&quic.template), quic.limits);
+                let template = Arc::clone(&quic.template);
+                let bound = match inherited.take_udp(address) {
+                    Some(passed) => Listener::on(passed, &quic.secret, template, quic.limits),
+                    None => Listener::bind(address, &quic.secret, template, quic.limits),
+                };
                 Some(bound.map_err(|source| AppError::ListenUdp { address, source })?)
             }
         };

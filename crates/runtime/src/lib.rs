@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod big_stack;
 pub mod config;
 pub mod files;
+pub mod inherited;
 pub mod keys;
 pub mod net;
 pub mod proxy_protocol;

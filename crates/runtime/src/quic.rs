@@ -113,6 +113,19 @@ impl Listener {
         template: Arc<tls::ServerConfig>,
         limits: ListenLimits,
     ) -> Result<Self, QuicError> {
+        Self::on(std::net::UdpSocket::bind(address)?, secret, template, limits)
+    }
+
+    /// The same on a socket that is bound already.
+    ///
+    /// # Errors
+    /// When TLS does not fit QUIC, or the socket cannot be used.
+    pub fn on(
+        socket: std::net::UdpSocket,
+        secret: &[u8],
+        template: Arc<tls::ServerConfig>,
+        limits: ListenLimits,
+    ) -> Result<Self, QuicError> {
         let transport = Arc::new(server_transport(limits.streams_max));
         let mut config = server_config(template, &transport)?;
         config
@@ -121,7 +134,6 @@ impl Listener {
             .incoming_buffer_size_total(INCOMING_BUFFERS_BYTES)
             .retry_token_lifetime(RETRY_TOKEN_LIFE)
             .validation_token_config(no_later_tokens());
-        let socket = std::net::UdpSocket::bind(address)?;
         let endpoint = Endpoint::new(
             endpoint_config(secret)?,
             Some(config),
