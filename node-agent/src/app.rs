@@ -101,7 +101,7 @@ impl App {
         let clock = Arc::new(clock);
         let feed = Feed::load(config.cluster.clone(), joined, state.clone(), Arc::clone(&clock)).await?;
         let bundle = Arc::clone(&feed.bundles().borrow());
-        let identity = OwnIdentity::load(joined.agent_id, state.clone(), &bundle, clock.now())?;
+        let identity = OwnIdentity::load(joined.agent_id, state.clone(), &bundle, Arc::clone(&clock))?;
         let mut registry = MetricsRegistry::default();
         let metrics = Metrics::registered(&mut registry);
         let (id, limits) = (joined.agent_id, &config.limits);

@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustls::time_provider::TimeProvider;
+use rustls_pki_types::UnixTime;
 use time::OffsetDateTime;
 
 /// How far the system's clock may lie behind the newest signed time before it is overruled, and how far the two may
@@ -105,6 +107,14 @@ impl std::fmt::Debug for TrustedClock {
             .field("newest", &self.newest)
             .field("heard", &self.heard)
             .finish_non_exhaustive()
+    }
+}
+
+/// Servers' certificates are judged by the same time.
+impl TimeProvider for TrustedClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.now().unix_timestamp()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
     }
 }
 

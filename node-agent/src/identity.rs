@@ -19,6 +19,7 @@ use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use crate::clock::TrustedClock;
 use crate::state::{StateDir, StateError, names};
 
 /// ALPN of the control connection.
@@ -97,6 +98,7 @@ pub struct OwnIdentity {
     current: Arc<Current>,
     serial: watch::Sender<String>,
     material: Arc<Material>,
+    clock: Arc<TrustedClock>,
 }
 
 /// Shows whatever certificate is current when a connection begins, even an expired one: the auth server
@@ -128,7 +130,7 @@ impl OwnIdentity {
         agent_id: AgentId,
         state: StateDir,
         bundle: &TrustBundle,
-        now: OffsetDateTime,
+        clock: Arc<TrustedClock>,
     ) -> Result<Self, IdentityError> {
         let key = keys::load(&state.path(names::KEY), KeyKind::P256)?;
         let file = || state.path(names::CERTIFICATE).display().to_string();
@@ -141,7 +143,7 @@ impl OwnIdentity {
             file: file(),
             problem: error.to_string(),
         })?;
-        let current = check(chain, &key, agent_id, bundle, now)?;
+        let current = check(chain, &key, agent_id, bundle, clock.now())?;
         let serial = watch::Sender::new(current.serial.clone());
         let material = Material::new(bundle.clone());
         let current = Arc::new(Current(ArcSwap::from_pointee(current)));
@@ -152,6 +154,7 @@ impl OwnIdentity {
             current,
             serial,
             material,
+            clock,
         })
     }
 
@@ -218,8 +221,11 @@ impl OwnIdentity {
     pub fn client_config(&self, alpn: &[&str]) -> Result<Arc<tls::ClientConfig>, IdentityError> {
         let servers = Arc::new(ServerVerifier::new(Arc::clone(&self.material)));
         let identity = Arc::clone(&self.current);
-        tls::client_config(servers, Some(identity), alpn)
-            .map_err(|error| IdentityError::Configuration(error.to_string()))
+        let config = tls::client_config(servers, Some(identity), alpn)
+            .map_err(|error| IdentityError::Configuration(error.to_string()))?;
+        let mut config = Arc::unwrap_or_clone(config);
+        config.time_provider = Arc::clone(&self.clock) as _;
+        Ok(Arc::new(config))
     }
 
     /// The host name of the auth server.
@@ -244,8 +250,8 @@ impl OwnIdentity {
             .await
             .map_err(io::Error::other)?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let now = OffsetDateTime::now_utc();
-        let server = verify_server(chain, &ServerName::Proxy, &bundle, now).map_err(io::Error::other)?;
+        let server =
+            verify_server(chain, &ServerName::Proxy, &bundle, self.clock.now()).map_err(io::Error::other)?;
         Ok((stream, server))
     }
 
@@ -264,7 +270,7 @@ impl OwnIdentity {
         let host = bundle.cluster().proxy_host();
         let connection = quic::connect(address, &host, config, timeout).await?;
         let chain = quic::peer_certificates(&connection);
-        let now = OffsetDateTime::now_utc();
+        let now = self.clock.now();
         let server = verify_server(&chain, &ServerName::Proxy, &bundle, now)
             .map_err(|error| QuicError::Io(io::Error::other(error)))?;
         Ok((connection, server))

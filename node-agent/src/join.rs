@@ -69,6 +69,16 @@ pub enum JoinError {
         /// The token's pin.
         pin: String,
     },
+    /// The server's certificate is wrong in its time.
+    #[error(
+        "by this host's clock, {now}, the certificate of {auth_host} has expired or is not valid yet: set the clock that is wrong (`timedatectl`)"
+    )]
+    WrongClock {
+        /// The name asked for.
+        auth_host: String,
+        /// This host's time.
+        now: OffsetDateTime,
+    },
     /// The auth server refused the token.
     #[error("the auth server refused: {message}")]
     Refused {
@@ -208,6 +218,17 @@ fn explain(
     unreachable: impl Fn(String) -> JoinError,
 ) -> JoinError {
     let chain = causes(status);
+    let out_of_time = [
+        "invalid peer certificate: Expired",
+        "invalid peer certificate: NotValidYet",
+    ];
+    if chain
+        .iter()
+        .any(|cause| out_of_time.iter().any(|text| cause.contains(text)))
+    {
+        let (auth_host, now) = (host.to_owned(), OffsetDateTime::now_utc());
+        return JoinError::WrongClock { auth_host, now };
+    }
     if chain
         .iter()
         .any(|cause| cause.contains("invalid peer certificate"))
@@ -301,4 +322,34 @@ fn host_name() -> String {
         .or_else(|_| std::fs::read_to_string("/etc/hostname"));
     read.map(|name| name.trim().chars().take(64).collect())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use rustls::{CertificateError, Error};
+
+    fn explained(error: CertificateError) -> JoinError {
+        let token = JoinToken::parse(&format!("iapj1.{}.{}", "0".repeat(64), "A".repeat(43))).unwrap();
+        let status =
+            tonic::Status::from_error(Box::new(std::io::Error::other(Error::InvalidCertificate(error))));
+        let proxy = HostPort::new("proxy.example.com", 443).unwrap();
+        let host = "auth.iap.example.com";
+        explain(&status, &proxy, host, &token, |reason| JoinError::Unreachable {
+            cluster: String::new(),
+            proxy: proxy.clone(),
+            reason,
+        })
+    }
+
+    #[test]
+    fn a_certificate_out_of_its_time_blames_the_clock_and_another_one_the_server() {
+        for error in [CertificateError::Expired, CertificateError::NotValidYet] {
+            let said = explained(error).to_string();
+            assert!(said.contains("set the clock"), "{said}");
+        }
+        let other = explained(CertificateError::UnknownIssuer);
+        assert!(matches!(other, JoinError::WrongPin { .. }), "{other}");
+    }
 }

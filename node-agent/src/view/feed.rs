@@ -8,7 +8,7 @@ use iap_identity::{ClusterName, TrustBundle};
 use iap_policy::{Connectors, LoadOptions, Policy, PolicyErrors};
 use iap_proto::v1::feed_event::Event;
 use iap_proto::v1::{FeedEvent, Signed};
-use iap_proto::{LockList, OpenError, Snapshot, open_beat, open_bundle, open_locks, open_snapshot};
+use iap_proto::{Beat, LockList, OpenError, Snapshot, open_beat, open_bundle, open_locks, open_snapshot};
 use iap_runtime::big_stack;
 use prost::Message as _;
 use time::OffsetDateTime;
@@ -49,7 +49,10 @@ pub enum FeedError {
     #[error("the feed sent an object of an unknown kind")]
     Unknown,
     /// The stored bundle is missing or damaged.
-    #[error("{path} is damaged ({problem}): move the state directory away and join again")]
+    #[error(
+        "{path} cannot be used ({problem}): set this host's clock if it is wrong; if not, move the state directory away \
+         and join again"
+    )]
     Bundle {
         /// The file.
         path: String,
@@ -107,7 +110,8 @@ impl Feed {
         state: StateDir,
         clock: Arc<TrustedClock>,
     ) -> Result<Self, FeedError> {
-        let bundle = Arc::new(load_bundle(&state, &joined, &cluster, clock.now())?);
+        let now = clock.now().max(newest_stored_time(&state));
+        let bundle = Arc::new(load_bundle(&state, &joined, &cluster, now)?);
         let (views, _) = watch::channel(None);
         let (bundles, _) = watch::channel(Arc::clone(&bundle));
         let (rules, locks, serial, beat_saved) = (None, None, 0, None);
@@ -330,6 +334,28 @@ fn read_signed(state: &StateDir, name: &'static str) -> Result<Option<Signed>, F
         problem: error.to_string(),
     };
     Signed::decode(bytes.as_slice()).map(Some).map_err(damaged)
+}
+
+/// The newest time among the stored objects, which this agent believed when it stored them: a host that starts
+/// without a clock has nothing better to judge the stored bundle by, and that in turn is what verifies them.
+fn newest_stored_time(state: &StateDir) -> OffsetDateTime {
+    let payload = |name| {
+        read_signed(state, name)
+            .ok()
+            .flatten()
+            .map(|signed| signed.payload)
+    };
+    let beat = payload(names::BEAT).and_then(|bytes| Beat::decode(&bytes).ok());
+    let snapshot = payload(names::SNAPSHOT).and_then(|bytes| Snapshot::decode(&bytes).ok());
+    let times = [
+        beat.map(|beat| beat.time),
+        snapshot.map(|snapshot| snapshot.issued),
+    ];
+    times
+        .into_iter()
+        .flatten()
+        .max()
+        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 fn load_bundle(

@@ -290,3 +290,25 @@ async fn a_service_that_wants_its_records_elsewhere_first_waits_for_them_and_not
     assert_eq!(end["bytes_in"], 0);
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_starts_without_a_clock_goes_by_the_time_it_was_told_last() {
+    let (plane, running) = Plane::started().await;
+    let alice = alice(&plane);
+    iap_testkit::wait_until(
+        || plane.state_dir().join(iap_agent::state::names::BEAT).exists(),
+        WAIT,
+    )
+    .unwrap();
+    running.stop().await;
+    plane.clock.to(-Duration::days(20 * 365));
+    let again = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    iap_testkit::wait_until_async(
+        async || matches!(framed(&plane, "echo", &alice).await.1, Status::Granted { .. }),
+        WAIT,
+    )
+    .await
+    .unwrap();
+    again.stop().await;
+}

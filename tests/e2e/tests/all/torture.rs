@@ -121,6 +121,7 @@ async fn programs_killed_at_random_moments_under_load_lose_no_record_and_come_ba
     let load = Load::start(&targets, WORKERS, &mut random);
     let healing = kill_and_heal(&plan, &mut world, &targets, &log, &probes, &mut random).await;
     let tally = load.finish().await;
+    world.disconnect();
     settle(&world, &log).await;
 
     let mut granted = tally.granted();
@@ -180,6 +181,7 @@ async fn kill_and_heal(
         tokio::task::block_in_place(|| world.kill(victim, random));
         acknowledged_is_stored(world, log).await;
         whole_again(targets, log, probes, since).await;
+        tokio::task::block_in_place(|| world.connect_again());
         let took = since.elapsed();
         println!(
             "kill {number:>3}: {victim:?}, whole again after {:.2} s",

@@ -11,6 +11,7 @@ use iap_identity::SessionId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use super::dialler::{Corrupt, Dialler};
 use super::random::Random;
@@ -21,6 +22,9 @@ const PAYLOAD_BYTES_MAX: u64 = 48 * 1024;
 const HELD_ONE_IN: u64 = 3;
 const HELD_MILLISECONDS_MAX: u64 = 4000;
 const PAUSE_MILLISECONDS_MAX: u64 = 300;
+
+/// Sent in place of an id by clients that are not told theirs.
+pub(super) const NO_ID: Uuid = Uuid::nil();
 
 /// Who reached the backend, by the id each session sends first.
 #[derive(Default)]
@@ -56,8 +60,11 @@ pub(super) async fn serve_backend(reached: Arc<Reached>) -> SocketAddr {
 async fn answer(mut stream: TcpStream, reached: &Reached) -> std::io::Result<()> {
     let mut id = [0; 16];
     stream.read_exact(&mut id).await?;
-    let id = SessionId::from_uuid(uuid::Uuid::from_bytes(id));
-    *reached.sessions.lock().unwrap().entry(id).or_default() += 1;
+    let id = Uuid::from_bytes(id);
+    if id != NO_ID {
+        let mut sessions = reached.sessions.lock().unwrap();
+        *sessions.entry(SessionId::from_uuid(id)).or_default() += 1;
+    }
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
         let count = stream.read(&mut buffer).await?;

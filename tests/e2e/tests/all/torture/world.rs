@@ -1,16 +1,18 @@
 //! A plane with two proxies and two agents: those of `iapctl dev`, which restarts what ends, and one more of each,
 //! restarted here.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use iap_e2e::{Plane, Ran, program, wait_until};
+use iap_e2e::{Background, Plane, Ran, program, wait_until};
 use iap_testkit::free_port;
 use rustix::process::Signal;
 
 use super::dialler::{CLUSTER, Dialler};
+use super::load::NO_ID;
 use super::random::Random;
 
 /// Served by the first agent, by the second, and by both.
@@ -25,18 +27,22 @@ pub(super) enum Victim {
     SecondProxy,
     FirstAgent,
     SecondAgent,
+    Iapctl,
 }
 
-pub(super) const VICTIMS: [Victim; 5] = [
+pub(super) const VICTIMS: [Victim; 6] = [
     Victim::Auth,
     Victim::FirstProxy,
     Victim::SecondProxy,
     Victim::FirstAgent,
     Victim::SecondAgent,
+    Victim::Iapctl,
 ];
 
 /// The running programs. The fields are dropped in order: ours before the plane whose proxy they use.
 pub(super) struct World {
+    /// `iapctl connect` with a live session.
+    connector: Background,
     agent: Ours,
     proxy: Ours,
     pub(super) proxies: Vec<SocketAddr>,
@@ -64,6 +70,7 @@ impl World {
         let proxy = second_proxy(&plane, second);
         let agent = second_agent(&plane, first, backend);
         Self {
+            connector: connector(&plane),
             agent,
             proxy,
             proxies: vec![first, second],
@@ -86,6 +93,8 @@ impl World {
             Victim::FirstAgent => "agent",
             Victim::SecondProxy => return self.proxy.kill_and_restart(pause),
             Victim::SecondAgent => return self.agent.kill_and_restart(pause),
+            // The next one is started once everything is whole again, as after any other kill.
+            Victim::Iapctl => return self.disconnect(),
         };
         let before = self.plane.pid(supervised).unwrap();
         self.plane.signal(supervised, Signal::KILL).unwrap();
@@ -93,6 +102,18 @@ impl World {
             Ok(self.plane.pid(supervised)? != before)
         })
         .unwrap();
+    }
+
+    /// Starts `iapctl connect` again, if a kill ended it or its session.
+    pub(super) fn connect_again(&mut self) {
+        if self.connector.round_trip(b"pong").is_err() {
+            self.connector = connector(&self.plane);
+        }
+    }
+
+    /// Ends the session of `iapctl connect` for good.
+    pub(super) fn disconnect(&mut self) {
+        let _ = self.connector.0.kill();
     }
 
     pub(super) fn database(&self) -> PathBuf {
@@ -106,6 +127,22 @@ impl World {
             self.plane.scratch().join("second-agent/spool"),
         ]
     }
+}
+
+/// A live session of `iapctl connect`: which one it is, only the agent knows.
+fn connector(plane: &Plane) -> Background {
+    let mut live = None;
+    wait_until("iapctl opens a session", || {
+        let mut command = plane.command("alice", &["connect", "both", "--stdio"])?;
+        let mut child = Background(command.stdin(Stdio::piped()).spawn()?);
+        let said = child.0.stdin.as_mut().unwrap().write_all(NO_ID.as_bytes());
+        if said.is_ok() && child.round_trip(b"ping").is_ok() {
+            live = Some(child);
+        }
+        Ok(live.is_some())
+    })
+    .unwrap();
+    live.unwrap()
 }
 
 fn second_proxy(plane: &Plane, listen: SocketAddr) -> Ours {
