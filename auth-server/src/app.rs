@@ -164,6 +164,7 @@ impl App {
         let material = self.identity.material();
         shutdown.spawn(self.identity.run(shutdown.clone()));
 
+        shutdown.spawn(Arc::clone(&self.logins).recheck(shutdown.clone()));
         let pages = web::router(Arc::clone(&self.logins));
         let (front, incoming) = Front::new(
             Arc::clone(&self.context),

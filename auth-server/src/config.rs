@@ -74,8 +74,14 @@ pub struct WebCertificate {
 pub struct LoginConfig {
     /// The life of one certificate.
     pub ttl: Duration,
-    /// The life of a login, renewals included.
+    /// The life of a login, renewals included, where the provider gives refresh tokens.
     pub deadline: Duration,
+    /// The same where it gives none, so that nobody can be asked about the login again.
+    pub deadline_without_refresh: Duration,
+    /// The time between two questions to the provider about a login that nothing renews.
+    pub recheck: Duration,
+    /// The file with the keys that seal refresh tokens.
+    pub refresh_key_file: PathBuf,
     /// Methods that are switched on.
     pub methods: BTreeSet<LoginMethod>,
 }

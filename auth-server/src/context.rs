@@ -13,6 +13,7 @@ use crate::audit::AuditLog;
 use crate::authority::{Authority, AuthorityKeys, DATABASE_FILE, KeysError};
 use crate::config::Config;
 use crate::feed::{Feed, FeedError};
+use crate::login::SealKeys;
 use crate::policies::{Policies, PoliciesError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Belonging, Counter, RuleStore as _, SharedStore, StoreError};
@@ -39,6 +40,8 @@ pub struct AppContext {
     pub policies: Policies,
     /// What agents and proxies live from.
     pub feed: Feed,
+    /// Seals refresh tokens.
+    pub seal_keys: SealKeys,
     /// Held as long as the context lives: nobody else works in `data_dir`.
     data_dir_lock: File,
 }
@@ -106,6 +109,7 @@ impl AppContext {
             AuthorityKeys::create(&dir, &config.cluster, now, &random)?;
         }
         let keys = AuthorityKeys::load(&dir, &config.cluster, now)?;
+        let seal_keys = SealKeys::load_or_create(&config.login.refresh_key_file, &random)?;
         let store = SqliteStore::open(&dir.join(DATABASE_FILE)).await?;
         check_belonging(&store, &config, &keys).await?;
         let bundle = keys.bundle(
@@ -144,6 +148,7 @@ impl AppContext {
             audit,
             policies,
             feed,
+            seal_keys,
             data_dir_lock,
         };
         Ok(OpenedContext {

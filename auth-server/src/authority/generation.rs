@@ -1,11 +1,13 @@
 //! Which certificate of a login may renew it.
 //!
-//! The newest may. The one before it may once more for ten minutes, for clients whose answer was lost
-//! on the way. Anything else means that two hold the key, and locks both.
+//! The newest may. The one before it may once more for ten minutes, for clients that forgot their request.
+//! The request that made the newest may be repeated, byte by byte, for ten minutes, as often as answers are
+//! lost: it gets a certificate of the same generation. Anything else means that two hold the key, and locks
+//! both. The rule stands in docs/protocol.md.
 
 use time::{Duration, OffsetDateTime};
 
-use crate::store::GenerationRow;
+use crate::store::{AnsweredRequest, GenerationRow, Hash};
 
 /// How long a lost answer can be asked for again.
 pub const PREVIOUS_ACCEPTED: Duration = Duration::minutes(10);
@@ -15,21 +17,27 @@ pub const PREVIOUS_ACCEPTED: Duration = Duration::minutes(10);
 pub enum Renewal {
     /// Renew: the row to be stored, whose generation the new certificate carries.
     Allowed(GenerationRow),
+    /// Be answered once more: nothing is stored, the certificate carries the generation that is.
+    Repeated,
     /// Nothing: the login was ended by its holder.
     Ended,
     /// Nothing: another holder of the key has renewed already.
     Reused,
 }
 
-/// Judges a certificate of generation `presented`.
-pub fn judge(row: &GenerationRow, presented: u64, now: OffsetDateTime) -> Renewal {
+/// Judges a certificate of generation `presented` that comes with a request of hash `request`.
+pub fn judge(row: &GenerationRow, presented: u64, request: &Hash, now: OffsetDateTime) -> Renewal {
     if row.ended_at.is_some() {
         return Renewal::Ended;
     }
     let is_newest = presented == row.generation;
     let is_previous = presented.checked_add(1) == Some(row.generation);
+    let is_repetition = row.answered.as_ref().is_some_and(|answered| {
+        answered.from == presented && answered.request == *request && now < answered.until
+    });
     let previous_until = match (is_newest, is_previous) {
         (true, _) => Some(now + PREVIOUS_ACCEPTED),
+        (false, _) if is_repetition => return Renewal::Repeated,
         // Once more, and not again: the window closes with its use.
         (false, true) if row.previous_until.is_some_and(|until| now < until) => None,
         (false, _) => return Renewal::Reused,
@@ -37,6 +45,11 @@ pub fn judge(row: &GenerationRow, presented: u64, now: OffsetDateTime) -> Renewa
     Renewal::Allowed(GenerationRow {
         generation: row.generation + 1,
         previous_until,
+        answered: Some(AnsweredRequest {
+            request: *request,
+            from: presented,
+            until: now + PREVIOUS_ACCEPTED,
+        }),
         ..row.clone()
     })
 }
@@ -56,6 +69,8 @@ mod tests {
     use super::*;
 
     const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+    /// A request that was not made before.
+    const OTHER: u8 = 99;
 
     fn first() -> GenerationRow {
         GenerationRow {
@@ -64,11 +79,21 @@ mod tests {
             generation: 1,
             previous_until: None,
             ended_at: None,
+            answered: None,
         }
     }
 
+    fn judged(row: &GenerationRow, presented: u64, request: u8, minute: i64) -> Renewal {
+        judge(row, presented, &[request; 32], START + Duration::minutes(minute))
+    }
+
+    /// With a request that no other call makes.
     fn allowed(row: &GenerationRow, presented: u64, minute: i64) -> GenerationRow {
-        match judge(row, presented, START + Duration::minutes(minute)) {
+        let request = row
+            .answered
+            .as_ref()
+            .map_or(1, |answered| answered.request[0] + 1);
+        match judged(row, presented, request, minute) {
             Renewal::Allowed(row) => row,
             other => panic!("{other:?}"),
         }
@@ -86,22 +111,22 @@ mod tests {
         let second = allowed(&first(), 1, 0);
         let third = allowed(&second, 1, 9);
         assert_eq!(third.generation, 3);
-        assert_eq!(judge(&third, 1, START + Duration::minutes(9)), Renewal::Reused);
-        assert_eq!(judge(&third, 2, START + Duration::minutes(9)), Renewal::Reused);
+        assert_eq!(judged(&third, 1, OTHER, 9), Renewal::Reused);
+        assert_eq!(judged(&third, 2, OTHER, 9), Renewal::Reused);
         assert_eq!(allowed(&third, 3, 40).generation, 4);
     }
 
     #[test]
     fn the_previous_generation_is_reuse_after_ten_minutes() {
         let second = allowed(&first(), 1, 0);
-        assert_eq!(judge(&second, 1, START + Duration::minutes(10)), Renewal::Reused);
+        assert_eq!(judged(&second, 1, OTHER, 10), Renewal::Reused);
     }
 
     #[test]
     fn generations_that_were_never_issued_are_reuse() {
-        assert_eq!(judge(&first(), 2, START), Renewal::Reused);
-        assert_eq!(judge(&first(), 0, START), Renewal::Reused);
-        assert_eq!(judge(&first(), u64::MAX, START), Renewal::Reused);
+        assert_eq!(judged(&first(), 2, OTHER, 0), Renewal::Reused);
+        assert_eq!(judged(&first(), 0, OTHER, 0), Renewal::Reused);
+        assert_eq!(judged(&first(), u64::MAX, OTHER, 0), Renewal::Reused);
     }
 
     #[test]
@@ -110,6 +135,53 @@ mod tests {
             ended_at: Some(START),
             ..first()
         };
-        assert_eq!(judge(&ended, 1, START), Renewal::Ended);
+        assert_eq!(judged(&ended, 1, OTHER, 0), Renewal::Ended);
+    }
+
+    #[test]
+    fn the_same_request_is_answered_again_as_often_as_it_comes_within_ten_minutes() {
+        let Renewal::Allowed(second) = judged(&first(), 1, 7, 0) else {
+            panic!("the newest may renew");
+        };
+        for minute in [0, 1, 9] {
+            assert_eq!(judged(&second, 1, 7, minute), Renewal::Repeated);
+        }
+        assert_eq!(judged(&second, 1, 7, 10), Renewal::Reused);
+        assert_eq!(allowed(&second, 2, 30).generation, 3);
+    }
+
+    #[test]
+    fn the_second_request_of_a_forgetful_client_can_be_repeated_too() {
+        let Renewal::Allowed(second) = judged(&first(), 1, 7, 0) else {
+            panic!("the newest may renew");
+        };
+        let Renewal::Allowed(third) = judged(&second, 1, 8, 5) else {
+            panic!("the previous may renew once more");
+        };
+        assert_eq!(judged(&third, 1, 8, 14), Renewal::Repeated);
+        assert_eq!(judged(&third, 1, 8, 15), Renewal::Reused);
+        assert_eq!(
+            judged(&third, 1, 7, 6),
+            Renewal::Reused,
+            "the first answer is spent"
+        );
+        assert_eq!(
+            judged(&third, 2, 8, 6),
+            Renewal::Reused,
+            "it came from another generation"
+        );
+    }
+
+    #[test]
+    fn another_request_on_a_spent_generation_is_reuse() {
+        let Renewal::Allowed(second) = judged(&first(), 1, 7, 0) else {
+            panic!("the newest may renew");
+        };
+        let Renewal::Allowed(third) = judged(&second, 2, 8, 1) else {
+            panic!("the newest may renew");
+        };
+        assert_eq!(judged(&third, 1, 7, 2), Renewal::Reused);
+        assert_eq!(judged(&third, 1, OTHER, 2), Renewal::Reused);
+        assert_eq!(judged(&third, 2, 8, 2), Renewal::Repeated);
     }
 }

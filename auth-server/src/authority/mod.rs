@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 use crate::audit::{AuditLog, RecordError};
 use crate::context::{Clock, NoRandomness, Random};
 use crate::policies::Policies;
-use crate::store::{GenerationRow, SharedStore, StoreError};
+use crate::store::{GenerationRow, Hash, SharedStore, StoreError};
 
 pub use generation::Renewal;
 pub(crate) use keys::AUTH_ID_FILE;
@@ -120,6 +120,7 @@ impl Authority {
             generation: 1,
             previous_until: None,
             ended_at: None,
+            answered: None,
         };
         self.store.start_generations(&generations).await?;
         self.issue_user_generation(login, 1, request).await
@@ -131,7 +132,14 @@ impl Authority {
     }
 
     /// Issues a later certificate of the login `peer` descends from; `Reused` is for the caller to lock.
-    pub async fn renew_user(&self, peer: &UserPeer, request: Request) -> Result<Renewed, IssueError> {
+    /// `request_hash` is that of the request's exact bytes: the same again is a lost answer, not a second
+    /// holder.
+    pub async fn renew_user(
+        &self,
+        peer: &UserPeer,
+        request: Request,
+        request_hash: &Hash,
+    ) -> Result<Renewed, IssueError> {
         let now = self.clock.now();
         if peer.login_deadline <= now {
             return Err(IssueError::LoginOver);
@@ -139,8 +147,15 @@ impl Authority {
         let Some(row) = self.store.generations(peer.login_id).await? else {
             return Ok(Renewed::Ended);
         };
-        let next = match generation::judge(&row, peer.generation, now) {
+        let next = match generation::judge(&row, peer.generation, request_hash, now) {
             Renewal::Allowed(next) => next,
+            Renewal::Repeated => {
+                let login = self.login_of(peer).await?;
+                let issued = self
+                    .issue_user_generation(&login, row.generation, request)
+                    .await?;
+                return Ok(Renewed::Issued(Box::new(issued)));
+            }
             Renewal::Ended => return Ok(Renewed::Ended),
             Renewal::Reused => return Ok(Renewed::Reused),
         };
@@ -261,16 +276,16 @@ impl Authority {
         self.issue(profile, request, describe).await
     }
 
-    /// The facts of a live login, with the groups as they were last read.
+    /// The facts of a live login, with name and groups as they were last read.
     async fn login_of(&self, peer: &UserPeer) -> Result<UserLogin, IssueError> {
         let known = self.store.user(&peer.id).await?;
-        let (groups, groups_as_of) = match known {
-            Some(user) => (user.groups, user.groups_as_of),
-            None => (peer.groups.clone(), peer.groups_as_of),
+        let (name, groups, groups_as_of) = match known {
+            Some(user) => (user.name, user.groups, user.groups_as_of),
+            None => (peer.name.clone(), peer.groups.clone(), peer.groups_as_of),
         };
         Ok(UserLogin {
             user_id: peer.id.clone(),
-            name: peer.name.clone(),
+            name,
             login_id: peer.login_id,
             auth_time: peer.auth_time,
             login_deadline: peer.login_deadline,

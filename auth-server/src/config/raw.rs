@@ -19,9 +19,15 @@ const HTTPS_PORT: u16 = 443;
 const ADMIN_PORT_DEFAULT: u16 = 7480;
 const TTL_DEFAULT: ConfigDuration = ConfigDuration::from_secs(3600);
 const TTL_MIN: Duration = Duration::from_secs(60);
+/// Tests of renewal would wait too long otherwise.
+const TTL_MIN_IN_DEVELOPMENT: Duration = Duration::from_secs(5);
 const TTL_MAX: Duration = Duration::from_secs(12 * 3600);
 const DEADLINE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(12 * 3600);
+const DEADLINE_WITHOUT_REFRESH_DEFAULT: Duration = Duration::from_secs(4 * 3600);
 const DEADLINE_MAX: Duration = Duration::from_secs(7 * 86_400);
+const RECHECK_DEFAULT: ConfigDuration = ConfigDuration::from_secs(15 * 60);
+const RECHECK_MIN: Duration = Duration::from_secs(1);
+const RECHECK_MAX: Duration = Duration::from_secs(86_400);
 const SNAPSHOT_MAX_AGE_DEFAULT: ConfigDuration = ConfigDuration::from_secs(24 * 3600);
 const BEAT_DEFAULT: ConfigDuration = ConfigDuration::from_secs(10);
 const BEAT_MIN: Duration = Duration::from_millis(100);
@@ -77,6 +83,9 @@ struct RawWeb {
 struct RawLogin {
     ttl: Option<ConfigDuration>,
     deadline: Option<ConfigDuration>,
+    deadline_without_refresh: Option<ConfigDuration>,
+    recheck: Option<ConfigDuration>,
+    refresh_key_file: Option<PathBuf>,
     methods: Option<Vec<String>>,
 }
 
@@ -121,7 +130,7 @@ pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> 
     }
     let public_address = public_address(&raw, &mut errors);
     let config = Config {
-        login: login(&raw.login, &mut errors),
+        login: login(&raw, &mut errors),
         connectors: connector::check(&raw.connector, raw.development, &mut errors),
         snapshot: snapshot(&raw.snapshot, &mut errors),
         audit: audit(&raw.audit, &mut errors),
@@ -194,10 +203,16 @@ fn admin_listen(address: Option<SocketAddr>, errors: &mut ConfigErrors) -> Socke
     address
 }
 
-fn login(raw: &RawLogin, errors: &mut ConfigErrors) -> LoginConfig {
+fn login(all: &RawConfig, errors: &mut ConfigErrors) -> LoginConfig {
+    let raw = &all.login;
     let ttl = raw.ttl.unwrap_or(TTL_DEFAULT).get();
     let deadline = raw.deadline.unwrap_or(DEADLINE_DEFAULT).get();
-    if ttl < TTL_MIN || ttl > TTL_MAX.min(deadline) {
+    let ttl_min = if all.development {
+        TTL_MIN_IN_DEVELOPMENT
+    } else {
+        TTL_MIN
+    };
+    if ttl < ttl_min || ttl > TTL_MAX.min(deadline) {
         errors.push(
             "login.ttl",
             "must be at least 1m, at most 12h, and not longer than login.deadline",
@@ -206,11 +221,37 @@ fn login(raw: &RawLogin, errors: &mut ConfigErrors) -> LoginConfig {
     if deadline > DEADLINE_MAX {
         errors.push("login.deadline", "must be at most 7d");
     }
+    let deadline_without_refresh = raw.deadline_without_refresh.map_or_else(
+        || DEADLINE_WITHOUT_REFRESH_DEFAULT.min(deadline),
+        ConfigDuration::get,
+    );
+    if deadline_without_refresh.is_zero() || deadline_without_refresh > deadline {
+        errors.push(
+            "login.deadline_without_refresh",
+            "must be longer than nothing and not longer than login.deadline",
+        );
+    }
+    let recheck = raw.recheck.unwrap_or(RECHECK_DEFAULT).get();
+    if recheck < RECHECK_MIN || recheck > RECHECK_MAX {
+        errors.push("login.recheck", "must be between 1s and 24h");
+    }
     LoginConfig {
         ttl,
         deadline,
+        deadline_without_refresh,
+        recheck,
+        refresh_key_file: refresh_key_file(all, errors),
         methods: methods(raw.methods.as_deref(), errors),
     }
+}
+
+fn refresh_key_file(all: &RawConfig, errors: &mut ConfigErrors) -> PathBuf {
+    let named = all.login.refresh_key_file.clone();
+    let path = named.unwrap_or_else(|| all.data_dir.join(crate::login::KEY_FILE));
+    if all.data_dir.is_absolute() && !path.is_absolute() {
+        errors.push("login.refresh_key_file", "must be an absolute path");
+    }
+    path
 }
 
 fn methods(names: Option<&[String]>, errors: &mut ConfigErrors) -> BTreeSet<LoginMethod> {

@@ -2,7 +2,7 @@
 
 use iap_identity::LoginId;
 
-use super::provider::{Answered, Asking, ProviderError, refusal_error};
+use super::provider::{Answered, Asking, Identified, ProviderError, refusal_error};
 use super::secrets::Secret;
 use super::step::{Cookies, StepError, not_in};
 use super::{Logins, prompts};
@@ -84,10 +84,13 @@ impl Logins {
             }
             Err(refusal) => Err(refusal),
         };
-        let identity = match identity {
-            Ok(identity) => identity,
+        let Identified { identity, grant } = match identity {
+            Ok(identified) => identified,
             Err(error) => return Err(self.provider_failed(&row, &name, error).await),
         };
+        if let Some(grant) = grant {
+            self.keep_grant(&row, &identity, &grant).await?;
+        }
         let change = LoginChange::Identified(Box::new(identity));
         let now = context.clock.now();
         let identified = context

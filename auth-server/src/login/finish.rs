@@ -127,7 +127,8 @@ impl Logins {
         now: OffsetDateTime,
     ) -> Result<Finished, FinishError> {
         let store = &self.context.store;
-        let login = self.facts(row, &identity, now);
+        let deadline = self.deadline(row, now).await?;
+        let login = self.facts(row, &identity, deadline);
         store.upsert_user(&user_row(&identity, now)).await?;
         let issued = match self.context.authority.issue_user(&login, request).await {
             Ok(issued) => issued,
@@ -140,13 +141,33 @@ impl Logins {
         Ok(Finished { issued, login })
     }
 
-    fn facts(&self, row: &LoginRow, identity: &Identity, now: OffsetDateTime) -> UserLogin {
+    /// The login's hard end. Without a refresh token nobody can be asked whether the person still belongs
+    /// here, so it comes sooner.
+    async fn deadline(&self, row: &LoginRow, now: OffsetDateTime) -> Result<OffsetDateTime, FinishError> {
+        let config = &self.context.config.login;
+        let deadline = now + config.deadline;
+        let next_check = now
+            + self
+                .spread(config.recheck)
+                .map_err(|_| FinishError::Unavailable)?;
+        let has_grant = self
+            .context
+            .store
+            .extend_grant(row.login_id, deadline, next_check)
+            .await?;
+        Ok(match has_grant {
+            true => deadline,
+            false => now + config.deadline_without_refresh,
+        })
+    }
+
+    fn facts(&self, row: &LoginRow, identity: &Identity, login_deadline: OffsetDateTime) -> UserLogin {
         UserLogin {
             user_id: identity.user_id.clone(),
             name: identity.name.clone(),
             login_id: row.login_id,
             auth_time: identity.auth_time,
-            login_deadline: now + self.context.config.login.deadline,
+            login_deadline,
             idp: IdentityProvider {
                 connector: identity.connector.clone(),
                 issuer: identity.issuer.clone(),

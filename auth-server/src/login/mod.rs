@@ -3,7 +3,9 @@
 //! One login, in reading order: `start` (iapctl asks) → `open` (a browser comes, and goes to the provider)
 //! → `callback` (the provider's answer) → `approve` (our page, one POST) → `finish` (the one-time code and
 //! the key's proof of possession become a certificate). `device` and `wait` are the headless detour.
-//! `provider` is the relying party, `outbound` its only way to the network, `secrets` what a login hangs on.
+//! Afterwards `vouch` asks the provider again, at renewals and for `recheck`; `regroup` is what follows from it.
+//! `provider` is the relying party, `outbound` its only way to the network, `secrets` what a login hangs on,
+//! `seal` keeps refresh tokens.
 //!
 //! What a thief of each secret has: with the URL alone, a login that ends at its owner's loopback port; with
 //! the browser's cookie, the right to approve; with the one-time code, nothing without the key.
@@ -17,12 +19,16 @@ mod finish;
 mod open;
 mod outbound;
 mod provider;
+mod recheck;
+mod regroup;
 mod rpc;
+mod seal;
 mod secrets;
 mod start;
 mod step;
 mod trial;
 mod tries;
+mod vouch;
 mod wait;
 mod words;
 
@@ -49,13 +55,16 @@ pub use open::{Choice, Opened};
 pub use outbound::OutboundError;
 pub use provider::ProviderError;
 pub use rpc::LoginRpc;
+pub use seal::{KEY_FILE, SealKeys};
 pub use start::{StartError, StartRequest, Started};
 pub use step::{Cookies, StepError};
 pub use trial::{Finding, Trial, TrialError, TriedOut};
+pub use vouch::Vouching;
 pub use wait::{WaitError, Waited};
 
 use provider::Provider;
 use tries::Tries;
+use vouch::Turns;
 
 /// From start to the end of the approval, in the browser.
 const LOGIN_LIFE: Duration = Duration::minutes(10);
@@ -83,6 +92,7 @@ pub struct Logins {
     changed: watch::Sender<u64>,
     user_codes: Tries,
     starts: Tries,
+    turns: Turns,
 }
 
 impl Logins {
@@ -110,6 +120,7 @@ impl Logins {
             changed: watch::Sender::new(0),
             user_codes: Tries::new(USER_CODE_TRIES_MAX, TRIES_WINDOW),
             starts: Tries::new(STARTS_MAX, TRIES_WINDOW),
+            turns: Turns::default(),
         })
     }
 

@@ -3,6 +3,7 @@
 
 mod examine;
 mod exchange;
+mod refresh;
 mod token;
 
 use std::collections::BTreeSet;
@@ -21,7 +22,8 @@ use super::secrets::{Secret, pkce_challenge};
 use crate::config::ConnectorConfig;
 
 pub(crate) use examine::Examined;
-pub(crate) use exchange::{Answered, refusal_error};
+pub(crate) use exchange::{Answered, Identified, refusal_error};
+pub(crate) use refresh::{ProviderGrant, Refreshed};
 
 /// How long a discovery document and its keys are used before they are fetched again.
 const DESCRIPTION_AGE_MAX: Duration = Duration::from_secs(3600);
@@ -155,6 +157,7 @@ struct Description {
     authorization_endpoint: Url,
     token_endpoint: Url,
     userinfo_endpoint: Option<Url>,
+    revocation_endpoint: Option<Url>,
     jwks_uri: Url,
     secret_in_form: bool,
     /// RFC 9207: every answer names its issuer.
@@ -169,6 +172,7 @@ struct Document {
     authorization_endpoint: String,
     token_endpoint: String,
     userinfo_endpoint: Option<String>,
+    revocation_endpoint: Option<String>,
     jwks_uri: String,
     token_endpoint_auth_methods_supported: Option<Vec<String>>,
     #[serde(default)]
@@ -329,6 +333,11 @@ impl Provider {
             token_endpoint: self.endpoint(&document.token_endpoint)?,
             userinfo_endpoint: document
                 .userinfo_endpoint
+                .as_deref()
+                .map(|url| self.endpoint(url))
+                .transpose()?,
+            revocation_endpoint: document
+                .revocation_endpoint
                 .as_deref()
                 .map(|url| self.endpoint(url))
                 .transpose()?,

@@ -60,7 +60,7 @@ pub fn server(
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
         .layer(GateLayer::new(Arc::clone(context), metrics))
         .add_service(
-            v1::login_server::LoginServer::new(LoginRpc::new(logins))
+            v1::login_server::LoginServer::new(LoginRpc::new(Arc::clone(&logins)))
                 .max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX),
         )
         .add_service(
@@ -68,7 +68,7 @@ pub fn server(
                 .max_decoding_message_size(OPEN_MESSAGE_BYTES_MAX),
         )
         .add_service(
-            v1::user_server::UserServer::new(user::UserRpc::new(Arc::clone(context)))
+            v1::user_server::UserServer::new(user::UserRpc::new(Arc::clone(context), logins))
                 .max_decoding_message_size(bytes_max),
         )
         .add_service(v1::agent_server::AgentServer::new(agents).max_decoding_message_size(bytes_max))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use iap_audit::EventKind;
-use iap_identity::{LockKind, Request as CertificateRequest, SessionId};
+use iap_identity::{Issued, LockKind, Request as CertificateRequest, SessionId};
 use iap_policy::Verb;
 use iap_proto::v1;
 use serde_json::json;
@@ -14,42 +14,47 @@ use crate::audit::sessions;
 use crate::authority::{Renewed, format_time, issued_to_wire};
 use crate::context::AppContext;
 use crate::locks::{self, NewLock};
-use crate::store::GenerationRow;
+use crate::login::{Logins, Vouching};
+use crate::store::{GenerationRow, Hash, hash_of};
 
 /// The RPCs of users.
 #[derive(Debug)]
 pub(super) struct UserRpc {
     context: Arc<AppContext>,
+    logins: Arc<Logins>,
 }
 
+/// How often a renewal that another one overtook is judged again.
+const OVERTAKEN_MAX: usize = 3;
+
 impl UserRpc {
-    pub(super) fn new(context: Arc<AppContext>) -> Self {
-        Self { context }
+    pub(super) fn new(context: Arc<AppContext>, logins: Arc<Logins>) -> Self {
+        Self { context, logins }
     }
 
     async fn renew_certificate(&self, caller: &Caller, csr: &[u8]) -> Result<v1::LoginFinished, RpcError> {
         let user = caller.user()?;
+        let request_hash = hash_of(csr);
         let csr = CertificateRequest::parse(csr).map_err(RpcError::invalid)?;
         if csr.spki_sha256() != user.peer.key_thumbprint {
             return Err(RpcError::invalid(
                 "a renewal is for the key of the certificate that asks for it",
             ));
         }
+        match self.logins.vouch_for_renewal(user.peer.login_id).await? {
+            Vouching::NotAsked | Vouching::Vouched | Vouching::Kept => {}
+            Vouching::Refused(text) => return Err(RpcError::new(ErrorCode::LoginRequired, text)),
+            Vouching::Locked(reason) => return Err(RpcError::denied(format!("locked: {reason}"))),
+        }
         // Before, so that nothing delays a certificate that was issued.
-        let services = self.visible(caller).await?;
-        let issued = match self.context.authority.renew_user(&user.peer, csr).await? {
-            Renewed::Issued(issued) => issued,
-            Renewed::Ended => {
-                let text = "this login was ended";
-                return Err(RpcError::new(ErrorCode::LoginRequired, text));
-            }
-            Renewed::Overtaken => {
-                return Err(RpcError::conflict(
-                    "another renewal of this certificate came first; try again",
-                ));
-            }
-            Renewed::Reused => return Err(self.lock_both(user).await?),
-        };
+        let current = self.context.policies.caller(&self.context, &user.peer).await?;
+        let client_ip = caller.connection.address.ip();
+        let services = self
+            .context
+            .policies
+            .visible(&self.context, current.facts, client_ip)
+            .await;
+        let issued = self.issue_next(user, &csr, &request_hash).await?;
         Ok(v1::LoginFinished {
             issued: Some(issued_to_wire(&issued)),
             login_deadline_unix_ms: iap_proto::convert::time_to_wire(user.peer.login_deadline),
@@ -59,6 +64,33 @@ impl UserRpc {
                 .filter_map(|visible| visible.service)
                 .collect(),
         })
+    }
+
+    async fn issue_next(
+        &self,
+        user: &UserCaller,
+        csr: &CertificateRequest,
+        request_hash: &Hash,
+    ) -> Result<Box<Issued>, RpcError> {
+        for _ in 0..OVERTAKEN_MAX {
+            let authority = &self.context.authority;
+            match authority
+                .renew_user(&user.peer, csr.clone(), request_hash)
+                .await?
+            {
+                Renewed::Issued(issued) => return Ok(issued),
+                Renewed::Ended => {
+                    let text = "this login was ended";
+                    return Err(RpcError::new(ErrorCode::LoginRequired, text));
+                }
+                // The same request may have come twice at once.
+                Renewed::Overtaken => {}
+                Renewed::Reused => return Err(self.lock_both(user).await?),
+            }
+        }
+        Err(RpcError::conflict(
+            "another renewal of this certificate came first; try again",
+        ))
     }
 
     /// An old certificate was used again: its key is in two hands, and we cannot tell whose are honest.
@@ -97,11 +129,20 @@ impl UserRpc {
             }
         }
         let event = self.context.audit.event(EventKind::LoginLogout)?;
-        Ok(self
-            .context
+        self.context
             .audit
             .record(event.user(&user.record()).login_id(&user.peer.login_id))
-            .await?)
+            .await?;
+        self.logins.forget(user.peer.login_id).await?;
+        let left = user.peer.login_deadline - self.context.clock.now();
+        let lock = NewLock {
+            kind: LockKind::Login,
+            target: user.peer.login_id.to_string(),
+            reason: "this login was ended by `iapctl logout`; log in again".to_owned(),
+            life: Some(left.try_into().unwrap_or_default()),
+        };
+        locks::add(&self.context, &user.record(), lock).await?;
+        Ok(())
     }
 
     async fn visible(&self, caller: &Caller) -> Result<Vec<v1::VisibleService>, RpcError> {

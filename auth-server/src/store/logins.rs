@@ -230,6 +230,19 @@ pub struct GenerationRow {
     pub previous_until: Option<OffsetDateTime>,
     /// Set by `logout`: no renewal afterwards.
     pub ended_at: Option<OffsetDateTime>,
+    /// The request that led to the newest generation; none for the login's own certificate.
+    pub answered: Option<AnsweredRequest>,
+}
+
+/// A renewal's request, remembered so that its repetition is told from a second holder of the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AnsweredRequest {
+    /// SHA-256 of the request's exact bytes, whose signature makes each one different.
+    pub request: Hash,
+    /// The generation of the certificate that it came with.
+    pub from: u64,
+    /// Until then it is answered again.
+    pub until: OffsetDateTime,
 }
 
 /// Logins and people.

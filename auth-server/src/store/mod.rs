@@ -1,8 +1,9 @@
 //! What the auth server remembers, behind one trait per subject; `sqlite` is the default engine.
 //!
 //! Contracts that every engine keeps: a method that returns has committed durably; a method is one
-//! transaction; secrets arrive here as SHA-256 only.
+//! transaction; secrets arrive here as SHA-256, or sealed under a key that is not in the database.
 
+mod grants;
 mod inventory;
 mod logins;
 mod records;
@@ -10,12 +11,14 @@ mod restoring;
 mod rules;
 pub mod sqlite;
 
+pub use grants::{GrantRow, GrantStore};
 pub use inventory::{
     AgentReport, AgentRow, ConnectedProxy, GrantedService, InventoryStore, ProxyRow, ServiceChange,
     ServiceRow, ServicesApplied, TokenKind, TokenRefusal, TokenRow,
 };
 pub use logins::{
-    GenerationRow, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore, UserRow,
+    AnsweredRequest, GenerationRow, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore,
+    UserRow,
 };
 pub use records::{
     Appended, Fault, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
@@ -31,10 +34,13 @@ pub type Hash = [u8; 32];
 
 /// The whole store.
 pub trait Store:
-    LoginStore + InventoryStore + RuleStore + RecordStore + RestoreStore + std::fmt::Debug
+    LoginStore + GrantStore + InventoryStore + RuleStore + RecordStore + RestoreStore + std::fmt::Debug
 {
 }
-impl<T: LoginStore + InventoryStore + RuleStore + RecordStore + RestoreStore + std::fmt::Debug> Store for T {}
+impl<T> Store for T where
+    T: LoginStore + GrantStore + InventoryStore + RuleStore + RecordStore + RestoreStore + std::fmt::Debug
+{
+}
 
 /// A store shared between tasks.
 pub type SharedStore = Arc<dyn Store>;

@@ -1,6 +1,7 @@
 //! Renewing a user's certificate: generations, deadline, groups.
 
 use iap_auth::authority::Renewed;
+use iap_auth::store::hash_of;
 use iap_identity::{Class, ClassSet, Request, UserPeer, VerifiedPeer, certificate_request, verify_client};
 use iap_proto::v1;
 use rcgen::KeyPair;
@@ -100,8 +101,9 @@ async fn a_renewal_given_up_before_its_certificate_was_made_costs_no_generation(
     let (me, store) = (peer(&plane, &alice), &plane.context.store);
     let mut given_up = 0;
     for patience in 0.. {
-        let request = Request::parse(&certificate_request(&alice.key).unwrap()).unwrap();
-        let renewing = plane.context.authority.renew_user(&me, request);
+        let csr = certificate_request(&alice.key).unwrap();
+        let (request, hash) = (Request::parse(&csr).unwrap(), hash_of(&csr));
+        let renewing = plane.context.authority.renew_user(&me, request, &hash);
         let patience = std::time::Duration::from_micros(100 * patience);
         match tokio::time::timeout(patience, renewing).await {
             Ok(renewed) => {
@@ -151,7 +153,52 @@ async fn a_login_that_was_ended_renews_no_more() {
     let plane = Plane::start().await;
     let alice = plane.log_in("alice@example.com").await;
     plane.user(&alice).logout(v1::Empty {}).await.unwrap();
-    assert_eq!(refused(renew(&plane, &alice).await), "login_required");
+    assert_eq!(refused(renew(&plane, &alice).await), "denied");
+    let published = plane.context.feed.published_locks();
+    let lock = published.content.locks.iter().next().unwrap();
+    assert_eq!(lock.target, peer(&plane, &alice).login_id.to_string());
+    assert!(lock.reason.contains("iapctl logout"), "{}", lock.reason);
+}
+
+#[tokio::test]
+async fn the_same_request_gets_the_same_generation_as_often_as_its_answer_is_lost() {
+    let plane = Plane::start().await;
+    let first = plane.log_in("alice@example.com").await;
+    let csr = certificate_request(&first.key).unwrap();
+    let ask = async || {
+        let reply = plane
+            .user(&first)
+            .renew(v1::RenewRequest { csr: csr.clone() })
+            .await;
+        let key = KeyPair::try_from(first.key.serialized_der()).unwrap();
+        reply.map(|reply| Identity::from_wire(key, &reply.into_inner().issued.unwrap()))
+    };
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        answers.push(peer(&plane, &ask().await.unwrap()));
+    }
+    assert!(answers.iter().all(|peer| peer.generation == 2), "{answers:?}");
+    assert_ne!(answers[0].serial, answers[1].serial);
+    plane.offset.set(Duration::minutes(10));
+    assert_eq!(refused(ask().await), "denied");
+    assert_eq!(plane.context.feed.published_locks().content.locks.len(), 1);
+}
+
+#[tokio::test]
+async fn the_same_request_sent_several_times_at_once_is_one_generation() {
+    let plane = Plane::start().await;
+    let first = plane.log_in("alice@example.com").await;
+    let csr = certificate_request(&first.key).unwrap();
+    let asking = (0..6).map(|_| {
+        let (mut user, csr) = (plane.user(&first), csr.clone());
+        async move { user.renew(v1::RenewRequest { csr }).await }
+    });
+    for answer in futures_util::future::join_all(asking).await {
+        let key = KeyPair::try_from(first.key.serialized_der()).unwrap();
+        let issued = answer.unwrap().into_inner().issued.unwrap();
+        assert_eq!(peer(&plane, &Identity::from_wire(key, &issued)).generation, 2);
+    }
+    assert!(plane.context.feed.published_locks().content.locks.is_empty());
 }
 
 #[tokio::test]

@@ -60,6 +60,10 @@ kinds! {
     LoginLogout = "login.logout", "L1003I";
     /// A certificate of an earlier generation was used again: both holders are locked.
     LoginReused = "login.reused", "L1004E";
+    /// The identity provider withdrew a login: it is locked.
+    LoginWithdrawn = "login.withdrawn", "L1005W";
+    /// The identity provider names other groups for a person than before.
+    LoginRegrouped = "login.regrouped", "L1006I";
     /// A certificate is about to be released.
     CertificateIssued = "certificate.issued", "C1000I";
     /// A certificate was asked for and refused.

@@ -42,7 +42,7 @@ pub use extension::{
     ExtensionError, IDENTITY_EXTENSION_BYTES_MAX, IDENTITY_EXTENSION_OID, IdentityExtension, IdentityProvider,
 };
 pub use ids::{AgentId, AuthId, ConnectId, ConnectionId, LoginId, ProxyId, SessionId};
-pub use issue::{Approved, IssueError, Issued, PrepareError, Prepared, Serial, Unverified};
+pub use issue::{Approved, CLOCK_SKEW, IssueError, Issued, PrepareError, Prepared, Serial, Unverified};
 pub use join_token::{JoinToken, JoinTokenError};
 pub use locks::{Lock, LockKind, Locks};
 pub use names::{BotName, ClusterName, GroupName, LoginName, NameError, ServiceName, UserId};

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use openidconnect::url::form_urlencoded;
+use openidconnect::url::{Url, form_urlencoded};
 use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
 use super::super::claims::{Claims, OtherClaims};
-use super::super::outbound::Ask;
+use super::super::outbound::{Answer, Ask};
+use super::refresh::ProviderGrant;
+use super::token::NonceRule;
 use super::{Asking, Description, Provider, ProviderError};
 use crate::store::Identity;
 
@@ -27,10 +29,19 @@ pub(crate) struct Answered<'a> {
     pub(crate) started_at: OffsetDateTime,
 }
 
+/// Who came back, and the grant with which the provider can be asked again.
+pub(crate) struct Identified {
+    /// Who it is.
+    pub(crate) identity: Identity,
+    /// None where the provider gave no refresh token.
+    pub(crate) grant: Option<ProviderGrant>,
+}
+
 #[derive(Deserialize)]
-struct TokenAnswer {
-    access_token: Option<String>,
-    id_token: Option<String>,
+pub(super) struct TokenAnswer {
+    pub(super) access_token: Option<String>,
+    pub(super) id_token: Option<String>,
+    pub(super) refresh_token: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -59,9 +70,12 @@ impl Provider {
         asking: &Asking<'_>,
         answered: &Answered<'_>,
         now: OffsetDateTime,
-    ) -> Result<Identity, ProviderError> {
-        let claims = self.claims(asking, answered).await?;
-        Ok(claims.identity(&self.connector, &self.owned, now)?)
+    ) -> Result<Identified, ProviderError> {
+        let (claims, grant) = self.vouched(asking, answered).await?;
+        Ok(Identified {
+            identity: claims.identity(&self.connector, &self.owned, now)?,
+            grant,
+        })
     }
 
     /// What the provider says of whoever came back with this code, verified.
@@ -73,6 +87,15 @@ impl Provider {
         asking: &Asking<'_>,
         answered: &Answered<'_>,
     ) -> Result<Claims, ProviderError> {
+        let (claims, _) = self.vouched(asking, answered).await?;
+        Ok(claims)
+    }
+
+    async fn vouched(
+        &self,
+        asking: &Asking<'_>,
+        answered: &Answered<'_>,
+    ) -> Result<(Claims, Option<ProviderGrant>), ProviderError> {
         let description = self.description().await?;
         self.check_who_answers(&description, answered.issuer)?;
         let tokens = self.redeem(&description, asking, answered.code).await?;
@@ -82,8 +105,16 @@ impl Provider {
             .prompt_login
             .then(|| answered.started_at - time::Duration::seconds(AUTHENTICATION_SKEW_SECONDS));
         let mut claims = self
-            .verified(&description, &id_token, &nonce, authenticated_since)
+            .verified(
+                &description,
+                &id_token,
+                NonceRule::Is(&nonce),
+                authenticated_since,
+            )
             .await?;
+        let grant = tokens
+            .refresh_token
+            .and_then(|token| ProviderGrant::new(token, nonce, claims.subject.clone()));
         if claims.lacks(&self.connector)
             && let Some(access_token) = &tokens.access_token
         {
@@ -92,7 +123,7 @@ impl Provider {
                 .await?;
             claims.fill_from(info);
         }
-        Ok(claims)
+        Ok((claims, grant))
     }
 
     /// RFC 9207 §2.4: an answer that names another issuer belongs to another provider's login.
@@ -115,13 +146,27 @@ impl Provider {
         code: &str,
     ) -> Result<TokenAnswer, ProviderError> {
         let verifier = asking.cookie.pkce_verifier(asking.state);
-        let client_id = self.connector.client_id.as_str();
-        let mut form = vec![
+        let form = vec![
             ("grant_type", "authorization_code"),
             ("code", code),
             ("redirect_uri", asking.redirect_uri),
             ("code_verifier", &verifier),
         ];
+        let endpoint = &description.token_endpoint;
+        Ok(self
+            .post_as_client(description, endpoint, form)
+            .await?
+            .document()?)
+    }
+
+    /// Sends a form as the client we are (RFC 6749 §2.3.1); an OAuth error is an error here.
+    pub(super) async fn post_as_client<'a>(
+        &'a self,
+        description: &Description,
+        endpoint: &Url,
+        mut form: Vec<(&'a str, &'a str)>,
+    ) -> Result<Answer, ProviderError> {
+        let client_id = self.connector.client_id.as_str();
         let secret = self
             .connector
             .client_secret
@@ -141,7 +186,7 @@ impl Provider {
         };
         let answer = self
             .outbound
-            .send(&description.token_endpoint, Ask::PostForm { form: &form, basic })
+            .send(endpoint, Ask::PostForm { form: &form, basic })
             .await?;
         if answer.status.is_client_error()
             && let Ok(refusal) = serde_json::from_slice::<TokenRefusal>(&answer.body)
@@ -151,15 +196,15 @@ impl Provider {
                 refusal.error_description.as_deref(),
             ));
         }
-        Ok(answer.document()?)
+        Ok(answer)
     }
 
     /// Verifies the ID token; once more with new keys if it was signed by one we do not know.
-    async fn verified(
+    pub(super) async fn verified(
         &self,
         description: &Arc<Description>,
         id_token: &str,
-        nonce: &str,
+        nonce: NonceRule<'_>,
         authenticated_since: Option<OffsetDateTime>,
     ) -> Result<Claims, ProviderError> {
         let verify = |description: &Description| {
@@ -180,7 +225,7 @@ impl Provider {
         }
     }
 
-    async fn user_info(
+    pub(super) async fn user_info(
         &self,
         description: &Description,
         access_token: &str,

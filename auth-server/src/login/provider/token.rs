@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 
 use super::super::claims::{Claims, OtherClaims};
 use crate::config::ConnectorConfig;
+use crate::store::hash_of;
 
 /// Signatures that are accepted.
 pub(super) const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
@@ -30,6 +31,15 @@ pub(super) const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
 ];
 /// How far in the future a provider's clock may be.
 const ISSUED_AHEAD_SECONDS_MAX: i64 = 300;
+
+/// What the nonce has to be.
+#[derive(Clone, Copy)]
+pub(super) enum NonceRule<'a> {
+    /// This one: the token answers a login.
+    Is(&'a str),
+    /// This one, or none: the token came of a refresh (OpenID Connect Core §12.2).
+    IsIfPresent(&'a str),
+}
 
 /// Why an ID token is refused.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +69,7 @@ pub(super) fn verify(
     connector: &ConnectorConfig,
     keys: &CoreJsonWebKeySet,
     id_token: &str,
-    nonce: &str,
+    nonce: NonceRule<'_>,
     authenticated_since: Option<OffsetDateTime>,
 ) -> Result<Claims, TokenError> {
     let token: SignedToken = id_token
@@ -85,10 +95,25 @@ pub(super) fn verify(
                 (Some(_), None) => Ok(()),
             });
     let claims = token
-        .claims(&verifier, &Nonce::new(nonce.to_owned()))
+        .claims(&verifier, |told: Option<&Nonce>| nonce.check(told))
         .map_err(|error| wrong(&error))?;
     check_authorized_party(claims, &connector.client_id)?;
     Ok(taken_over(claims))
+}
+
+impl NonceRule<'_> {
+    fn check(self, told: Option<&Nonce>) -> Result<(), String> {
+        match (self, told) {
+            (NonceRule::Is(expected) | NonceRule::IsIfPresent(expected), Some(nonce)) => {
+                match hash_of(nonce.secret().as_bytes()) == hash_of(expected.as_bytes()) {
+                    true => Ok(()),
+                    false => Err("nonce mismatch".to_owned()),
+                }
+            }
+            (NonceRule::IsIfPresent(_), None) => Ok(()),
+            (NonceRule::Is(_), None) => Err("missing nonce claim".to_owned()),
+        }
+    }
 }
 
 /// §3.1.3.7 step 5, which the crate leaves to its callers.

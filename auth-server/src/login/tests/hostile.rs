@@ -58,6 +58,24 @@ pub(super) enum Forgery {
     OtherKeyId,
 }
 
+/// Whether there are refresh tokens, and what becomes of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Refreshing {
+    /// None are given.
+    #[default]
+    Never,
+    /// Each is good for one use and replaced at that.
+    Rotating,
+    /// One, for ever.
+    Fixed,
+    /// Every use is answered with this OAuth error.
+    With(&'static str),
+    /// Every use is answered with 503 and a page.
+    OutOfOrder,
+    /// Rotates, after a while.
+    Slowly(std::time::Duration),
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Behaviour {
     pub(super) discovery: Answering,
@@ -69,6 +87,7 @@ pub(super) struct Behaviour {
     /// Replaced in the ID token; null takes a claim away.
     pub(super) claims: Vec<(&'static str, Value)>,
     pub(super) user_info: Option<Value>,
+    pub(super) refreshing: Refreshing,
 }
 
 #[derive(Default)]
@@ -76,6 +95,8 @@ struct Counts {
     discovery: usize,
     keys: usize,
     trap: usize,
+    refreshes: usize,
+    revocations: usize,
 }
 
 struct Granted {
@@ -89,6 +110,8 @@ struct Shared {
     key: SigningKey,
     behaviour: Mutex<Behaviour>,
     codes: Mutex<HashMap<String, Granted>>,
+    /// Refresh tokens that are good now, each with the nonce of the login it came from, the newest last.
+    refresh_tokens: Mutex<Vec<(String, String)>>,
     counts: Mutex<Counts>,
 }
 
@@ -104,6 +127,7 @@ impl Hostile {
             key: SigningKey::generate("first"),
             behaviour: Mutex::new(behaviour),
             codes: Mutex::default(),
+            refresh_tokens: Mutex::default(),
             counts: Mutex::default(),
         });
         let router = Router::new()
@@ -111,6 +135,7 @@ impl Hostile {
             .route("/jwks", get(keys))
             .route("/token", post(token))
             .route("/userinfo", get(user_info))
+            .route("/revoke", post(revoke))
             .route("/trap", any(trap))
             .with_state(Arc::clone(&shared));
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -171,6 +196,20 @@ impl Hostile {
         self.0.counts.lock().unwrap().discovery
     }
 
+    pub(super) fn refreshes(&self) -> usize {
+        self.0.counts.lock().unwrap().refreshes
+    }
+
+    pub(super) fn revocations(&self) -> usize {
+        self.0.counts.lock().unwrap().revocations
+    }
+
+    /// The newest refresh token that is good now.
+    pub(super) fn refresh_token(&self) -> Option<String> {
+        let good = self.0.refresh_tokens.lock().unwrap();
+        good.last().map(|(token, _)| token.clone())
+    }
+
     pub(super) fn trapped(&self) -> usize {
         self.0.counts.lock().unwrap().trap
     }
@@ -191,6 +230,7 @@ async fn discovery(State(shared): State<Arc<Shared>>) -> Response {
         "token_endpoint": format!("{issuer}/token"),
         "userinfo_endpoint": format!("{issuer}/userinfo"),
         "jwks_uri": format!("{issuer}/jwks"),
+        "revocation_endpoint": format!("{issuer}/revoke"),
     });
     let behaviour = shared.behaviour();
     replace(&mut document, &behaviour.metadata);
@@ -214,6 +254,9 @@ async fn token(
             .unwrap()
             .starts_with("Basic ")
     );
+    if form["grant_type"] == "refresh_token" {
+        return refresh(&shared, &behaviour, &form["refresh_token"]).await;
+    }
     let granted = shared.codes.lock().unwrap().remove(&form["code"]);
     let proven = granted.filter(|granted| {
         granted.challenge == pkce_challenge(&form["code_verifier"])
@@ -222,16 +265,80 @@ async fn token(
     let Some(granted) = proven else {
         return (StatusCode::BAD_REQUEST, Json(json!({"error": "invalid_grant"}))).into_response();
     };
-    let now = OffsetDateTime::now_utc().unix_timestamp();
-    let mut claims = json!({
-        "iss": shared.issuer, "aud": CLIENT_ID, "sub": "s1", "iat": now, "exp": now + 60, "nonce": granted.nonce,
-        "email": "alice@example.com", "email_verified": true, "preferred_username": "alice",
-        "groups": ["engineering"],
-    });
-    replace(&mut claims, &behaviour.claims);
-    let id_token = shared.key.forge(&behaviour.forgery, &claims);
-    let body = json!({"access_token": "opaque", "token_type": "Bearer", "id_token": id_token});
+    let mut body = shared.tokens(&behaviour, &granted.nonce);
+    if behaviour.refreshing != Refreshing::Never {
+        body["refresh_token"] = json!(shared.next_refresh_token(&granted.nonce));
+    }
     answer(behaviour.token, body).await
+}
+
+async fn refresh(shared: &Shared, behaviour: &Behaviour, token: &str) -> Response {
+    shared.counts.lock().unwrap().refreshes += 1;
+    let refused = |error: &str| (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response();
+    let Some(nonce) = shared.nonce_of(token) else {
+        return refused("invalid_grant");
+    };
+    let mut body = shared.tokens(behaviour, &nonce);
+    match &behaviour.refreshing {
+        Refreshing::Never => return refused("unauthorized_client"),
+        Refreshing::With(error) => return refused(error),
+        Refreshing::OutOfOrder => return (StatusCode::SERVICE_UNAVAILABLE, "<h1>busy</h1>").into_response(),
+        Refreshing::Fixed => {}
+        Refreshing::Rotating => body["refresh_token"] = json!(shared.rotate(token, &nonce)),
+        Refreshing::Slowly(time) => {
+            body["refresh_token"] = json!(shared.rotate(token, &nonce));
+            tokio::time::sleep(*time).await;
+        }
+    }
+    Json(body).into_response()
+}
+
+async fn revoke(State(shared): State<Arc<Shared>>, Form(form): Form<HashMap<String, String>>) -> StatusCode {
+    shared.counts.lock().unwrap().revocations += 1;
+    shared
+        .refresh_tokens
+        .lock()
+        .unwrap()
+        .retain(|(token, _)| *token != form["token"]);
+    StatusCode::OK
+}
+
+impl Shared {
+    fn next_refresh_token(&self, nonce: &str) -> String {
+        let token = format!("refresh-{}", uuid::Uuid::now_v7());
+        self.refresh_tokens
+            .lock()
+            .unwrap()
+            .push((token.clone(), nonce.to_owned()));
+        token
+    }
+
+    fn rotate(&self, used: &str, nonce: &str) -> String {
+        self.refresh_tokens
+            .lock()
+            .unwrap()
+            .retain(|(token, _)| token != used);
+        self.next_refresh_token(nonce)
+    }
+
+    fn nonce_of(&self, token: &str) -> Option<String> {
+        let good = self.refresh_tokens.lock().unwrap();
+        good.iter()
+            .find(|(known, _)| known == token)
+            .map(|(_, nonce)| nonce.clone())
+    }
+
+    fn tokens(&self, behaviour: &Behaviour, nonce: &str) -> Value {
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let mut claims = json!({
+            "iss": self.issuer, "aud": CLIENT_ID, "sub": "s1", "iat": now, "exp": now + 60, "nonce": nonce,
+            "email": "alice@example.com", "email_verified": true, "preferred_username": "alice",
+            "groups": ["engineering"],
+        });
+        replace(&mut claims, &behaviour.claims);
+        let id_token = self.key.forge(&behaviour.forgery, &claims);
+        json!({"access_token": "opaque", "token_type": "Bearer", "id_token": id_token})
+    }
 }
 
 async fn user_info(State(shared): State<Arc<Shared>>) -> Response {

@@ -13,3 +13,4 @@ mod misuse;
 mod pages;
 mod plane;
 mod relying_party;
+mod renewal;

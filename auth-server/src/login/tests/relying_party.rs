@@ -54,7 +54,8 @@ impl Attempt {
             issuer,
             started_at: now,
         };
-        provider.identify(&self.asking(), &answered, now).await
+        let identified = provider.identify(&self.asking(), &answered, now).await;
+        identified.map(|identified| identified.identity)
     }
 }
 

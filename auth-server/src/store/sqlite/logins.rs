@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 use super::SqliteStore;
 use super::columns::{Columns, from_milliseconds, integer, json, milliseconds};
 use crate::store::{
-    GenerationRow, Hash, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore, StoreError,
-    UserRow,
+    AnsweredRequest, GenerationRow, Hash, Identity, LoginChange, LoginMethod, LoginRow, LoginState,
+    LoginStore, StoreError, UserRow,
 };
 
 /// [`Identity`] as it stands in its column.
@@ -114,7 +114,22 @@ fn generations_from(row: &SqliteRow) -> Result<GenerationRow, StoreError> {
         generation: columns.number("generation")?,
         previous_until: columns.time_or_none("previous_until")?,
         ended_at: columns.time_or_none("ended_at")?,
+        answered: answered_from(&columns)?,
     })
+}
+
+fn answered_from(columns: &Columns<'_>) -> Result<Option<AnsweredRequest>, StoreError> {
+    let (Some(request), Some(until)) = (
+        columns.hash_or_none("request_hash")?,
+        columns.time_or_none("request_until")?,
+    ) else {
+        return Ok(None);
+    };
+    Ok(Some(AnsweredRequest {
+        request,
+        from: columns.number("request_from")?,
+        until,
+    }))
 }
 
 fn bytes_of(hash: &Option<Hash>) -> Option<&[u8]> {
@@ -325,16 +340,21 @@ impl LoginStore for SqliteStore {
         new: &GenerationRow,
     ) -> Result<bool, StoreError> {
         let done = sqlx::query(
-            "UPDATE generations SET generation = ?, previous_until = ?, ended_at = ?
-             WHERE login_id = ? AND generation = ? AND previous_until IS ? AND ended_at IS ?",
+            "UPDATE generations SET generation = ?, previous_until = ?, ended_at = ?,
+                request_hash = ?, request_from = ?, request_until = ?
+             WHERE login_id = ? AND generation = ? AND previous_until IS ? AND ended_at IS ? AND request_hash IS ?",
         )
         .bind(integer(new.generation))
         .bind(new.previous_until.map(milliseconds))
         .bind(new.ended_at.map(milliseconds))
+        .bind(new.answered.as_ref().map(|answered| answered.request.as_slice()))
+        .bind(new.answered.as_ref().map(|answered| integer(answered.from)))
+        .bind(new.answered.as_ref().map(|answered| milliseconds(answered.until)))
         .bind(expected.login_id.as_bytes().as_slice())
         .bind(integer(expected.generation))
         .bind(expected.previous_until.map(milliseconds))
         .bind(expected.ended_at.map(milliseconds))
+        .bind(expected.answered.as_ref().map(|answered| answered.request.as_slice()))
         .execute(&self.writer)
         .await?;
         Ok(done.rows_affected() == 1)

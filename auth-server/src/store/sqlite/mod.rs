@@ -2,6 +2,7 @@
 //! and a pool of readers. `synchronous=FULL`: what has been committed survives a power cut.
 
 mod columns;
+mod grants;
 mod inventory;
 mod joining;
 mod logins;
@@ -26,7 +27,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every change of the schema, in order: number, what it does, the statements. What has been released is
 /// never edited again.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
     (
         2,
@@ -38,6 +39,7 @@ const MIGRATIONS: [(i64, &str, &str); 3] = [
         "restored",
         include_str!("../../../migrations/0003_restored.sql"),
     ),
+    (4, "renewal", include_str!("../../../migrations/0004_renewal.sql")),
 ];
 
 /// The store in one SQLite file.

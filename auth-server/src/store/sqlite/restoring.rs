@@ -73,7 +73,6 @@ impl RestoreStore for SqliteStore {
             "DELETE FROM restored",
             "DELETE FROM restored_sources",
             "INSERT INTO restored_sources SELECT source, max(source_seq) FROM records GROUP BY source",
-            "UPDATE users SET refresh_token = NULL",
         ] {
             sqlx::query(statement).execute(&mut *transaction).await?;
         }
@@ -93,7 +92,7 @@ impl RestoreStore for SqliteStore {
                 .rows_affected();
         }
         transaction.commit().await?;
-        let [tokens, _under_way, logins] = emptied;
+        let [tokens, _under_way, logins, _grants] = emptied;
         Ok(Restored {
             epoch: u64::try_from(epoch).unwrap_or(u64::MAX),
             tokens,
@@ -126,10 +125,12 @@ impl RestoreStore for SqliteStore {
 
 /// Tables that a restore empties: what they hold could be used again although it was used, or withdrawn, after
 /// the backup.
-pub(super) const CLEARED_TABLES: [(&str, &str); 3] = [
+pub(super) const CLEARED_TABLES: [(&str, &str); 4] = [
     ("tokens", "DELETE FROM tokens"),
     ("logins", "DELETE FROM logins"),
     ("generations", "DELETE FROM generations"),
+    // Providers that rotate refresh tokens take an old one for a stolen one.
+    ("grants", "DELETE FROM grants"),
 ];
 
 /// Tables that a restore keeps as the backup has them.

@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::store::{
-    Counter, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore as _, RuleStore as _,
+    AnsweredRequest, Counter, GenerationRow, GrantRow, GrantStore as _, Identity, LoginChange, LoginMethod,
+    LoginRow, LoginState, LoginStore as _, RuleStore as _,
 };
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
@@ -234,4 +235,88 @@ async fn every_table_says_what_a_restore_does_with_it() {
         tables, known,
         "a new table goes into KEPT_TABLES or CLEARED_TABLES"
     );
+}
+
+fn grant(id: LoginId, due_after: Duration) -> GrantRow {
+    GrantRow {
+        login_id: id,
+        user_id: identity().user_id,
+        connector: "okta".to_owned(),
+        sealed: vec![1, 2, 3],
+        deadline: NOW + Duration::hours(12),
+        refreshed_at: None,
+        next_check: NOW + due_after,
+        failures: 0,
+    }
+}
+
+#[tokio::test]
+async fn grants_are_due_in_order_until_their_logins_are_over() {
+    let (_dir, store) = store().await;
+    let ids = [1, 2, 3].map(|number| LoginId::from_uuid(Uuid::from_u128(number)));
+    for (id, minutes) in ids.into_iter().zip([30, 10, 20]) {
+        store
+            .keep_grant(&grant(id, Duration::minutes(minutes)))
+            .await
+            .unwrap();
+    }
+    let due = async |connector: &str, minutes: i64, limit: u32| {
+        let now = NOW + Duration::minutes(minutes);
+        let rows = store.due_grants(connector, now, limit).await.unwrap();
+        rows.into_iter().map(|row| row.login_id).collect::<Vec<_>>()
+    };
+    assert_eq!(due("okta", 9, 8).await, []);
+    assert_eq!(due("okta", 30, 8).await, [ids[1], ids[2], ids[0]]);
+    assert_eq!(due("okta", 30, 2).await, [ids[1], ids[2]]);
+    assert_eq!(due("entra", 30, 8).await, []);
+    assert_eq!(due("okta", 12 * 60, 8).await, []);
+
+    let later = NOW + Duration::hours(1);
+    store.grant_checked(ids[1], Some(NOW), later, 2).await.unwrap();
+    assert!(store.reseal_grant(ids[1], &[9]).await.unwrap());
+    let row = store.grant(ids[1]).await.unwrap().unwrap();
+    assert_eq!(
+        (row.refreshed_at, row.next_check, row.failures),
+        (Some(NOW), later, 2)
+    );
+    assert_eq!(row.sealed, [9]);
+    assert!(store.extend_grant(ids[1], later, later).await.unwrap());
+    let expired = store.expired_grants(later, 8).await.unwrap();
+    assert_eq!(expired.len(), 1);
+    assert!(store.drop_grant(ids[1]).await.unwrap());
+    assert!(!store.drop_grant(ids[1]).await.unwrap());
+    assert!(!store.reseal_grant(ids[1], &[9]).await.unwrap());
+    assert!(!store.extend_grant(ids[1], later, later).await.unwrap());
+}
+
+#[tokio::test]
+async fn generations_are_replaced_by_compare_and_set_with_the_request_that_led_to_them() {
+    let (_dir, store) = store().await;
+    let first = GenerationRow {
+        login_id: LoginId::from_uuid(Uuid::nil()),
+        user_id: identity().user_id,
+        generation: 1,
+        previous_until: None,
+        ended_at: None,
+        answered: None,
+    };
+    let answered = |request: u8| GenerationRow {
+        generation: 2,
+        answered: Some(AnsweredRequest {
+            request: [request; 32],
+            from: 1,
+            until: NOW + Duration::minutes(10),
+        }),
+        ..first.clone()
+    };
+    store.start_generations(&first).await.unwrap();
+    assert!(store.replace_generations(&first, &answered(7)).await.unwrap());
+    assert!(!store.replace_generations(&first, &answered(8)).await.unwrap());
+    assert!(!store.replace_generations(&answered(8), &first).await.unwrap());
+    assert_eq!(
+        store.generations(first.login_id).await.unwrap(),
+        Some(answered(7))
+    );
+    assert!(store.replace_generations(&answered(7), &first).await.unwrap());
+    assert_eq!(store.generations(first.login_id).await.unwrap(), Some(first));
 }
