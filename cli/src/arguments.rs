@@ -117,6 +117,9 @@ pub enum Command {
     Can(commands::can::CanArguments),
     /// A whole access plane on this machine, to try it
     Dev(crate::dev::DevArgs),
+    /// Renew the login in the background, as `login` starts it
+    #[command(hide = true)]
+    Renewer,
     /// Print the completion script of a shell
     Completion(commands::completion::CompletionArguments),
 }

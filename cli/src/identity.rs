@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use iap_identity::{CertificateDer, Class, ClassSet, PeerError, TrustBundle, UserPeer, VerifiedPeer};
+use iap_identity::{
+    CLOCK_SKEW, CertificateDer, Class, ClassSet, PeerError, TrustBundle, UserPeer, VerifiedPeer,
+};
 use iap_proto::v1;
 use iap_runtime::net::HostPort;
 use prost::Message as _;
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PublicKeyData as _};
 use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -128,6 +130,23 @@ pub fn load(home: &ClusterHome, now: OffsetDateTime) -> anyhow::Result<Standing>
     }
 }
 
+/// Whose login is stored, although it may have expired.
+pub fn last_peer(home: &ClusterHome) -> Option<UserPeer> {
+    let (record, generation, bundle) = (
+        home.record().ok()??,
+        home.generation().ok()??,
+        home.bundle().ok()??,
+    );
+    let now = OffsetDateTime::now_utc();
+    let bundle = read_bundle(&bundle, &record, now).ok()?;
+    let chain = read_chain(&generation).ok()?;
+    match verify(&chain, &bundle, now) {
+        Ok(peer) => Some(peer),
+        Err(PeerError::Expired { not_after }) => verify(&chain, &bundle, not_after).ok(),
+        Err(_) => None,
+    }
+}
+
 /// The login to work with; on a terminal a missing or expired one is made good first.
 ///
 /// # Errors
@@ -157,13 +176,21 @@ pub async fn renew_if_due(identity: &Identity, context: &Context) {
     }
 }
 
-/// Renews now, with the same key, and stores the result.
+/// Renews now, with the same key, and stores the result. Takes no longer than a command may be held up.
 ///
 /// # Errors
 /// When the auth server refuses, cannot be reached, or takes too long.
 pub async fn renew_within_limit(identity: &Identity) -> anyhow::Result<Identity> {
-    let renewing = tokio::time::timeout(Duration::from_secs(RENEW_SECONDS_MAX), renew(identity));
-    Box::pin(renewing)
+    Box::pin(renew_within(identity, Duration::from_secs(RENEW_SECONDS_MAX))).await
+}
+
+/// The same within another limit. One that was given up is asked for again by the same request, which costs
+/// nothing.
+///
+/// # Errors
+/// As for [`renew_within_limit`].
+pub async fn renew_within(identity: &Identity, limit: Duration) -> anyhow::Result<Identity> {
+    Box::pin(tokio::time::timeout(limit, renew(identity)))
         .await
         .context("the auth server took too long")?
 }
@@ -171,22 +198,46 @@ pub async fn renew_within_limit(identity: &Identity) -> anyhow::Result<Identity>
 async fn renew(identity: &Identity) -> anyhow::Result<Identity> {
     let home = &identity.home;
     let _lock = home.lock().await?;
-    // Somebody else may have renewed while this waited; a second renewal would only cost a generation.
-    if let Standing::Valid(current) = load(home, OffsetDateTime::now_utc())?
-        && current.peer.generation > identity.peer.generation
-    {
-        return Ok(*current);
+    // Somebody else may have renewed, logged in anew or logged out while this waited.
+    match load(home, OffsetDateTime::now_utc())? {
+        Standing::Valid(current) if is_same(&current.peer, &identity.peer) => {}
+        Standing::Valid(current) => return Ok(*current),
+        Standing::NoLogin(failure) => return Err(failure.into()),
     }
     let key = identity.key()?;
-    let csr = iap_identity::certificate_request(&key)?;
+    let csr = renewal_request(home, &key)?;
     let auth = Auth::connect(identity)?;
     let finished = crate::api::answer(auth.user().renew(v1::RenewRequest { csr }).await)?;
+    if !home.has_generation() {
+        return Err(Failure::login_needed("the login was ended meanwhile")
+            .next("iapctl login")
+            .into());
+    }
     let record = home.record()?.unwrap_or_else(|| identity.record.clone());
     login::store(home, &record, &key, finished)
 }
 
+fn is_same(left: &UserPeer, right: &UserPeer) -> bool {
+    (left.login_id, left.generation) == (right.login_id, right.generation)
+}
+
+/// The request that was sent before, if its answer was lost: the auth server then knows that it is not
+/// somebody else with our key. Kept before it is sent.
+fn renewal_request(home: &ClusterHome, key: &KeyPair) -> anyhow::Result<Vec<u8>> {
+    if let Some(kept) = home.renewal_request()? {
+        let request = iap_identity::Request::parse(&kept);
+        if request.is_ok_and(|request| request.public_key_spki() == key.subject_public_key_info()) {
+            return Ok(kept);
+        }
+    }
+    let request = iap_identity::certificate_request(key)?;
+    home.keep_renewal_request(&request)?;
+    Ok(request)
+}
+
 fn is_due(peer: &UserPeer, now: OffsetDateTime) -> bool {
-    let life = peer.not_after - peer.not_before;
+    // The start is set back by the clocks' allowed difference.
+    let life = peer.not_after - (peer.not_before + CLOCK_SKEW);
     peer.not_after - now < life / RENEW_BELOW_LIFE_DIVIDED_BY && peer.not_after < peer.login_deadline
 }
 

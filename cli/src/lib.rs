@@ -2,7 +2,7 @@
 //!
 //! Reading order: `arguments` is the command tree; `context` what every command is given; `commands` one
 //! file per command. Below them: `home` keeps what a login leaves on disk, `trust` and `login` make it,
-//! `identity` reads and renews it; `api` talks to the auth server; `session` dials services and carries
+//! `identity` reads and renews it, `renewer` does so in the background; `api` talks to the auth server; `session` dials services and carries
 //! local connections to them. `failure` and `exit` say how commands end, `printer` is the only place that
 //! writes to the terminal.
 
@@ -22,6 +22,7 @@ pub mod identity;
 pub mod login;
 pub mod pkcs12;
 pub mod printer;
+pub mod renewer;
 pub mod services;
 pub mod session;
 pub mod table;
@@ -57,7 +58,12 @@ pub fn main() -> ExitCode {
 
 fn prepare(arguments: &Arguments) -> anyhow::Result<(Context, tokio::runtime::Runtime)> {
     let context = Context::new(&arguments.global)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut builder = match arguments.command {
+        // It lives for hours beside everything else, and mostly sleeps.
+        arguments::Command::Renewer => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
     Ok((context, runtime))
 }
 

@@ -84,17 +84,20 @@ pub fn remember(home: &Home, address: &ClusterAddress, trust: &Trust) -> anyhow:
     cluster.write_record(&record(&cluster, address, trust)?)
 }
 
-/// `cluster.json` for this address and pin; ports chosen before are kept.
+/// `cluster.json` for this address and pin; what was chosen before is kept.
 ///
 /// # Errors
 /// When the stored one is malformed.
 pub fn record(home: &ClusterHome, address: &ClusterAddress, trust: &Trust) -> anyhow::Result<ClusterRecord> {
-    let ports = home.record()?.map(|record| record.ports).unwrap_or_default();
+    let stored = home.record()?;
+    let no_renew = stored.as_ref().is_some_and(|record| record.no_renew);
+    let ports = stored.map(|record| record.ports).unwrap_or_default();
     Ok(ClusterRecord {
         cluster: address.cluster.clone(),
         addresses: vec![address.host_port()],
         pin: trust.pin.to_string(),
         ports,
+        no_renew,
     })
 }
 

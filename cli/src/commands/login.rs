@@ -9,7 +9,10 @@ use crate::arguments::Output;
 use crate::context::{Context, is_browser_refused};
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
+use crate::home::ClusterHome;
+use crate::identity::Identity;
 use crate::login::{self, Method};
+use crate::renewer;
 use crate::trust;
 
 /// `login`.
@@ -27,7 +30,7 @@ pub struct LoginArguments {
     /// Print the address instead of opening a browser
     #[arg(long)]
     no_browser: bool,
-    /// Leave nothing running that renews; nothing does yet: certificates are renewed when used
+    /// Leave nothing running that renews; the certificate is then renewed when it is used
     #[arg(long)]
     no_renew: bool,
     /// Which identity provider, where there are several
@@ -50,8 +53,18 @@ pub(super) async fn run(arguments: LoginArguments, context: &Context) -> anyhow:
         connector: arguments.connector.clone().unwrap_or_default(),
         url_on_stdout: !arguments.output.is_json(),
     };
-    let identity = Box::pin(login::run(context, &address, trust, request)).await?;
+    let home = context.home.cluster(&address.cluster);
+    let turn = login::turn(&home, &context.printer).await?;
+    let identity = match turn.shared(&home)? {
+        Some(shared) => {
+            context.printer.talk("Using the login that was just made here.");
+            shared
+        }
+        None => Box::pin(login::run(context, &address, trust, request)).await?,
+    };
+    drop(turn);
     context.home.make_current(&address.cluster)?;
+    let identity = renewed_from_now_on(context, &home, identity, arguments.no_renew).await?;
     if arguments.output.is_json() {
         context.printer.json(&status::record(&identity))?;
         return Ok(ExitStatus::Done);
@@ -61,6 +74,23 @@ pub(super) async fn run(arguments: LoginArguments, context: &Context) -> anyhow:
         .talk(&status::sentences(&identity, OffsetDateTime::now_utc()));
     context.printer.talk("Next: iapctl ls, then iapctl connect NAME");
     Ok(ExitStatus::Done)
+}
+
+/// Leaves a renewer running, or ends the one that was, as was asked for.
+async fn renewed_from_now_on(
+    context: &Context,
+    home: &ClusterHome,
+    mut identity: Identity,
+    no_renew: bool,
+) -> anyhow::Result<Identity> {
+    if identity.record.no_renew != no_renew {
+        identity.record.no_renew = no_renew;
+        home.write_record(&identity.record)?;
+    }
+    if no_renew {
+        renewer::stop(home).await;
+    }
+    login::renewing(context, home, identity).await
 }
 
 fn method(arguments: &LoginArguments) -> Method {
@@ -103,7 +133,7 @@ fn address(arguments: &LoginArguments, context: &Context) -> anyhow::Result<Clus
     Ok(remembered(&context.home.cluster(&named.cluster))?.unwrap_or(named))
 }
 
-fn remembered(home: &crate::home::ClusterHome) -> anyhow::Result<Option<ClusterAddress>> {
+fn remembered(home: &ClusterHome) -> anyhow::Result<Option<ClusterAddress>> {
     let record = home.record()?;
     let address = record.and_then(|record| record.addresses.into_iter().next());
     Ok(address

@@ -47,6 +47,9 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitStat
         Command::Dev(arguments) => Box::pin(crate::dev::run(arguments, context.home.path().to_owned()))
             .await
             .map(|()| ExitStatus::Done),
+        Command::Renewer => Box::pin(crate::renewer::run(context.cluster_home()?))
+            .await
+            .map(|()| ExitStatus::Done),
         Command::Completion(arguments) => completion::run(&arguments, context),
     }
 }

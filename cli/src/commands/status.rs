@@ -3,6 +3,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::arguments::Output;
 use crate::context::Context;
@@ -10,6 +11,7 @@ use crate::duration::{rfc3339, rough};
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
 use crate::identity::{self, Identity, Standing};
+use crate::renewer;
 
 /// `status`.
 #[derive(Debug, Args)]
@@ -71,6 +73,8 @@ pub(super) fn record(identity: &Identity) -> Value {
         "valid_until": rfc3339(peer.not_after),
         "login_deadline": rfc3339(peer.login_deadline),
         "serial": peer.serial,
+        "generation": peer.generation,
+        "renewer": renewer::report(&identity.home),
     })
 }
 
@@ -104,12 +108,32 @@ pub(super) fn sentences(identity: &Identity, now: OffsetDateTime) -> String {
                 local_minute(peer.login_deadline)
             ),
         ),
+        ("Renewer", renewer_sentence(&renewer::report(&identity.home), now)),
     ];
     let shown = lines.iter().filter(|(_, value)| !value.is_empty());
     shown
         .map(|(label, value)| format!("{label:<8} {}", crate::table::printable(value)))
         .collect::<Vec<_>>()
         .join("\n")
+}
+
+fn renewer_sentence(report: &renewer::Report, now: OffsetDateTime) -> String {
+    if !report.running {
+        return match &report.ended {
+            Some(why) => format!("not running, ended because {why}; iapctl renews when it is used"),
+            None => "not running; iapctl renews when it is used".to_owned(),
+        };
+    }
+    let next = report
+        .next_renewal
+        .as_deref()
+        .and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok());
+    match (next, &report.problem) {
+        (Some(next), None) => format!("running, renews in {}", rough(next - now)),
+        (Some(next), Some(why)) => format!("running, tries again in {}: {why}", rough(next - now)),
+        (None, Some(why)) => format!("running: {why}"),
+        (None, None) => "running, nothing left to renew".to_owned(),
+    }
 }
 
 fn local_minute(time: OffsetDateTime) -> String {

@@ -4,6 +4,7 @@
 //! configured with are links through `current`, so that one rename replaces them all.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use zeroize::Zeroizing;
@@ -12,6 +13,8 @@ use super::files;
 
 /// The files of a generation, by the names clients use.
 const FILES: [&str; 4] = ["cert.pem", "key.pem", "key.pk8", "identity.p12"];
+/// The request that asked for the next generation; belongs to this one and goes with it.
+const REQUEST: &str = "renewal.csr";
 const CURRENT: &str = "current";
 const FOLDER: &str = "generations";
 
@@ -48,6 +51,21 @@ pub(super) fn read(cluster: &Path) -> anyhow::Result<Option<Generation>> {
     }))
 }
 
+/// Numbers begin anew after a logout: the time tells two of the same number apart.
+pub(super) fn mark(cluster: &Path) -> Option<(PathBuf, SystemTime)> {
+    let link = cluster.join(CURRENT);
+    let changed = std::fs::symlink_metadata(&link).ok()?.modified().ok()?;
+    Some((std::fs::read_link(link).ok()?, changed))
+}
+
+pub(super) fn renewal_request(cluster: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    files::read_if_there(&current(cluster).join(REQUEST))
+}
+
+pub(super) fn keep_renewal_request(cluster: &Path, request: &[u8]) -> anyhow::Result<()> {
+    files::write_private(&current(cluster).join(REQUEST), request)
+}
+
 pub(super) fn write(cluster: &Path, credentials: &Credentials) -> anyhow::Result<()> {
     let folder = next_folder(cluster)?;
     let contents: [&[u8]; 4] = [
@@ -65,6 +83,7 @@ pub(super) fn write(cluster: &Path, credentials: &Credentials) -> anyhow::Result
 
 pub(super) fn remove(cluster: &Path) -> anyhow::Result<bool> {
     let mut removed = files::remove_if_there(&cluster.join(CURRENT))?;
+    files::remove_if_there(&cluster.join(REQUEST))?;
     for name in FILES {
         removed |= files::remove_if_there(&cluster.join(name))?;
     }
@@ -155,6 +174,7 @@ fn publish(cluster: &Path, folder: &Path) -> anyhow::Result<()> {
         std::fs::rename(folder.join(name), cluster.join(name))
             .with_context(|| format!("cannot replace {name}"))?;
     }
+    let _ = std::fs::remove_file(cluster.join(REQUEST));
     let _ = std::fs::remove_dir_all(folder);
     Ok(())
 }
@@ -210,6 +230,17 @@ mod tests {
             .mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(numbers(&folder.path().join(FOLDER)).len(), 2);
+    }
+
+    #[test]
+    fn a_renewals_request_is_kept_until_the_next_generation() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &credentials("one")).unwrap();
+        assert_eq!(renewal_request(folder.path()).unwrap(), None);
+        keep_renewal_request(folder.path(), b"request").unwrap();
+        assert_eq!(renewal_request(folder.path()).unwrap().unwrap(), b"request");
+        write(folder.path(), &credentials("two")).unwrap();
+        assert_eq!(renewal_request(folder.path()).unwrap(), None);
     }
 
     #[test]

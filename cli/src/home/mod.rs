@@ -10,6 +10,8 @@
 //!     current -> generations/N   replaced in one step
 //!     services.json              what `ls` showed last
 //!     lock                       held while logging in or renewing
+//!     renewer.lock, renewer.json, renewer.log
+//!                                the renewer: that it lives, what it plans, what it did
 //! ```
 //!
 //! Folders are 0700 and files 0600.
@@ -20,6 +22,7 @@ mod generation;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use iap_identity::{ClusterName, Pin};
@@ -55,6 +58,9 @@ pub struct ClusterRecord {
     /// Ports of local listeners by service.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, u16>,
+    /// Whether the person wants nothing left running that renews (`login --no-renew`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_renew: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -147,6 +153,46 @@ impl ClusterHome {
         self.path.join(name)
     }
 
+    /// Makes the folder.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(&self) -> anyhow::Result<()> {
+        make_private_folder(&self.path)
+    }
+
+    /// Whether the cluster is known here still.
+    pub fn is_there(&self) -> bool {
+        self.file("cluster.json").exists()
+    }
+
+    /// Whether a login's files are there, good or not.
+    pub fn has_generation(&self) -> bool {
+        self.file("cert.pem").exists()
+    }
+
+    /// Which generation is the current one: differs after each renewal and each login. None where there is
+    /// none, or the system has no links.
+    pub fn generation_mark(&self) -> Option<(PathBuf, SystemTime)> {
+        generation::mark(&self.path)
+    }
+
+    /// Opens or makes a private file of this cluster.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_private(&self, name: &str) -> anyhow::Result<File> {
+        files::open_private(&self.file(name))
+    }
+
+    /// Replaces a private file of this cluster in one step.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_private(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        write_private(&self.file(name), content)
+    }
+
     /// `cluster.json`, if the cluster is known here.
     ///
     /// # Errors
@@ -202,6 +248,23 @@ impl ClusterHome {
     pub fn write_generation(&self, credentials: &Credentials) -> anyhow::Result<()> {
         make_private_folder(&self.path)?;
         generation::write(&self.path, credentials)
+    }
+
+    /// The request with which the current generation was to be renewed, if one was sent and its answer not
+    /// stored.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn renewal_request(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        generation::renewal_request(&self.path)
+    }
+
+    /// Keeps the request before it is sent, so that the same one is sent again if its answer is lost.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_renewal_request(&self, request: &[u8]) -> anyhow::Result<()> {
+        generation::keep_renewal_request(&self.path, request)
     }
 
     /// Removes the login's files; the trust in the cluster stays.

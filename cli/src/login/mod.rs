@@ -9,18 +9,27 @@ mod finish;
 mod loopback;
 mod start;
 
+use std::fs::File;
+use std::time::Duration;
+
 use time::OffsetDateTime;
 
 use crate::address::ClusterAddress;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::home::Home;
+use crate::home::{ClusterHome, Home};
 use crate::identity::{self, Identity, Standing};
 use crate::printer::Printer;
+use crate::renewer;
 use crate::trust::{self, Trust};
 
 pub use finish::store;
 pub use start::{Method, Started};
+
+/// A renewal takes the lock for a moment; a login for longer is worth a word.
+const QUIET_WAIT: Duration = Duration::from_secs(2);
+/// The auth server's clock may be that much behind ours when it says that somebody has just logged in.
+const SHARED_SECONDS_MAX: time::Duration = time::Duration::seconds(60);
 
 /// How to log in.
 #[derive(Clone, Debug, Default)]
@@ -84,19 +93,97 @@ pub async fn run_with_browser(
 ///
 /// # Errors
 /// Why it failed.
-pub async fn again(context: &Context, home: &crate::home::ClusterHome) -> anyhow::Result<Identity> {
-    let _lock = home.lock().await?;
+pub async fn again(context: &Context, home: &ClusterHome) -> anyhow::Result<Identity> {
+    let turn = turn(home, &context.printer).await?;
     if let Standing::Valid(identity) = identity::load(home, OffsetDateTime::now_utc())? {
         return Ok(*identity);
     }
-    forced(context, home).await
+    renewing(context, home, log_in_again(context, home, turn).await?).await
 }
 
-/// Logs in again although the login is valid: the auth server wants a fresh one.
+/// Logs in again although the login is valid: the auth server wants a fresh one. Shared as well: a login that
+/// was made while this waited is fresh.
 ///
 /// # Errors
 /// Why it failed.
-pub async fn forced(context: &Context, home: &crate::home::ClusterHome) -> anyhow::Result<Identity> {
+pub async fn forced(context: &Context, home: &ClusterHome) -> anyhow::Result<Identity> {
+    let turn = turn(home, &context.printer).await?;
+    if let Some(shared) = turn.shared(home)? {
+        return Ok(shared);
+    }
+    renewing(context, home, log_in_again(context, home, turn).await?).await
+}
+
+/// The right to log in to a cluster, one at a time on this home.
+pub struct Turn {
+    _lock: File,
+    asked_at: OffsetDateTime,
+    waited: bool,
+}
+
+/// Waits until nobody else logs in or renews here.
+///
+/// # Errors
+/// When the home cannot be used.
+pub async fn turn(home: &ClusterHome, printer: &Printer) -> anyhow::Result<Turn> {
+    let asked_at = OffsetDateTime::now_utc();
+    if let Some(lock) = home.try_lock()? {
+        return Ok(Turn {
+            _lock: lock,
+            asked_at,
+            waited: false,
+        });
+    }
+    let waiting = home.lock();
+    tokio::pin!(waiting);
+    let lock = match tokio::time::timeout(QUIET_WAIT, &mut waiting).await {
+        Ok(lock) => lock?,
+        Err(_) => {
+            printer.talk("Another iapctl is logging in here; waiting for it.");
+            waiting.await?
+        }
+    };
+    Ok(Turn {
+        _lock: lock,
+        asked_at,
+        waited: true,
+    })
+}
+
+impl Turn {
+    /// The login that somebody else made while this waited.
+    ///
+    /// # Errors
+    /// When the home cannot be read.
+    pub fn shared(&self, home: &ClusterHome) -> anyhow::Result<Option<Identity>> {
+        if !self.waited {
+            return Ok(None);
+        }
+        match identity::load(home, OffsetDateTime::now_utc())? {
+            Standing::Valid(identity) if identity.peer.auth_time >= self.asked_at - SHARED_SECONDS_MAX => {
+                Ok(Some(*identity))
+            }
+            Standing::Valid(_) | Standing::NoLogin(_) => Ok(None),
+        }
+    }
+}
+
+/// Leaves a renewer running, unless the person does not want one. A login without one is a login all the same.
+///
+/// # Errors
+/// When the home cannot be read.
+pub async fn renewing(context: &Context, home: &ClusterHome, identity: Identity) -> anyhow::Result<Identity> {
+    if home.record()?.is_none_or(|record| !record.no_renew)
+        && let Err(error) = renewer::start(&context.home, home).await
+    {
+        context
+            .printer
+            .warn(&format!("nothing renews in the background: {error:#}"));
+    }
+    Ok(identity)
+}
+
+async fn log_in_again(context: &Context, home: &ClusterHome, _turn: Turn) -> anyhow::Result<Identity> {
     let record = home.record()?;
     let first = record.and_then(|record| record.addresses.into_iter().next());
     let Some(first) = first else {
@@ -106,7 +193,11 @@ pub async fn forced(context: &Context, home: &crate::home::ClusterHome) -> anyho
     };
     let address = ClusterAddress::parse(&first)?;
     let trust = trust::establish(home, &address, None).await?;
-    Box::pin(run(context, &address, trust, LoginRequest::default())).await
+    let request = LoginRequest {
+        connector: identity::last_peer(home).map_or_else(String::new, |peer| peer.idp.connector),
+        ..LoginRequest::default()
+    };
+    Box::pin(run(context, &address, trust, request)).await
 }
 
 async fn through_browser(

@@ -1,7 +1,8 @@
 //! Where sessions come from: opens them with the login as it is now, renewing it when the agent asks.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use iap_identity::{ConnectId, LoginName, ServiceName};
 use time::OffsetDateTime;
@@ -34,6 +35,8 @@ pub struct Sessions {
     wanted: Wanted,
     connect_id: ConnectId,
     identity: Mutex<Arc<Identity>>,
+    /// Which stored generation was looked at last.
+    mark: Mutex<Option<(PathBuf, SystemTime)>>,
     /// Held while renewing.
     renewals_ended: Mutex<bool>,
 }
@@ -45,6 +48,7 @@ impl Sessions {
             context: context.clone(),
             wanted,
             connect_id: ConnectId::from_uuid(Uuid::now_v7()),
+            mark: Mutex::new(identity.home.generation_mark()),
             identity: Mutex::new(Arc::new(identity)),
             renewals_ended: Mutex::new(false),
         }
@@ -87,13 +91,17 @@ impl Sessions {
         }
     }
 
-    /// The login as it is on disk once the one in hand has expired: others may have renewed it.
+    /// The login as it is on disk once the one in hand has expired, or others have renewed it or logged in
+    /// anew.
     async fn current(&self) -> Result<Arc<Identity>, Failure> {
         let mut identity = self.identity.lock().await;
+        let mut mark = self.mark.lock().await;
         let now = OffsetDateTime::now_utc();
-        if now < identity.peer.not_after {
+        let stored_mark = identity.home.generation_mark();
+        if now < identity.peer.not_after && (stored_mark.is_none() || *mark == stored_mark) {
             return Ok(Arc::clone(&identity));
         }
+        *mark = stored_mark;
         let stored =
             identity::load(&identity.home, now).map_err(|error| Failure::failed(format!("{error:#}")))?;
         let fresh = match stored {

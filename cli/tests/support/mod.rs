@@ -97,6 +97,7 @@ impl Plane {
                 addresses: vec![format!("{CLUSTER}:{}", self.address.port())],
                 pin: self.cluster.pin().to_string(),
                 ports: Default::default(),
+                no_renew: false,
             })
             .unwrap();
         let payload = v1::Bundle::from(&self.cluster.bundle().to_raw()).encode_to_vec();

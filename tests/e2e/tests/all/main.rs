@@ -20,6 +20,7 @@ mod oidc;
 mod operator;
 mod outage;
 mod proxy_protocol;
+mod renewal;
 mod restore;
 mod stock_clients;
 mod torture;

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use iap_e2e::{Background, Plane, Ran};
 use iap_testkit::browser::{Browser, Page};
@@ -16,12 +16,18 @@ pub(super) const SECRET: &str = "the client secret of the end-to-end tests";
 
 /// The provider as a process; it ends when its standard input does.
 pub(super) struct Provider {
-    _process: Background,
+    process: Background,
+    said: BufReader<ChildStdout>,
     pub(super) issuer: String,
 }
 
 impl Provider {
     pub(super) fn start() -> Self {
+        Self::start_with("on")
+    }
+
+    /// `refresh`: "off" for one that gives no refresh tokens.
+    pub(super) fn start_with(refresh: &str) -> Self {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../oidc");
         assert!(
             Path::new(folder).join("node_modules").is_dir(),
@@ -33,6 +39,7 @@ impl Provider {
             .env("REDIRECT_URI", "https://iap.localhost/login/callback")
             .env("CLIENT_ID", "iap")
             .env("CLIENT_SECRET", SECRET)
+            .env("REFRESH", refresh)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -41,16 +48,36 @@ impl Provider {
         let mut line = String::new();
         let mut said = BufReader::new(process.stdout.take().unwrap());
         said.read_line(&mut line).unwrap();
-        drain(said);
         let ready: Value = serde_json::from_str(&line).unwrap();
         Self {
-            _process: Background(process),
+            process: Background(process),
+            said,
             issuer: ready["issuer"].as_str().unwrap().to_owned(),
         }
     }
 
+    /// A command, as `tests/oidc/server.js` lists them, and its answer.
+    pub(super) fn tell(&mut self, command: &Value) -> Value {
+        let pipe = self.process.0.stdin.as_mut().unwrap();
+        writeln!(pipe, "{command}").unwrap();
+        loop {
+            let mut line = String::new();
+            assert!(self.said.read_line(&mut line).unwrap() > 0, "the provider ended");
+            if line.starts_with("{\"done\"") {
+                let answer: Value = serde_json::from_str(&line).unwrap();
+                assert_eq!(answer["failed"], Value::Null, "{command}");
+                return answer;
+            }
+        }
+    }
+
     /// A plane that knows this provider beside its built-in one, and a policy that names its groups.
-    fn plane(&self) -> Plane {
+    pub(super) fn plane(&self) -> Plane {
+        self.plane_with("")
+    }
+
+    /// The same with further configuration of the auth server.
+    pub(super) fn plane_with(&self, more: &str) -> Plane {
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("secret");
         let mut file = std::fs::OpenOptions::new()
@@ -64,7 +91,7 @@ impl Provider {
         let connectors = folder.path().join("connectors.toml");
         let table = format!(
             "[[connector]]\nname = \"{CONNECTOR}\"\nissuer = \"{}\"\nclient_id = \"iap\"\nclient_secret_file = \"{}\"\n\
-             scopes = [\"openid\", \"email\", \"profile\", \"groups\"]\ngroups_claim = \"groups\"\ndomains = [\"example.com\"]\n",
+             scopes = [\"openid\", \"email\", \"profile\", \"groups\"]\ngroups_claim = \"groups\"\ndomains = [\"example.com\"]\n{more}\n",
             self.issuer,
             secret.display()
         );
@@ -72,7 +99,7 @@ impl Provider {
         let plane = Plane::start(&["--demo", "--connectors", connectors.to_str().unwrap()]).unwrap();
         let policy = std::fs::read_to_string(plane.dir().join("config/policy.toml")).unwrap();
         let rule = "[[rule]]\nname = \"engineers of the certified provider\"\neffect = \"allow\"\n\
-                    users = { groups = [\"certified:engineering\"] }\nservices = { names = [\"db-prod\"] }\n\n";
+                    users = { groups = [\"certified:engineering\"] }\nservices = { names = [\"db-prod\", \"echo\"] }\n\n";
         let changed = plane.scratch().join("policy.toml");
         std::fs::write(&changed, format!("{rule}{policy}")).unwrap();
         plane.log_in("admin").unwrap();
@@ -94,7 +121,7 @@ pub(super) fn on_the_web<T>(work: impl Future<Output = anyhow::Result<T>>) -> T 
         .unwrap()
 }
 
-fn browser(plane: &Plane) -> Browser {
+pub(super) fn browser(plane: &Plane) -> Browser {
     let descriptor = plane.descriptor().unwrap();
     let root = std::fs::read(descriptor["ca_file"].as_str().unwrap()).unwrap();
     let proxy: SocketAddr = descriptor["proxy_addr"].as_str().unwrap().parse().unwrap();
@@ -103,6 +130,36 @@ fn browser(plane: &Plane) -> Browser {
 
 /// `iapctl login` through the certified provider, in the background, and the first line of `read` that `wanted` accepts.
 fn login(plane: &Plane, user: &str, method: &str) -> Background {
+    let arguments = login_arguments(plane, method);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    Background(plane.command(user, &arguments).unwrap().spawn().unwrap())
+}
+
+/// Logs `user` in as alice of the certified provider, whose `iapctl login` is given `more`.
+pub(super) fn log_in(plane: &Plane, user: &str, more: &[&str]) {
+    let mut arguments = login_arguments(plane, "--no-browser");
+    arguments.extend(more.iter().map(ToString::to_string));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut waiting = Background(plane.command(user, &arguments).unwrap().spawn().unwrap());
+    let mut url = String::new();
+    BufReader::new(waiting.0.stdout.take().unwrap())
+        .read_line(&mut url)
+        .unwrap();
+    approve(plane, &url);
+    waiting.finish().unwrap().succeeded().unwrap();
+}
+
+/// What alice does in the browser that `iapctl login` opens.
+pub(super) fn approve(plane: &Plane, url: &str) {
+    let last = on_the_web(async {
+        let mut browser = browser(plane);
+        let page = browser.open(url.trim()).await?;
+        sign_in_and_approve(&mut browser, page, "alice").await
+    });
+    assert!(last.status.is_success(), "{}", last.text());
+}
+
+fn login_arguments(plane: &Plane, method: &str) -> Vec<String> {
     let descriptor = plane.descriptor().unwrap();
     let port = descriptor["proxy_addr"]
         .as_str()
@@ -113,8 +170,9 @@ fn login(plane: &Plane, user: &str, method: &str) -> Background {
         .to_owned();
     let cluster = format!("iap.localhost:{port}");
     let ca = descriptor["ca_file"].as_str().unwrap();
-    let arguments = ["login", &cluster, "--ca", ca, method, "--connector", CONNECTOR];
-    Background(plane.command(user, &arguments).unwrap().spawn().unwrap())
+    ["login", &cluster, "--ca", ca, method, "--connector", CONNECTOR]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// Signs in at the provider, consents, and presses "approve" on our page.
@@ -153,18 +211,7 @@ fn reaches_the_database(plane: &Plane, user: &str) {
 fn browser_login_through_a_certified_provider_reaches_the_database() {
     let provider = Provider::start();
     let plane = provider.plane();
-    let mut waiting = login(&plane, "carol", "--no-browser");
-    let mut url = String::new();
-    BufReader::new(waiting.0.stdout.take().unwrap())
-        .read_line(&mut url)
-        .unwrap();
-    let last = on_the_web(async {
-        let mut browser = browser(&plane);
-        let page = browser.open(url.trim()).await?;
-        sign_in_and_approve(&mut browser, page, "alice").await
-    });
-    assert!(last.status.is_success(), "{}", last.text());
-    waiting.finish().unwrap().succeeded().unwrap();
+    log_in(&plane, "carol", &[]);
     reaches_the_database(&plane, "carol");
 }
 
