@@ -136,6 +136,16 @@ impl Config {
         )
     }
 
+    /// The same with overrides, as [`Config::load`] takes them from the process environment.
+    pub fn parse_with(
+        text: &str,
+        file: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let raw = iap_runtime::config::parse(text, file, ENVIRONMENT_PREFIX, environment)?;
+        Self::check(raw, file)
+    }
+
     /// Checks values, reading only the secrets' files they name.
     pub fn check(raw: RawConfig, file: &str) -> Result<Self, ConfigErrors> {
         raw::check(raw, file)

@@ -141,7 +141,19 @@ impl Config {
     /// # Errors
     /// Every mistake in it, each with its key and what is allowed.
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigErrors> {
-        let raw = config::parse(text, file, ENVIRONMENT_PREFIX, [])?;
+        Self::parse_with(text, file, [])
+    }
+
+    /// The same with overrides, as [`Config::load`] takes them from the process environment.
+    ///
+    /// # Errors
+    /// Every mistake in it, each with its key and what is allowed.
+    pub fn parse_with(
+        text: &str,
+        file: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let raw = config::parse(text, file, ENVIRONMENT_PREFIX, environment)?;
         Self::check(raw, file)
     }
 

@@ -131,7 +131,16 @@ impl Config {
 
     /// Reads configuration from text, for tests and for programs that embed the proxy.
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigErrors> {
-        config::parse::<File>(text, file, ENVIRONMENT_PREFIX, [])?.check(file)
+        Self::parse_with(text, file, [])
+    }
+
+    /// The same with overrides, as [`Config::load`] takes them from the process environment.
+    pub fn parse_with(
+        text: &str,
+        file: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        config::parse::<File>(text, file, ENVIRONMENT_PREFIX, environment)?.check(file)
     }
 }
 

@@ -50,6 +50,8 @@ replays! {
     every_postgres_preamble_keeps_its_properties "postgres"
     every_proxy_header_keeps_its_properties "proxy_protocol"
     every_iap_frame_keeps_its_properties "frames"
+    every_configuration_keeps_its_properties "configuration"
+    every_request_to_the_login_pages_keeps_its_properties "login_pages"
 }
 
 #[test]

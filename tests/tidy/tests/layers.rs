@@ -149,8 +149,12 @@ fn every_crate_depends_only_on_the_layers_below_it() {
 fn programs_never_depend_on_each_other_and_nothing_depends_on_tests() {
     let programs = ["iap-auth", "iap-proxy", "iap-agent", "iapctl"];
     for (name, used) in dependencies() {
-        for program in programs {
-            assert!(!used.contains(program), "{name} depends on the program {program}");
+        // Fuzz targets reach into the programs' libraries; every other test runs them from outside.
+        for program in programs.iter().filter(|_| name != "iap-fuzz") {
+            assert!(
+                !used.contains(*program),
+                "{name} depends on the program {program}"
+            );
         }
         if !TESTS.contains(&name.as_str()) {
             for test in TESTS {

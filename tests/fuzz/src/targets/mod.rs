@@ -1,9 +1,11 @@
 //! The targets.
 
 mod client_hello;
+mod configuration;
 mod control;
 mod frames;
 mod identity;
+mod login_pages;
 mod policy;
 mod postgres;
 mod preface;
@@ -69,6 +71,16 @@ pub const TARGETS: &[Target] = &[
         name: "frames",
         run: frames::run,
         seeds: frames::seeds,
+    },
+    Target {
+        name: "configuration",
+        run: configuration::run,
+        seeds: configuration::seeds,
+    },
+    Target {
+        name: "login_pages",
+        run: login_pages::run,
+        seeds: login_pages::seeds,
     },
 ];
 

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use iap_runtime::net::Cidr;
-use iap_runtime::proxy_protocol::{BODY_BYTES_MAX, SIGNATURE, encode, read};
+use iap_runtime::proxy_protocol::extensions::{CRC32C, USER_NAME};
+use iap_runtime::proxy_protocol::{BODY_BYTES_MAX, Extensions, SIGNATURE, encode, encode_with, read};
 use ppp::v2::{Addresses, Command, Header, Protocol};
 
 use super::Seeds;
@@ -38,13 +39,20 @@ fn raw(stream: &[u8], size: u8) {
                 return;
             }
             let theirs = theirs.unwrap_or_else(|| panic!("ppp refuses what was read as {client}"));
-            assert_eq!(source(&theirs), Some(*client));
+            // Behind a Unix socket there is only the peer to know.
+            assert_eq!(source(&theirs).unwrap_or(peer), *client);
+            assert!(
+                theirs.tlvs().all(|extension| extension.is_ok()),
+                "an extension is cut short"
+            );
         }
         Err(error) => {
             let acceptable = theirs.filter(|theirs| {
                 source(theirs).is_some()
                     && theirs.protocol == Protocol::Stream
                     && theirs.length() <= BODY_BYTES_MAX
+                    // ppp does not check sums.
+                    && theirs.tlvs().all(|extension| extension.is_ok_and(|extension| extension.kind != CRC32C))
             });
             assert!(acceptable.is_none(), "{error}: {acceptable:?}");
         }
@@ -86,6 +94,13 @@ pub(crate) fn seeds() -> Seeds {
     let mut extended = four.clone();
     extended[15] += 7;
     extended.extend([4, 0, 4, 1, 2, 3, 4]);
+    let mut extensions = Extensions::default();
+    extensions.push(USER_NAME, "alice@example.com").unwrap();
+    let summed = encode_with(
+        "192.0.2.7:1025".parse().unwrap(),
+        "192.0.2.1:443".parse().unwrap(),
+        &extensions,
+    );
     let unix = [SIGNATURE.as_slice(), &[0x21, 0x31, 0, 216], &[0; 216]].concat();
     let named = |name: &str, size: u8, bytes: &[u8]| (name.to_owned(), [&[size], bytes].concat());
     vec![
@@ -95,6 +110,7 @@ pub(crate) fn seeds() -> Seeds {
         named("local", 1, &local),
         named("extended", 0, &[extended.as_slice(), b"\x16\x03\x01"].concat()),
         named("unix", 0, &unix),
+        named("summed", 0, &summed),
         named("without-signature", 0, &four[SIGNATURE.len()..]),
     ]
 }

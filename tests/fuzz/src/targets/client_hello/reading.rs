@@ -67,10 +67,11 @@ fn first_message(stream: &[u8]) -> Option<Vec<u8>> {
 fn read_names(body: &[u8], names: &mut Vec<String>) -> Option<()> {
     let mut list = Bytes(Bytes(body).vector16()?);
     while !list.0.is_empty() {
-        let (kind, name) = (list.take(1)?[0], list.vector16()?);
-        if kind == HOST_NAME {
-            names.push(String::from_utf8_lossy(name).into_owned());
+        if list.take(1)?[0] != HOST_NAME {
+            // How another kind of name is laid out, and where it ends, nobody has defined.
+            return Some(());
         }
+        names.push(String::from_utf8_lossy(list.vector16()?).into_owned());
     }
     Some(())
 }
