@@ -3,6 +3,7 @@
 # make torture KILLS=200   kill -9 of each program at random moments under load; SEED=N has the same run again
 # make lint   formatting, clippy, dependency rules
 # make fuzz   10 minutes of libFuzzer on each parser of what strangers send (TARGET=control SECONDS=60)
+# make scale  1,000 agents, 10,000 users, and locks; adds to what make bench writes
 # make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
 # make deb    Debian packages of a release build, in target/deb
 # make package-test  the packages on four clean machines: docs/operate.md followed to the letter (as root)
@@ -29,7 +30,7 @@ torture: build
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:
-	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy systemd-analyze
+	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy systemd-analyze ip
 	$(CARGO) build --workspace --all-targets --locked
 
 tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json
@@ -51,6 +52,7 @@ bench:
 fuzz:
 	@tests/scripts/need cc
 	SECONDS_EACH=$(or $(SECONDS),600) CARGO=$(CARGO) tests/scripts/fuzz $(TARGET)
+
 .PHONY: deb
 deb:
 	@tests/scripts/need cc objdump
@@ -74,3 +76,9 @@ helm-test:
 	@tests/scripts/need cc objdump ip unshare
 	$(CARGO) build --workspace --bins --locked
 	@tests/scripts/helm-test $(BIN)
+
+.PHONY: scale
+scale:
+	@tests/scripts/need cc openssl
+	$(CARGO) build --release --workspace --bins --locked
+	$(CURDIR)/target/release/iap-bench --scale --bin $(CURDIR)/target/release --results tests/bench/results.json --report docs/performance.md

@@ -7,6 +7,7 @@ mod ours;
 mod policy;
 mod process;
 mod report;
+mod scale;
 mod snapshot;
 mod system;
 
@@ -46,10 +47,16 @@ struct Arguments {
     /// Seconds of each measurement of new sessions.
     #[arg(long, default_value_t = 4)]
     seconds: u64,
+    /// Measures many agents, a large policy and locks instead.
+    #[arg(long)]
+    scale: bool,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if arguments.scale {
+        return scale::run(&arguments);
+    }
     let folder = tempfile::Builder::new().prefix("iap-bench.").tempdir_in("/tmp")?;
     let backend = load::serve_backend()?;
     let mut results = Results {
@@ -86,6 +93,9 @@ fn main() -> anyhow::Result<()> {
         snapshot::seconds_to_agents(&plane, 100)?,
         "s",
     );
+    if let Ok(earlier) = Results::read(&arguments.results) {
+        results.keep_others_of(earlier);
+    }
     results.write(&arguments.results, &arguments.report)?;
     eprintln!(
         "wrote {} and {}",

@@ -117,9 +117,30 @@ impl Plane {
             .with_context(|| format!("dev.json has no {key}"))
     }
 
-    fn pid(&self, name: &str) -> anyhow::Result<u32> {
-        let pid = self
-            .descriptor
+    /// A token for `uses` agents that may serve `services`.
+    pub(crate) fn agent_token(&self, admin: &Path, uses: usize, services: &[&str]) -> anyhow::Result<String> {
+        let uses = uses.to_string();
+        let mut arguments = vec!["tokens", "create", "agent", "--uses", &uses, "-f", "json"];
+        for service in services {
+            arguments.extend(["--service", service]);
+        }
+        let created: serde_json::Value = serde_json::from_str(&self.iapctl(admin, &arguments)?)?;
+        let token = created.get("token").and_then(|token| token.as_str());
+        Ok(token.context("no token in the answer")?.to_owned())
+    }
+
+    /// Ends one of the plane's programs where it stands; its supervisor starts it again.
+    pub(crate) fn kill(&self, name: &str) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.pid(name)?)?;
+        let pid = rustix::process::Pid::from_raw(pid).context("no such process id")?;
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
+    }
+
+    /// The process of `name` now: another one after a restart.
+    pub(crate) fn pid(&self, name: &str) -> anyhow::Result<u32> {
+        let descriptor: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(self.dir.join("dev.json"))?)?;
+        let pid = descriptor
             .get("pids")
             .and_then(|pids| pids.get(name))
             .and_then(|pid| pid.as_u64());

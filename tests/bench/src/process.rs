@@ -88,6 +88,18 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok(ticks.sum::<f64>() / TICKS_PER_SECOND)
 }
 
+/// KiB of memory the process holds.
+///
+/// # Errors
+/// When the process is gone.
+pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("no process {pid}"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    Ok(kib.context("no VmRSS")?.trim().parse()?)
+}
+
 /// The process and everything below it (nginx works in children).
 pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut found = vec![pid];

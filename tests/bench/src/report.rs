@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use serde::Serialize;
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
 
 /// One measured value.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Figure {
     pub(crate) figure: String,
     pub(crate) system: String,
@@ -16,7 +17,7 @@ pub(crate) struct Figure {
 }
 
 /// A run's results.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Results {
     pub(crate) machine: BTreeMap<String, String>,
     pub(crate) versions: BTreeMap<String, String>,
@@ -25,6 +26,8 @@ pub(crate) struct Results {
 
 impl Results {
     pub(crate) fn add(&mut self, figure: &str, system: &str, value: f64, unit: &str) {
+        self.figures
+            .retain(|one| one.figure != figure || one.system != system);
         let (figure, system, unit) = (figure.to_owned(), system.to_owned(), unit.to_owned());
         self.figures.push(Figure {
             figure,
@@ -39,6 +42,27 @@ impl Results {
             .iter()
             .find(|one| one.figure == figure && one.system == system)
             .map(|one| one.value)
+    }
+
+    /// What an earlier run wrote.
+    ///
+    /// # Errors
+    /// When there is none or it cannot be read.
+    pub(crate) fn read(json: &Path) -> anyhow::Result<Self> {
+        let bytes = std::fs::read(json).with_context(|| format!("cannot read {}", json.display()))?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    /// Keeps what an earlier run measured and this one did not.
+    pub(crate) fn keep_others_of(&mut self, earlier: Self) {
+        for figure in earlier.figures {
+            if self.value(&figure.figure, &figure.system).is_none() {
+                self.figures.push(figure);
+            }
+        }
+        for (name, version) in earlier.versions {
+            self.versions.entry(name).or_insert(version);
+        }
     }
 
     /// Writes both files.
@@ -103,6 +127,12 @@ more about the machine than about the programs.
 - CPU is user + system time of every process of the path from `/proc`, without the load generator, the backend and the auth server.
 - `policy_us_1000` is one decision at 1,000 rules, five of them matching the service, one with a CEL condition. `snapshot_s_100` is the time from the start of
   `iapctl policy apply` (the program's own start included) until the last of 100 agents, each on a TLS stream of its own, holds the new signed snapshot.
+- `make scale` adds the following, the plane with its auth server, proxy and agent being real processes, the clients and agents of the load one more.
+  `agent_proxy_kib` is what one more connected agent costs the proxy (the slope between 100 and 1,000, resident), `agents_back_s` the time from `kill -9`
+  of the proxy until all 1,000 are routed again, certificates and leaves from the real API. `population_*` is a policy of 10,000 rules, one for each of
+  10,000 users, over 100 services: the snapshot's size, the time to apply it, until a verified copy is at an agent, and to compile it there, the resident
+  memory of auth server and agent, and how much of it is more than with the demo policy. `lock_cut_ms_*` is the time from the call of `LockAdd` until the
+  client of the locked session sees its end, over 250 locks, with that policy in force.
 
 ## Limits
 

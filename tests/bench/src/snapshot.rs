@@ -16,6 +16,7 @@ use iap_runtime::rpc;
 use iap_runtime::tls::{CertificateDer, Material, PinVerifier, ServerVerifier, client_config};
 use time::OffsetDateTime;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
 use crate::ours::Plane;
 
@@ -28,33 +29,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// When an agent cannot join or does not hear of the change.
 pub(crate) fn seconds_to_agents(plane: &Plane, count: usize) -> anyhow::Result<f64> {
     let admin = plane.log_in("admin")?;
-    let created = plane.iapctl(
-        &admin,
-        &[
-            "tokens",
-            "create",
-            "agent",
-            "--uses",
-            &count.to_string(),
-            "-f",
-            "json",
-        ],
-    )?;
-    let created: serde_json::Value = serde_json::from_str(&created)?;
-    let token = created
-        .get("token")
-        .and_then(|token| token.as_str())
-        .context("no token in the answer")?;
+    let token = plane.agent_token(&admin, count, &[])?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut watchers = Vec::new();
     for _ in 0..count {
-        watchers.push(runtime.block_on(Watcher::join(plane, token))?);
+        watchers.push(runtime.block_on(Watcher::join(plane, &token))?);
     }
-    let known = watchers
-        .iter()
-        .map(|watcher| watcher.version)
-        .max()
-        .context("no agents")?;
+    let known = watchers.iter().map(Watcher::version).max().context("no agents")?;
     let waiting: Vec<_> = watchers
         .into_iter()
         .map(|watcher| runtime.spawn(watcher.newer_than(known)))
@@ -64,7 +45,7 @@ pub(crate) fn seconds_to_agents(plane: &Plane, count: usize) -> anyhow::Result<f
     plane.iapctl(&admin, &["policy", "apply", &file])?;
     let mut last = begun;
     for watcher in waiting {
-        last = last.max(runtime.block_on(watcher)??);
+        last = last.max(runtime.block_on(watcher)??.at);
     }
     Ok((last - begun).as_secs_f64())
 }
@@ -77,15 +58,20 @@ fn changed_policy(plane: &Plane) -> anyhow::Result<String> {
     Ok(path.display().to_string())
 }
 
-/// One agent's stream.
-struct Watcher {
-    stream: Streaming<FeedEvent>,
-    material: Arc<Material>,
-    version: u64,
+/// An agent that has joined, with what it may call with.
+pub(crate) struct Joined {
+    pub(crate) cluster: ClusterName,
+    /// The proxy.
+    pub(crate) address: HostPort,
+    /// Its certificate and what it trusts.
+    pub(crate) material: Arc<Material>,
+    /// The auth server's API.
+    pub(crate) channel: Channel,
 }
 
-impl Watcher {
-    async fn join(plane: &Plane, token: &str) -> anyhow::Result<Self> {
+impl Joined {
+    /// Joins with a token, through the proxy.
+    pub(crate) async fn with(plane: &Plane, token: &str) -> anyhow::Result<Self> {
         let cluster = ClusterName::parse(plane.text("cluster")?)?;
         let address = HostPort::parse(plane.text("proxy_addr")?)?;
         let token = JoinToken::parse(token)?;
@@ -116,40 +102,84 @@ impl Watcher {
         material.publish_identity(chain, private_key_der(&key), now)?;
         let verifier = Arc::new(ServerVerifier::new(material.clone()));
         let config = client_config(verifier, Some(material.clone()), &[rpc::ALPN_H2])?;
-        let channel = rpc::channel(address, &cluster.auth_host(), config)?;
+        let channel = rpc::channel(address.clone(), &cluster.auth_host(), config)?;
+        Ok(Self {
+            cluster,
+            address,
+            material,
+            channel,
+        })
+    }
+}
+
+/// One agent's stream.
+pub(crate) struct Watcher {
+    stream: Streaming<FeedEvent>,
+    material: Arc<Material>,
+    held: Arrived,
+}
+
+/// A snapshot that came and was verified.
+pub(crate) struct Arrived {
+    /// When.
+    pub(crate) at: Instant,
+    version: u64,
+    /// As signed.
+    pub(crate) payload_bytes: usize,
+    /// The document in it.
+    pub(crate) policy_toml: String,
+}
+
+impl Watcher {
+    pub(crate) async fn join(plane: &Plane, token: &str) -> anyhow::Result<Self> {
+        let joined = Joined::with(plane, token).await?;
         let watching = WatchRequest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             services: Vec::new(),
         };
-        let stream = AgentClient::new(channel).watch(watching).await?.into_inner();
-        let mut watcher = Self {
+        let mut stream = AgentClient::new(joined.channel)
+            .watch(watching)
+            .await?
+            .into_inner();
+        let material = joined.material;
+        let held = next_snapshot(&mut stream, &material).await?;
+        Ok(Self {
             stream,
             material,
-            version: 0,
-        };
-        watcher.next_snapshot().await?;
-        Ok(watcher)
+            held,
+        })
     }
 
-    /// The moment a verified snapshot newer than `version` was held.
-    async fn newer_than(mut self, version: u64) -> anyhow::Result<Instant> {
-        while self.version <= version {
-            tokio::time::timeout(PATIENCE, self.next_snapshot())
+    /// Of the snapshot it holds.
+    pub(crate) fn version(&self) -> u64 {
+        self.held.version
+    }
+
+    /// The first verified snapshot newer than `version`.
+    pub(crate) async fn newer_than(mut self, version: u64) -> anyhow::Result<Arrived> {
+        while self.held.version <= version {
+            let next = next_snapshot(&mut self.stream, &self.material);
+            let next = tokio::time::timeout(PATIENCE, next)
                 .await
                 .context("no new snapshot came")??;
+            ensure!(next.version >= self.held.version, "an older snapshot came");
+            self.held = next;
         }
-        Ok(Instant::now())
+        Ok(self.held)
     }
+}
 
-    async fn next_snapshot(&mut self) -> anyhow::Result<()> {
-        loop {
-            let message = self.stream.message().await?.context("the stream ended")?;
-            if let Some(Event::Snapshot(signed)) = message.event {
-                let snapshot = open_snapshot(&signed, &self.material.bundle())?;
-                ensure!(snapshot.version >= self.version, "an older snapshot came");
-                self.version = snapshot.version;
-                return Ok(());
-            }
+async fn next_snapshot(stream: &mut Streaming<FeedEvent>, material: &Material) -> anyhow::Result<Arrived> {
+    loop {
+        let message = stream.message().await?.context("the stream ended")?;
+        if let Some(Event::Snapshot(signed)) = message.event {
+            let snapshot = open_snapshot(&signed, &material.bundle())?;
+            return Ok(Arrived {
+                at: Instant::now(),
+                version: snapshot.version,
+                payload_bytes: signed.payload.len(),
+                policy_toml: snapshot.policy_toml,
+            });
         }
     }
 }
