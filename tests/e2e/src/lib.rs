@@ -1,6 +1,7 @@
 //! A development plane under test: the real programs, as a user starts them.
 
 mod annex;
+pub mod network;
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -51,12 +52,23 @@ impl Plane {
     /// # Errors
     /// As for [`Plane::demo`].
     pub fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::start_by(arguments, |_, command| Ok(command))
+    }
+
+    /// The same by the command that `prepare` makes of ours; it is given the plane's folder, which does not exist yet.
+    ///
+    /// # Errors
+    /// As for [`Plane::demo`], and when `prepare` fails.
+    pub fn start_by(
+        arguments: &[&str],
+        prepare: impl FnOnce(&Path, Command) -> anyhow::Result<Command>,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("iap-e2e.").tempdir_in("/tmp")?;
         let said = std::fs::File::create(folder.path().join("dev.log"))?;
-        let child = Command::new(program("iapctl")?)
-            .args(["dev", "--dir"])
-            .arg(folder.path().join("plane"))
-            .args(arguments)
+        let dir = folder.path().join("plane");
+        let mut command = Command::new(program("iapctl")?);
+        command.args(["dev", "--dir"]).arg(&dir).args(arguments);
+        let child = prepare(&dir, command)?
             .stdin(Stdio::null())
             .stdout(said.try_clone()?)
             .stderr(said)

@@ -16,6 +16,7 @@ mod hostile;
 mod http_proxy;
 mod main_job;
 mod monitoring;
+mod netns;
 mod oidc;
 mod operator;
 mod outage;
