@@ -32,6 +32,7 @@ pub(crate) struct Witnessed {
 /// The last beat that came over the feed itself.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
+    beat: OffsetDateTime,
     standing: Standing,
     offset: time::Duration,
     at: Instant,
@@ -168,7 +169,12 @@ impl TrustedClock {
             Some(_) | None => Standing::Agrees,
         };
         let at = Instant::now();
-        let before = locked(&self.heard).replace(Heard { standing, offset, at });
+        let before = locked(&self.heard).replace(Heard {
+            beat,
+            standing,
+            offset,
+            at,
+        });
         let before = before.map_or(Standing::Agrees, |before| before.standing);
         (before != standing).then_some(standing)
     }
@@ -185,11 +191,14 @@ impl TrustedClock {
         locked(&self.heard).map_or(time::Duration::ZERO, |heard| heard.offset)
     }
 
-    /// Whether beats arrive that this host's clock makes look old.
+    /// Whether beats arrive that this host's clock makes look old, also when it jumped since the last one.
     #[must_use]
     pub fn is_ahead_of_a_live_feed(&self) -> bool {
-        locked(&self.heard)
-            .is_some_and(|heard| heard.standing == Standing::Ahead && heard.at.elapsed() < FEED_ALIVE)
+        let system = (self.system)();
+        locked(&self.heard).is_some_and(|heard| {
+            let passed = heard.at.elapsed();
+            passed < FEED_ALIVE && system - heard.beat > time::Duration::seconds(APART_SECONDS_MAX) + passed
+        })
     }
 
     /// How long ago the feed was last known to be alive; `None` when it has never been heard.
@@ -280,6 +289,19 @@ mod tests {
                 .unwrap()
                 .contains("set the auth server's clock")
         );
+    }
+
+    #[test]
+    fn a_clock_that_jumps_between_two_beats_is_ahead_at_once() {
+        let ahead = std::sync::Arc::new(AtomicI64::new(0));
+        let seconds = std::sync::Arc::clone(&ahead);
+        let clock =
+            TrustedClock::new(move || noon() + time::Duration::seconds(seconds.load(Ordering::Relaxed)));
+        assert!(!clock.is_ahead_of_a_live_feed());
+        clock.hear(noon());
+        assert!(!clock.is_ahead_of_a_live_feed());
+        ahead.store(5 * 3600, Ordering::Relaxed);
+        assert!(clock.is_ahead_of_a_live_feed());
     }
 
     #[test]
