@@ -9,6 +9,7 @@ use iap_identity::{ClusterName, ServiceName};
 use iap_runtime::config::{self, ConfigErrors};
 use iap_runtime::net::HostPort;
 use iap_runtime::telemetry::LogFormat;
+use iap_tunnel::DataWay;
 use serde::Deserialize;
 
 use crate::backend::{BackendAddress, Introduction};
@@ -28,6 +29,8 @@ pub struct Config {
     pub proxies: Vec<HostPort>,
     /// How it reaches them.
     pub control: ControlChoice,
+    /// How sessions reach it from them.
+    pub data: DataChoice,
     /// Loopback address of `/healthz`, `/readyz` and `/metrics`.
     pub admin_listen: Option<SocketAddr>,
     /// How it logs.
@@ -49,6 +52,34 @@ pub enum ControlChoice {
     Quic,
     /// TLS over TCP alone.
     Tls,
+}
+
+/// What sessions run over between proxy and agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataChoice {
+    /// The cheapest that works.
+    #[default]
+    Auto,
+    /// A TCP connection dialled back.
+    Tcp,
+    /// The same inside TLS.
+    Tls,
+    /// A stream of the QUIC connection.
+    Quic,
+}
+
+impl DataChoice {
+    /// The only way that is allowed, where there is but one.
+    #[must_use]
+    pub fn only(self) -> Option<DataWay> {
+        match self {
+            Self::Auto => None,
+            Self::Tcp => Some(DataWay::Tcp),
+            Self::Tls => Some(DataWay::Tls),
+            Self::Quic => Some(DataWay::Quic),
+        }
+    }
 }
 
 /// The services of this host's own file, by name.
@@ -106,6 +137,8 @@ struct RawConfig {
     #[serde(default)]
     control: ControlChoice,
     #[serde(default)]
+    data: DataChoice,
+    #[serde(default)]
     admin_listen: Option<SocketAddr>,
     #[serde(default)]
     log: LogConfig,
@@ -162,6 +195,12 @@ impl Config {
         for (key, allowed) in raw.limits.problems() {
             errors.push(key, format!("allowed is {allowed}"));
         }
+        if raw.data == DataChoice::Quic && raw.control == ControlChoice::Tls {
+            errors.push(
+                "data",
+                "\"quic\" needs a control connection by QUIC: set control to \"auto\" or \"quic\"",
+            );
+        }
         if let Some(address) = raw
             .admin_listen
             .filter(|address| !address.ip().to_canonical().is_loopback())
@@ -191,6 +230,7 @@ impl Config {
             state_dir,
             proxies,
             control,
+            data,
             admin_listen,
             log,
             limits,
@@ -201,6 +241,7 @@ impl Config {
             state_dir,
             proxies,
             control,
+            data,
             admin_listen,
             log,
             limits,
@@ -273,6 +314,8 @@ mod tests {
             cluster = "iap.example.com"
             state_dir = "/s"
             admin_listen = "0.0.0.0:1"
+            control = "tls"
+            data = "quic"
             [limits]
             sessions_max = 0
             [[service]]
@@ -284,6 +327,9 @@ mod tests {
         "#;
         let errors = Config::parse(text, "agent.toml").unwrap_err();
         let keys: Vec<_> = errors.errors().iter().map(|error| error.key.as_str()).collect();
-        assert_eq!(keys, ["limits.sessions_max", "admin_listen", "service.1.name"]);
+        assert_eq!(
+            keys,
+            ["limits.sessions_max", "data", "admin_listen", "service.1.name"]
+        );
     }
 }

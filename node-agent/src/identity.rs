@@ -14,6 +14,7 @@ use iap_identity::{Class, ServerName, SignedKind, signed_message};
 use iap_runtime::keys::{self, KeyError, KeyKind};
 use iap_runtime::quic::{self, QuicError};
 use iap_runtime::tls::{self, CertifiedKey, ClientStream, Material, MaterialError, ServerVerifier};
+use iap_tunnel::ALPN_CONTROL;
 use rcgen::KeyPair;
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
@@ -21,9 +22,6 @@ use tokio::sync::watch;
 
 use crate::clock::TrustedClock;
 use crate::state::{StateDir, StateError, names};
-
-/// ALPN of the control connection.
-const ALPN_CONTROL: &str = "iap-control/1";
 
 /// Why the agent cannot say who it is.
 #[derive(Debug, thiserror::Error)]
@@ -241,9 +239,10 @@ impl OwnIdentity {
     pub async fn connect_to_proxy(
         &self,
         stream: TcpStream,
+        alpn: &str,
         timeout: Duration,
     ) -> io::Result<(ClientStream<TcpStream>, VerifiedServer)> {
-        let config = self.client_config(&[ALPN_CONTROL]).map_err(io::Error::other)?;
+        let config = self.client_config(&[alpn]).map_err(io::Error::other)?;
         let bundle = self.material.bundle();
         let host = bundle.cluster().proxy_host();
         let stream = tls::connect(stream, &host, config, timeout)

@@ -24,6 +24,12 @@ pub struct Limits {
     pub quic_handshake_seconds_max: u64,
     /// How long a control connection over TCP goes on before QUIC is tried again.
     pub quic_retry_seconds: u64,
+    /// With `data = "auto"`: how long one way to fetch a client may take before the next is tried.
+    pub data_try_milliseconds_max: u64,
+    /// How long after a fallback the cheaper ways are tried again.
+    pub data_retry_seconds: u64,
+    /// Connections dialled in advance to each proxy; 0: none.
+    pub pool_connections_per_proxy: usize,
     /// Connecting to a backend.
     pub backend_dial_seconds_max: u64,
     /// Bytes of audit records that wait for the auth server's acknowledgement.
@@ -55,6 +61,9 @@ impl Default for Limits {
             dial_seconds_max: 5,
             quic_handshake_seconds_max: 3,
             quic_retry_seconds: 300,
+            data_try_milliseconds_max: 1_500,
+            data_retry_seconds: 300,
+            pool_connections_per_proxy: 4,
             backend_dial_seconds_max: 10,
             spool_bytes_max: 1024 * 1024 * 1024,
             spool_full_pause_seconds_max: 5,
@@ -91,6 +100,18 @@ impl Limits {
     #[must_use]
     pub fn quic_retry(&self) -> Duration {
         Duration::from_secs(self.quic_retry_seconds)
+    }
+
+    /// `data_try_milliseconds_max` as a duration.
+    #[must_use]
+    pub fn data_try(&self) -> Duration {
+        Duration::from_millis(self.data_try_milliseconds_max)
+    }
+
+    /// `data_retry_seconds` as a duration.
+    #[must_use]
+    pub fn data_retry(&self) -> Duration {
+        Duration::from_secs(self.data_retry_seconds)
     }
 
     /// `backend_dial_seconds_max` as a duration.
@@ -163,6 +184,21 @@ impl Limits {
                 self.quic_retry_seconds == 0,
                 "limits.quic_retry_seconds",
                 "at least 1",
+            ),
+            (
+                !(100..=10_000).contains(&self.data_try_milliseconds_max),
+                "limits.data_try_milliseconds_max",
+                "100 to 10000",
+            ),
+            (
+                self.data_retry_seconds == 0,
+                "limits.data_retry_seconds",
+                "at least 1",
+            ),
+            (
+                self.pool_connections_per_proxy > 256,
+                "limits.pool_connections_per_proxy",
+                "0 to 256",
             ),
             (
                 self.backend_dial_seconds_max == 0,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use iap_runtime::pump::Counters;
-use iap_tunnel::ControlWay;
+use iap_tunnel::{ControlWay, DataWay};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -49,6 +49,9 @@ struct Inner {
     opens_refused: Family<Reason, Counter>,
     control_connections: Gauge,
     control_ways: Family<WayLabel, Gauge>,
+    fetched: Family<WayLabel, Counter>,
+    fetch_failures: Family<WayLabel, Counter>,
+    pool_used: Counter,
     feed_age_seconds: Gauge<f64, AtomicU64>,
     clock_offset_seconds: Gauge<f64, AtomicU64>,
     spool_records: Gauge,
@@ -99,6 +102,21 @@ impl Metrics {
             inner.control_ways.clone(),
         );
         all.register(
+            "fetched",
+            "Clients fetched from proxies, by what they came over",
+            inner.fetched.clone(),
+        );
+        all.register(
+            "fetch_failures",
+            "Attempts to fetch a client that failed, by what it was to come over",
+            inner.fetch_failures.clone(),
+        );
+        all.register(
+            "pool_used",
+            "Clients that came on a connection dialled in advance",
+            inner.pool_used.clone(),
+        );
+        all.register(
             "feed_age_seconds",
             "Time since the newest beat",
             inner.feed_age_seconds.clone(),
@@ -121,6 +139,11 @@ impl Metrics {
         // A counter that appears with its first event hides that event from `increase()`.
         for reason in OPENS_REFUSED {
             drop(inner.opens_refused.get_or_create(&Reason { reason }));
+        }
+        for way in DataWay::ALL {
+            let label = WayLabel { way: way.as_str() };
+            drop(inner.fetched.get_or_create(&label));
+            drop(inner.fetch_failures.get_or_create(&label));
         }
         metrics
     }
@@ -165,6 +188,23 @@ impl Metrics {
         let label = WayLabel { way: way.as_str() };
         let gauge = self.0.control_ways.get_or_create(&label).clone();
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A client came over `way`.
+    pub fn fetched(&self, way: DataWay) {
+        let label = WayLabel { way: way.as_str() };
+        self.0.fetched.get_or_create(&label).inc();
+    }
+
+    /// A client did not come over `way`.
+    pub fn not_fetched(&self, way: DataWay) {
+        let label = WayLabel { way: way.as_str() };
+        self.0.fetch_failures.get_or_create(&label).inc();
+    }
+
+    /// A client came on a connection dialled in advance.
+    pub fn pool_used(&self) {
+        self.0.pool_used.inc();
     }
 
     /// How old the feed is.

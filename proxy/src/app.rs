@@ -11,6 +11,7 @@ use iap_runtime::quic::QuicError;
 use iap_runtime::rpc::{self, ALPN_H2};
 use iap_runtime::shutdown::{Drained, Shutdown};
 use iap_runtime::tls::{self, ServerVerifier};
+use iap_tunnel::PoolLimits;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -281,7 +282,11 @@ async fn cut_locked(mut trust: watch::Receiver<Arc<Trust>>, board: Switchboard) 
 
 fn door(config: &Config, state: &State, metrics: &Metrics) -> Door {
     let limits = Arc::new(config.limits.clone());
-    let board = Switchboard::new(limits.agents_max, limits.pending_opens_max);
+    let pool = PoolLimits {
+        connections_max: limits.pool_connections_max,
+        connections_per_agent_max: limits.pool_connections_per_agent_max,
+    };
+    let board = Switchboard::new(limits.agents_max, limits.pending_opens_max, pool, metrics.clone());
     let admission = Admission::new(Arc::clone(&limits));
     let end = Cancellation::new();
     Door {
@@ -296,6 +301,7 @@ fn door(config: &Config, state: &State, metrics: &Metrics) -> Door {
             metrics: metrics.clone(),
             dial_back_seconds_max: limits.dial_back_seconds_max,
             attempts_max: limits.dial_back_attempts_max,
+            pool_idle_seconds_max: limits.pool_idle_seconds_max,
         },
         auth: AuthDialer {
             auth: config.auth.clone(),

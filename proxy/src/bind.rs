@@ -44,7 +44,8 @@ impl Binder {
                 template: template.map_err(|error| AppError::Quic(error.to_string()))?,
                 limits: ListenLimits {
                     incoming_max: config.limits.waiting_connections_max,
-                    streams_max: 1,
+                    // The first carries the control messages.
+                    streams_max: 1 + config.limits.quic_sessions_per_agent_max,
                 },
             })
         } else {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use iap_identity::ClusterName;
 use iap_runtime::config::{self, ConfigErrors};
 use iap_runtime::net::{Cidr, HostPort};
+use iap_runtime::quic::STREAMS_MAX;
 use iap_runtime::telemetry::LogFormat;
 use serde::Deserialize;
 
@@ -106,6 +107,14 @@ pub struct Limits {
     pub control_queue_messages_max: usize,
     /// TLS handshake and hello of a control connection.
     pub control_handshake_seconds_max: Duration,
+    /// Sessions at once on one agent's QUIC connection.
+    pub quic_sessions_per_agent_max: u32,
+    /// Connections that agents dialled in advance, invited ones included.
+    pub pool_connections_max: usize,
+    /// The same of one agent.
+    pub pool_connections_per_agent_max: usize,
+    /// How long such a connection waits for a client.
+    pub pool_idle_seconds_max: Duration,
     /// How often an agent is asked whether it is there.
     pub control_ping_seconds: Duration,
     /// Silence after which a control connection is closed.
@@ -180,6 +189,12 @@ impl File {
             );
         }
         self.limits.check(&mut errors);
+        if self.limits.quic_sessions_per_agent_max >= STREAMS_MAX {
+            errors.push(
+                "limits.quic_sessions_per_agent_max",
+                format!("must be less than {STREAMS_MAX}"),
+            );
+        }
         errors.into_result(Config {
             cluster: self.cluster,
             state_dir: self.state_dir,
@@ -209,6 +224,8 @@ macro_rules! limits_section {
         }
 
         impl LimitsSection {
+            // A limit of which 0 makes sense cannot be too small.
+            #[allow(unused_comparisons)]
             fn check(&self, errors: &mut ConfigErrors) {
                 $(if self.$key < $least {
                     errors.push(
@@ -237,6 +254,10 @@ limits_section! {
     services_per_agent_max: usize = 1_024, at least 1;
     control_queue_messages_max: usize = 1_024, at least 8;
     control_handshake_seconds_max: u64 = 10, at least 1;
+    quic_sessions_per_agent_max: u32 = 256, at least 1;
+    pool_connections_max: usize = 8_192, at least 0;
+    pool_connections_per_agent_max: usize = 16, at least 0;
+    pool_idle_seconds_max: u64 = 300, at least 1;
     control_ping_seconds: u64 = 15, at least 1;
     control_silence_seconds_max: u64 = 45, at least 2;
     auth_connect_seconds_max: u64 = 5, at least 1;
@@ -261,6 +282,10 @@ impl From<LimitsSection> for Limits {
             services_per_agent_max: section.services_per_agent_max,
             control_queue_messages_max: section.control_queue_messages_max,
             control_handshake_seconds_max: Duration::from_secs(section.control_handshake_seconds_max),
+            quic_sessions_per_agent_max: section.quic_sessions_per_agent_max,
+            pool_connections_max: section.pool_connections_max,
+            pool_connections_per_agent_max: section.pool_connections_per_agent_max,
+            pool_idle_seconds_max: Duration::from_secs(section.pool_idle_seconds_max),
             control_ping_seconds: Duration::from_secs(section.control_ping_seconds),
             control_silence_seconds_max: Duration::from_secs(section.control_silence_seconds_max),
             auth_connect_seconds_max: Duration::from_secs(section.auth_connect_seconds_max),

@@ -2,6 +2,7 @@
 //! itself, with its own certificate; it accepts agents and nobody else.
 
 mod announce;
+mod data;
 mod line;
 mod quic;
 
@@ -17,7 +18,7 @@ use iap_runtime::tls::{
     self, CertificateDer, Demand, HandshakeError, Material, PeerVerifier, Refusal as TlsRefusal, Replay,
     ServerStream,
 };
-use iap_tunnel::{ALPN_CONTROL, ControlWay};
+use iap_tunnel::{ALPN_CONTROL, ALPN_DATA, ControlWay};
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::admission::{Admission, WaitingPlace};
 use crate::config::Limits;
+use crate::front::data::DataStream;
 use crate::front::greet::Client;
 use crate::metrics::{Counted, Destination, Metrics, Refusal};
 use crate::switchboard::Switchboard;
@@ -83,6 +85,10 @@ impl ControlDoor {
                 return;
             }
         };
+        if stream.get_ref().1.alpn_protocol() == Some(ALPN_DATA.as_bytes()) {
+            let stream = DataStream::Tls(Box::new(stream));
+            return self.dialled_back(&agent.peer.id, address, stream).await;
+        }
         drop(place);
         self.line(agent, stream, ControlWay::Tls, address, shutdown).await;
     }
@@ -116,14 +122,14 @@ impl ControlDoor {
         let config = tls::server_config(
             Arc::clone(&self.material) as _,
             Arc::clone(&verifier) as _,
-            &[ALPN_CONTROL],
+            &[ALPN_CONTROL, ALPN_DATA],
         )
         .map_err(|error| EstablishError::Config(error.to_string()))?;
         let stream = Replay::new(client.hello, client.stream);
         let stream = tls::handshake(stream, config, self.limits.control_handshake_seconds_max).await?;
         let connection = stream.get_ref().1;
         // A client that offers no protocol at all gets this far.
-        if connection.alpn_protocol() != Some(ALPN_CONTROL.as_bytes()) {
+        if connection.alpn_protocol().is_none() {
             return Err(EstablishError::Protocol);
         }
         let chain = connection.peer_certificates().unwrap_or_default().to_vec();

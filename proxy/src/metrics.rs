@@ -1,6 +1,6 @@
 //! What the proxy counts. Names and reasons here are the interface of `/metrics`.
 
-use iap_tunnel::ControlWay;
+use iap_tunnel::{ControlWay, DataWay};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -24,6 +24,10 @@ pub struct Metrics {
     /// Agents with a control connection.
     pub agents: Gauge,
     lines: Family<Label, Gauge>,
+    fetched: Family<Label, Counter>,
+    pooled: Family<Label, Counter>,
+    /// Connections that agents dialled in advance and that wait for a client.
+    pub pool_idle: Gauge,
 }
 
 /// Where a connection went.
@@ -78,13 +82,15 @@ pub enum Refusal {
     AuthUnreachable,
     /// A dial-back that brings no valid token.
     DialBack,
+    /// A connection dialled in advance that brings no valid token.
+    Pool,
     /// Somebody at `proxy.<cluster>` who is no agent of ours.
     Control,
 }
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::TooManyWaiting,
         Self::TooManyConnections,
         Self::SourceThrottled,
@@ -104,6 +110,7 @@ impl Refusal {
         Self::TooManyPending,
         Self::AuthUnreachable,
         Self::DialBack,
+        Self::Pool,
         Self::Control,
     ];
 
@@ -129,6 +136,7 @@ impl Refusal {
             Self::TooManyPending => "too_many_pending",
             Self::AuthUnreachable => "auth_unreachable",
             Self::DialBack => "dial_back",
+            Self::Pool => "pool",
             Self::Control => "control",
         }
     }
@@ -206,6 +214,21 @@ impl Metrics {
             "Control connections of agents now, by what they run over",
             metrics.lines.clone(),
         );
+        registry.register(
+            "sessions_fetched",
+            "Clients that an agent came for, by what it came over",
+            metrics.fetched.clone(),
+        );
+        registry.register(
+            "pool",
+            "Clients that were put on a connection dialled in advance, by outcome",
+            metrics.pooled.clone(),
+        );
+        registry.register(
+            "pool_connections",
+            "Connections dialled in advance that wait for a client",
+            metrics.pool_idle.clone(),
+        );
         metrics.begin_at_zero();
         metrics
     }
@@ -224,6 +247,12 @@ impl Metrics {
         }
         for way in ControlWay::ALL {
             self.control_connections(way);
+        }
+        for way in DataWay::ALL {
+            drop(self.fetched.get_or_create(&[("way", way.as_str())]));
+        }
+        for answered in [true, false] {
+            drop(self.pooled.get_or_create(&pool_label(answered)));
         }
     }
 
@@ -259,6 +288,26 @@ impl Metrics {
             .inc();
     }
 
+    /// An agent came for a client.
+    pub fn fetched(&self, way: DataWay) {
+        self.fetched.get_or_create(&[("way", way.as_str())]).inc();
+    }
+
+    /// How often agents came for clients over `way`.
+    pub fn fetches(&self, way: DataWay) -> u64 {
+        self.fetched.get_or_create(&[("way", way.as_str())]).get()
+    }
+
+    /// A client was put on a connection dialled in advance, and its agent was there or was not.
+    pub fn pooled(&self, answered: bool) {
+        self.pooled.get_or_create(&pool_label(answered)).inc();
+    }
+
+    /// How often that was.
+    pub fn pool_outcomes(&self, answered: bool) -> u64 {
+        self.pooled.get_or_create(&pool_label(answered)).get()
+    }
+
     /// An agent judged a client.
     pub fn verdict(&self, authenticated: bool) {
         self.verdicts.get_or_create(&verdict_label(authenticated)).inc();
@@ -281,6 +330,10 @@ impl Metrics {
     pub fn feed_events(&self, accepted: bool) -> u64 {
         self.feed.get_or_create(&feed_label(accepted)).get()
     }
+}
+
+fn pool_label(answered: bool) -> Label {
+    [("outcome", if answered { "answered" } else { "missed" })]
 }
 
 fn verdict_label(authenticated: bool) -> Label {

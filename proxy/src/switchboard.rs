@@ -7,13 +7,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iap_identity::{AgentId, ConnectionId, Locks, ServerName, ServiceName};
 use iap_runtime::pump::Cancellation;
-use iap_tunnel::{ControlMessage, IssueError, PendingOpens, Preface, RedeemError, Routes, Token};
+use iap_tunnel::{
+    ControlMessage, IssueError, PendingOpens, Pool, PoolLimits, PoolPreface, PoolRefusal, Preface,
+    RedeemError, Routes, Token,
+};
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admission::Source;
+use crate::front::data::DataStream;
+use crate::metrics::Metrics;
 
 pub(crate) const REPLACED: &str = "the agent opened a newer control connection";
 
@@ -22,9 +27,11 @@ pub(crate) const REPLACED: &str = "the agent opened a newer control connection";
 pub struct Switchboard {
     table: Arc<Mutex<Table>>,
     agents_max: usize,
+    metrics: Metrics,
 }
 
 struct Table {
+    pool: Pool<TcpStream>,
     routes: Routes,
     pending: PendingOpens<oneshot::Sender<Answer>>,
     lines: BTreeMap<AgentId, Line>,
@@ -56,8 +63,8 @@ pub struct LineNumber(u64);
 /// What the agent did with an `Open`. A sender dropped without an answer means the agent is lost.
 #[derive(Debug)]
 pub enum Answer {
-    /// It dialled back; this is the socket, its preface read.
-    Arrived(TcpStream),
+    /// It came; the preface is read.
+    Arrived(DataStream),
     /// It will not, for this reason.
     Refused(String),
 }
@@ -78,6 +85,31 @@ pub struct Request {
     pub deadline: OffsetDateTime,
 }
 
+/// An agent was asked.
+pub struct Opened {
+    /// The place the connection takes.
+    pub slot: Slot,
+    /// What the agent does.
+    pub answer: oneshot::Receiver<Answer>,
+    /// The connection it was told the client is on.
+    pub pooled: Option<TcpStream>,
+}
+
+/// The newest connection that is still open: nothing has been sent on one, so it has nothing to read.
+fn take_live(
+    pool: &mut Pool<TcpStream>,
+    now: OffsetDateTime,
+    agent: &AgentId,
+) -> Option<(ConnectionId, TcpStream)> {
+    loop {
+        let (id, stream) = pool.take(now, agent)?;
+        match stream.try_read(&mut [0]) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Some((id, stream)),
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
 /// A connection under way. Dropping it ends its count and withdraws its token.
 pub struct Slot {
     board: Switchboard,
@@ -89,8 +121,9 @@ pub struct Slot {
 
 impl Switchboard {
     /// An empty table.
-    pub fn new(agents_max: usize, pending_opens_max: usize) -> Self {
+    pub fn new(agents_max: usize, pending_opens_max: usize, pool: PoolLimits, metrics: Metrics) -> Self {
         let table = Table {
+            pool: Pool::new(pool),
             routes: Routes::new(),
             pending: PendingOpens::new(pending_opens_max),
             lines: BTreeMap::new(),
@@ -100,6 +133,7 @@ impl Switchboard {
         Self {
             table: Arc::new(Mutex::new(table)),
             agents_max,
+            metrics,
         }
     }
 
@@ -128,7 +162,12 @@ impl Switchboard {
             cut,
         };
         match table.lines.insert(agent, line) {
-            Some(before) => before.cut.cancel(REPLACED),
+            Some(before) => {
+                before.cut.cancel(REPLACED);
+                // What was dialled in advance belongs to the line that asked for it.
+                table.pool.leave(&agent);
+                self.count_pool(&table);
+            }
             None => table.routes.announce(agent, Vec::new()),
         }
         Ok(number)
@@ -141,6 +180,8 @@ impl Switchboard {
             table.lines.remove(agent);
             table.routes.remove(agent);
             table.pending.abandon(agent);
+            table.pool.leave(agent);
+            self.count_pool(&table);
         }
     }
 
@@ -162,13 +203,8 @@ impl Switchboard {
         }
     }
 
-    /// Asks an agent to dial back.
-    pub fn open(
-        &self,
-        now: OffsetDateTime,
-        agent: AgentId,
-        request: Request,
-    ) -> Result<(Slot, oneshot::Receiver<Answer>), OpenError> {
+    /// Asks an agent to come for a client: on a connection it dialled in advance, if one is there.
+    pub fn open(&self, now: OffsetDateTime, agent: AgentId, request: Request) -> Result<Opened, OpenError> {
         let mut table = self.table();
         let table = &mut *table;
         let line = table.lines.get(&agent).ok_or(OpenError::AgentLost)?;
@@ -178,11 +214,13 @@ impl Switchboard {
         table
             .pending
             .issue(now, agent, id, request.token.clone(), waiter, request.deadline)?;
+        let pooled = take_live(&mut table.pool, now, &agent);
         place.send(ControlMessage::Open {
             connection_id: id,
             token: request.token,
             service: request.service,
             client_address: request.client_address,
+            pooled: pooled.as_ref().map(|(id, _)| *id),
         });
         let cut = Cancellation::new();
         let session = Session {
@@ -194,28 +232,88 @@ impl Switchboard {
         };
         table.sessions.insert(id, session);
         table.routes.session_started(&agent);
-        Ok((
-            Slot {
-                board: self.clone(),
-                agent,
-                connection_id: id,
-                cut,
-            },
+        self.count_pool(table);
+        let slot = Slot {
+            board: self.clone(),
+            agent,
+            connection_id: id,
+            cut,
+        };
+        Ok(Opened {
+            slot,
             answer,
-        ))
+            pooled: pooled.map(|(_, stream)| stream),
+        })
     }
 
-    /// Gives a dialled-back socket to whoever waits for it.
+    /// Gives what an agent fetches a client with to whoever waits for it. `agent` is who it is, where that is
+    /// proven by more than the token.
     pub fn redeem(
         &self,
         now: OffsetDateTime,
         preface: &Preface,
-        stream: TcpStream,
+        agent: Option<&AgentId>,
+        stream: DataStream,
     ) -> Result<(), RedeemError> {
-        let waiter = self.table().pending.redeem(now, preface)?;
+        let mut table = self.table();
+        let waiter = match agent {
+            Some(agent) => table.pending.redeem_by(now, agent, preface),
+            None => table.pending.redeem(now, preface),
+        }?;
+        drop(table);
         waiter
             .send(Answer::Arrived(stream))
             .map_err(|_| RedeemError::Unknown)
+    }
+
+    /// The client is on its way: nobody needs to dial back for it any more.
+    pub fn withdraw(&self, connection_id: &ConnectionId) {
+        self.table().pending.withdraw(connection_id);
+    }
+
+    /// Invites connections of an agent, as many as fit; the tokens to tell it.
+    pub fn invite(
+        &self,
+        agent: AgentId,
+        number: LineNumber,
+        tokens: Vec<(ConnectionId, Token)>,
+        deadline: OffsetDateTime,
+    ) -> Vec<(ConnectionId, Token)> {
+        let mut table = self.table();
+        if !table.holds(&agent, number) {
+            return Vec::new();
+        }
+        let fits =
+            |(id, token): &(ConnectionId, Token)| table.pool.invite(agent, *id, token.clone(), deadline);
+        tokens.into_iter().filter(fits).collect()
+    }
+
+    /// Closes what has waited too long; says how many more connections of this agent could be invited.
+    pub fn pool_room(&self, now: OffsetDateTime, agent: &AgentId) -> usize {
+        let mut table = self.table();
+        table.pool.expire(now, agent);
+        self.count_pool(&table);
+        table.pool.room(agent)
+    }
+
+    /// Takes in a connection that an agent dialled in advance.
+    pub fn enter_pool(
+        &self,
+        preface: &PoolPreface,
+        stream: TcpStream,
+        until: OffsetDateTime,
+    ) -> Result<(), PoolRefusal> {
+        let mut table = self.table();
+        let entered = table
+            .pool
+            .enter(OffsetDateTime::now_utc(), preface, stream, until);
+        self.count_pool(&table);
+        entered.map(|_| ())
+    }
+
+    fn count_pool(&self, table: &Table) {
+        let idle = i64::try_from(table.pool.idle()).unwrap_or(i64::MAX);
+        self.metrics.pool_idle.set(idle);
     }
 
     /// The agent will not dial back. Says whether anybody waited for it to.

@@ -29,9 +29,11 @@ const IDLE: Duration = Duration::from_secs(15);
 /// soon that a server has forgotten it (RFC 9000 §10.3).
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// Bytes one stream may have under way.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// Bytes all streams of a connection may have under way, each direction.
-const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+/// Bytes all streams of a connection may have sent and not yet acknowledged.
+const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// The most streams there can be.
+pub const STREAMS_MAX: u32 = 1024;
 /// Bytes kept for one client whose handshake has not begun, and for all of them.
 const INCOMING_BUFFER_BYTES: u64 = 16 * 1024;
 const INCOMING_BUFFERS_BYTES: u64 = 8 * 1024 * 1024;
@@ -249,6 +251,13 @@ pub fn close(connection: &Connection, reason: &str) {
     connection.close(VarInt::from_u32(0), reason.as_bytes());
 }
 
+/// Joins both directions of a stream whose bytes go before those of all others.
+pub fn urgent(send: SendStream, recv: RecvStream) -> Stream {
+    // The stream was opened just now; if it is gone again, its first use says so.
+    let _ = send.set_priority(1);
+    tokio::io::join(recv, send)
+}
+
 async fn in_time(timeout: Duration, connecting: quinn::Connecting) -> Result<Connection, QuicError> {
     match tokio::time::timeout(timeout, connecting).await {
         Ok(connected) => Ok(connected?),
@@ -311,28 +320,91 @@ impl ConnectionIdGenerator for AnyConnectionId {
 }
 
 fn server_transport(streams_max: u32) -> TransportConfig {
-    let mut transport = transport();
+    let mut transport = transport(streams_max);
     transport.max_concurrent_bidi_streams(VarInt::from_u32(streams_max));
     transport
 }
 
 fn client_transport() -> TransportConfig {
-    let mut transport = transport();
+    let mut transport = transport(STREAMS_MAX);
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .keep_alive_interval(Some(KEEP_ALIVE));
     transport
 }
 
-/// Every window is finite, nothing but bidirectional streams is spoken.
-fn transport() -> TransportConfig {
+/// Every window is finite, nothing but bidirectional streams is spoken. The connection's window holds that of
+/// every stream, so that one whose reader stands still holds up no other.
+fn transport(streams_max: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(IdleTimeout::try_from(IDLE).ok())
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(
+            streams_max.min(STREAMS_MAX) * STREAM_WINDOW_BYTES,
+        ))
+        .send_window(SEND_WINDOW_BYTES)
         .datagram_receive_buffer_size(None);
     transport
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use iap_identity::ProxyId;
+    use iap_testkit::{TestCluster, new_uuid};
+    use tokio::runtime::Runtime;
+
+    use super::*;
+    use crate::tls::{FixedIdentity, Material, ServerVerifier, certified_key};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const LIMITS: ListenLimits = ListenLimits {
+        incoming_max: 8,
+        streams_max: 1,
+    };
+
+    /// A server in a runtime of its own, which is its process; it keeps whoever comes.
+    fn serve(address: SocketAddr, config: &Arc<tls::ServerConfig>) -> (Runtime, SocketAddr) {
+        let process = Runtime::new().unwrap();
+        let bound = |address| {
+            let _inside = process.enter();
+            Listener::bind(address, b"the same secret", Arc::clone(config), LIMITS)
+        };
+        let mut listener = bound(address);
+        while listener.is_err() {
+            std::thread::yield_now();
+            listener = bound(address);
+        }
+        let listener = listener.unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = Arc::clone(config);
+        process.spawn(async move {
+            let mut held = Vec::new();
+            while let Some(attempt) = listener.accept().await {
+                held.push(attempt.accept(Arc::clone(&config), PATIENCE).await);
+            }
+        });
+        (process, address)
+    }
+
+    #[test]
+    fn a_client_learns_at_its_next_packet_that_the_server_was_started_again() {
+        let cluster = TestCluster::new("iap.example.com").unwrap();
+        let credential = cluster.proxy(ProxyId::from_uuid(new_uuid())).unwrap();
+        let key = certified_key(credential.chain.clone(), credential.private_key().unwrap()).unwrap();
+        let server = tls::web_server_config(Arc::new(FixedIdentity(key)), &["test"]).unwrap();
+        let material = Material::new(cluster.bundle().clone());
+        let client = tls::client_config(Arc::new(ServerVerifier::new(material)), None, &["test"]).unwrap();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (killed, address) = serve(any, &server);
+        let host = cluster.name.proxy_host();
+        let own = Runtime::new().unwrap();
+        let connection = own.block_on(connect(address, &host, client, PATIENCE)).unwrap();
+        killed.shutdown_timeout(PATIENCE);
+        let (_again, _) = serve(address, &server);
+        let reason = own.block_on(async { tokio::time::timeout(PATIENCE, connection.closed()).await });
+        assert_eq!(reason.expect("it notices"), ConnectionError::Reset);
+    }
 }

@@ -5,3 +5,6 @@ pub const ALPN_IAP: &str = "iap/1";
 
 /// Between an agent and the proxy at `proxy.<cluster>`: length-prefixed control messages.
 pub const ALPN_CONTROL: &str = "iap-control/1";
+
+/// There too: a dial-back inside TLS; the preface, then a client's bytes.
+pub const ALPN_DATA: &str = "iap-data/1";

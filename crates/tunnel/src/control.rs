@@ -21,9 +21,6 @@ pub const CONTROL_VERSION_OLDEST: u32 = if CONTROL_VERSION > 1 {
 /// The most one control message may take on the wire.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1024 * 1024;
 
-/// The data path named in a hello: the agent dials plain TCP back to the proxy's public port.
-pub const DATA_TCP: &str = "tcp";
-
 /// One message on a control connection. `Open` carries a token, so no `Debug`: log [`name`](Self::name).
 #[derive(Clone)]
 pub enum ControlMessage {
@@ -33,7 +30,7 @@ pub enum ControlMessage {
         version: u32,
         /// Program and version, for logs.
         software: String,
-        /// How session data travels; see [`DATA_TCP`].
+        /// What sessions can run over; see [`DataOffer`](crate::DataOffer).
         data: String,
     },
     /// Agent to proxy: every service it offers now, each with the leaf it holds for it (DER).
@@ -59,6 +56,21 @@ pub enum ControlMessage {
         service: Option<ServiceName>,
         /// As the proxy saw it; asserted, not proven.
         client_address: SocketAddr,
+        /// The connection, dialled in advance, on which the client's first bytes are already. An agent that has
+        /// it no more dials back.
+        pooled: Option<ConnectionId>,
+    },
+    /// Agent to proxy: it would dial so many connections in advance.
+    PoolAsk {
+        /// How many.
+        connections: u32,
+    },
+    /// Proxy to agent: it may. Each token is good for one connection.
+    PoolTokens {
+        /// Go into the prefaces.
+        tokens: Vec<(ConnectionId, Token)>,
+        /// How long such a connection is kept without a client.
+        idle_seconds: u32,
     },
     /// Agent to proxy: it will not dial back.
     OpenRefused {
@@ -93,6 +105,8 @@ impl ControlMessage {
             Self::Announce { .. } => "announce",
             Self::Announced { .. } => "announced",
             Self::Open { .. } => "open",
+            Self::PoolAsk { .. } => "pool_ask",
+            Self::PoolTokens { .. } => "pool_tokens",
             Self::OpenRefused { .. } => "open_refused",
             Self::Verdict { .. } => "verdict",
             Self::Ping(_) => "ping",
@@ -105,10 +119,13 @@ impl ControlMessage {
     fn senders(&self) -> Senders {
         match self {
             Self::Hello { .. } | Self::Ping(_) | Self::Pong(_) => Senders::Both,
-            Self::Announce { .. } | Self::OpenRefused { .. } | Self::Verdict { .. } => {
-                Senders::Only(Side::Agent)
+            Self::Announce { .. }
+            | Self::PoolAsk { .. }
+            | Self::OpenRefused { .. }
+            | Self::Verdict { .. } => Senders::Only(Side::Agent),
+            Self::Announced { .. } | Self::Open { .. } | Self::PoolTokens { .. } | Self::Drain { .. } => {
+                Senders::Only(Side::Proxy)
             }
-            Self::Announced { .. } | Self::Open { .. } | Self::Drain { .. } => Senders::Only(Side::Proxy),
         }
     }
 }
@@ -243,7 +260,7 @@ mod tests {
         ControlMessage::Hello {
             version,
             software: "test".into(),
-            data: DATA_TCP.into(),
+            data: "tcp".into(),
         }
     }
 

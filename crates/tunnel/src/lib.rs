@@ -8,20 +8,22 @@ pub mod alpn;
 pub mod control;
 pub mod frame;
 pub mod pending;
+pub mod pool;
 pub mod postgres;
 pub mod preface;
 pub mod routes;
 pub mod status;
 pub mod ways;
 
-pub use alpn::{ALPN_CONTROL, ALPN_IAP};
+pub use alpn::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP};
 pub use control::{
     CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, RefusedService, Side, Violation,
 };
 pub use frame::{FrameError, LengthPrefixed};
 pub use pending::{IssueError, PendingOpens, RedeemError};
+pub use pool::{Pool, PoolLimits, PoolRefusal};
 pub use postgres::{CancelRequest, PreambleError, PreambleMachine, PreambleStep};
-pub use preface::{PREFACE_BYTES, Preface, PrefaceError, Token};
+pub use preface::{PREFACE_BYTES, PoolPreface, Preface, PrefaceError, Token};
 pub use routes::Routes;
 pub use status::{FRAME_BYTES_MAX, Hello, Status, StatusError};
-pub use ways::ControlWay;
+pub use ways::{ControlWay, DataOffer, DataWay};

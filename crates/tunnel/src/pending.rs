@@ -87,6 +87,19 @@ impl<T> PendingOpens<T> {
         Ok(waiting.waiter)
     }
 
+    /// The same for a dial-back whose agent is proven: it must be the one that was asked.
+    pub fn redeem_by(
+        &mut self,
+        now: OffsetDateTime,
+        agent: &AgentId,
+        preface: &Preface,
+    ) -> Result<T, RedeemError> {
+        match self.waiting.get(&preface.connection_id) {
+            Some(waiting) if waiting.agent != *agent => Err(RedeemError::WrongToken),
+            Some(_) | None => self.redeem(now, preface),
+        }
+    }
+
     /// The waiter that `agent` will not dial back for; nothing when the connection was not given to it.
     pub fn refuse(&mut self, connection_id: &ConnectionId, agent: &AgentId) -> Option<T> {
         let waiting = self.waiting.get(connection_id)?;
@@ -255,6 +268,19 @@ mod tests {
         assert_eq!(
             pending.redeem(seconds(1), &preface(1, 1)),
             Err(RedeemError::Unknown)
+        );
+    }
+
+    #[test]
+    fn a_proven_agent_fetches_only_what_it_was_asked_for() {
+        let mut pending = two_waiting();
+        assert_eq!(
+            pending.redeem_by(seconds(1), &agent(2), &preface(1, 1)),
+            Err(RedeemError::WrongToken)
+        );
+        assert_eq!(
+            pending.redeem_by(seconds(1), &agent(1), &preface(1, 1)),
+            Ok("first")
         );
     }
 

@@ -10,8 +10,11 @@ pub const PREFACE_BYTES: usize = 4 + 1 + ID_BYTES + TOKEN_BYTES;
 /// The first four bytes; the first of them tells the proxy's port a dial-back from TLS and PostgreSQL.
 pub const PREFACE_MAGIC: [u8; 4] = *b"IAPD";
 
-/// The only version there is.
+/// Of a connection that comes to fetch a client.
 pub const PREFACE_VERSION: u8 = 1;
+
+/// Of a connection that comes in advance and waits for one.
+pub const POOL_PREFACE_VERSION: u8 = 2;
 
 /// A token's length.
 pub const TOKEN_BYTES: usize = 16;
@@ -65,33 +68,60 @@ pub struct Preface {
 impl Preface {
     /// The bytes an agent sends first.
     pub fn encode(&self) -> [u8; PREFACE_BYTES] {
-        let mut bytes = [0; PREFACE_BYTES];
-        let fields = PREFACE_MAGIC
-            .iter()
-            .chain(std::iter::once(&PREFACE_VERSION))
-            .chain(self.connection_id.as_bytes())
-            .chain(self.token.expose());
-        for (to, from) in bytes.iter_mut().zip(fields) {
-            *to = *from;
-        }
-        bytes
+        encode(PREFACE_VERSION, &self.connection_id, &self.token)
     }
 
     /// Reads the bytes an agent sent first.
     pub fn parse(bytes: &[u8; PREFACE_BYTES]) -> Result<Self, PrefaceError> {
-        let rest = bytes.strip_prefix(&PREFACE_MAGIC).ok_or(PrefaceError::Magic)?;
-        let (version, rest) = rest.split_first().ok_or(PrefaceError::Magic)?;
-        if *version != PREFACE_VERSION {
-            return Err(PrefaceError::Version { version: *version });
-        }
-        let (connection_id, token) = rest.split_at_checked(ID_BYTES).ok_or(PrefaceError::Magic)?;
-        let connection_id =
-            ConnectionId::from_bytes(connection_id).map_err(|_| PrefaceError::ConnectionId)?;
-        Ok(Self {
-            connection_id,
-            token: Token::parse(token)?,
-        })
+        let (connection_id, token) = parse(bytes, PREFACE_VERSION)?;
+        Ok(Self { connection_id, token })
     }
+}
+
+/// What a connection brings that an agent dials in advance. Carries a token, so no `Debug`.
+#[derive(Clone)]
+pub struct PoolPreface {
+    /// Which invitation it follows.
+    pub id: ConnectionId,
+    /// The proof that it was invited.
+    pub token: Token,
+}
+
+impl PoolPreface {
+    /// The bytes an agent sends first.
+    pub fn encode(&self) -> [u8; PREFACE_BYTES] {
+        encode(POOL_PREFACE_VERSION, &self.id, &self.token)
+    }
+
+    /// Reads the bytes an agent sent first.
+    pub fn parse(bytes: &[u8; PREFACE_BYTES]) -> Result<Self, PrefaceError> {
+        let (id, token) = parse(bytes, POOL_PREFACE_VERSION)?;
+        Ok(Self { id, token })
+    }
+}
+
+fn encode(version: u8, id: &ConnectionId, token: &Token) -> [u8; PREFACE_BYTES] {
+    let mut bytes = [0; PREFACE_BYTES];
+    let fields = PREFACE_MAGIC
+        .iter()
+        .chain(std::iter::once(&version))
+        .chain(id.as_bytes())
+        .chain(token.expose());
+    for (to, from) in bytes.iter_mut().zip(fields) {
+        *to = *from;
+    }
+    bytes
+}
+
+fn parse(bytes: &[u8; PREFACE_BYTES], expected: u8) -> Result<(ConnectionId, Token), PrefaceError> {
+    let rest = bytes.strip_prefix(&PREFACE_MAGIC).ok_or(PrefaceError::Magic)?;
+    let (version, rest) = rest.split_first().ok_or(PrefaceError::Magic)?;
+    if *version != expected {
+        return Err(PrefaceError::Version { version: *version });
+    }
+    let (id, token) = rest.split_at_checked(ID_BYTES).ok_or(PrefaceError::Magic)?;
+    let id = ConnectionId::from_bytes(id).map_err(|_| PrefaceError::ConnectionId)?;
+    Ok((id, Token::parse(token)?))
 }
 
 /// Why bytes are no preface.
@@ -101,7 +131,7 @@ pub enum PrefaceError {
     #[error("the connection starts like a dial-back but is none")]
     Magic,
     /// An agent newer than this proxy.
-    #[error("dial-back preface version {version} is not supported, only {PREFACE_VERSION}")]
+    #[error("dial-back preface version {version} is not supported here")]
     Version {
         /// What was offered.
         version: u8,
@@ -158,6 +188,20 @@ mod tests {
             Preface::parse(&bytes).err(),
             Some(PrefaceError::Version { version: 2 })
         );
+    }
+
+    #[test]
+    fn a_preface_of_one_kind_is_none_of_the_other() {
+        let fetching = preface();
+        let waiting = PoolPreface {
+            id: fetching.connection_id,
+            token: fetching.token.clone(),
+        };
+        assert_eq!(&waiting.encode()[..5], b"IAPD\x02");
+        let parsed = PoolPreface::parse(&waiting.encode()).unwrap();
+        assert_eq!(parsed.id, waiting.id);
+        assert!(Preface::parse(&waiting.encode()).is_err());
+        assert!(PoolPreface::parse(&fetching.encode()).is_err());
     }
 
     #[test]

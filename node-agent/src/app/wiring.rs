@@ -86,6 +86,8 @@ pub(super) fn start(
         connected: Arc::clone(&connected),
         limits: shared.limits.clone(),
         choice: config.control,
+        data_choice: config.data,
+        metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     };
     let proxies = Proxies::new(Arc::new(connector), config.proxies, shared.limits.proxies_max);

@@ -44,6 +44,6 @@ fn wire(proxy: &ConnectedProxy) -> ProxyConnection {
     ProxyConnection {
         address: proxy.address.to_string(),
         control: proxy.way.as_str().to_owned(),
-        data: proxy.data.clone(),
+        data: proxy.data.as_str().to_owned(),
     }
 }

@@ -2,30 +2,34 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use iap_identity::{ProxyId, ServiceName};
 use iap_proto::{ControlDecodeError, decode_control, encode_control};
 use iap_runtime::net::HostPort;
-use iap_runtime::quic::QuicError;
+use iap_runtime::quic::{Connection, QuicError};
 use iap_runtime::shutdown::Shutdown;
-use iap_tunnel::control::{CONTROL_VERSION, DATA_TCP};
+use iap_tunnel::control::CONTROL_VERSION;
 use iap_tunnel::{
-    CONTROL_FRAME_BYTES_MAX, ControlMessage, Conversation, FrameError, LengthPrefixed, Side, Violation,
+    CONTROL_FRAME_BYTES_MAX, ControlMessage, Conversation, DataOffer, DataWay, FrameError, LengthPrefixed,
+    Side, Violation,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::data::{DataMemory, Ways};
 use super::dial::{Line, Memory};
+use super::pool::{PoolEvent, PoolKeeper};
 use super::{Connected, Link};
-use crate::config::ControlChoice;
+use crate::config::{ControlChoice, DataChoice};
 use crate::dialback::{Entrance, Open};
 use crate::identity::OwnIdentity;
 use crate::leaves::Offer;
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -95,6 +99,10 @@ pub struct Connector {
     pub limits: Limits,
     /// How proxies may be reached.
     pub choice: ControlChoice,
+    /// What sessions may run over.
+    pub data_choice: DataChoice,
+    /// The counters.
+    pub metrics: Metrics,
     /// When to stop.
     pub shutdown: Shutdown,
 }
@@ -114,10 +122,12 @@ impl Connector {
         certificate.mark_unchanged();
         let line = self.dial(address, memory).await?;
         let (proxy, mut way) = (line.proxy, line.way);
-        let Some(place) = self.connected.enter(proxy, address, way) else {
+        let data = self.data_choice.only().unwrap_or(DataWay::Tcp);
+        let Some(place) = self.connected.enter(proxy, address, way, data) else {
             return Err(ConnectionError::Duplicate { proxy });
         };
-        let mut current = Box::pin(self.speak(line));
+        let remembered = Arc::clone(&memory.data);
+        let mut current = Box::pin(self.speak(line, Arc::clone(&remembered)));
         let mut replaced = None;
         loop {
             tokio::select! {
@@ -127,7 +137,7 @@ impl Connector {
                     place.moved(way);
                     memory.quic_worked();
                     // The old one hears what the proxy had asked of it, until the proxy closes it.
-                    replaced = Some(std::mem::replace(&mut current, Box::pin(self.speak(line))));
+                    replaced = Some(std::mem::replace(&mut current, Box::pin(self.speak(line, Arc::clone(&remembered)))));
                 }
                 () = ended(&mut replaced), if replaced.is_some() => replaced = None,
                 _ = certificate.changed() => return Err(ConnectionError::CertificateRenewed),
@@ -135,23 +145,27 @@ impl Connector {
         }
     }
 
-    async fn speak(&self, line: Line) -> Result<Infallible, ConnectionError> {
+    async fn speak(&self, line: Line, memory: Arc<DataMemory>) -> Result<Infallible, ConnectionError> {
         let Line {
             stream,
             proxy,
             route,
             way,
+            quic,
         } = line;
         let via = route.to_string();
-        let (link, outbox) = Link::new(proxy, route);
+        let ways = Arc::new(self.ways(proxy, quic, memory));
+        let (link, outbox) = Link::new(route, Arc::clone(&ways));
         let (reader, writer) = tokio::io::split(stream);
         let mut writing = AbortOnDropHandle::new(tokio::spawn(write_messages(writer, outbox)));
         link.send(hello());
         let mut ear = Ear::new(reader);
-        let ControlMessage::Hello { software, .. } = ear.hear_hello().await? else {
+        let ControlMessage::Hello { software, data, .. } = ear.hear_hello().await? else {
             return Err(ConnectionError::NoHello);
         };
+        let _ = ways.offered.set(DataOffer::parse(&data));
         tracing::info!(%proxy, via, %way, %software, "control connection established");
+        let mut pool = self.pool(&link);
         let mut offers = self.offers.clone();
         offers.mark_changed();
         let mut ping = tokio::time::interval(PING_EVERY);
@@ -159,7 +173,20 @@ impl Connector {
         let (mut nonce, mut withdrawn) = (0, false);
         loop {
             tokio::select! {
-                message = ear.hear() => self.handle(message?, &link)?,
+                message = ear.hear() => match message? {
+                    ControlMessage::PoolTokens { tokens, idle_seconds } => {
+                        pool.invited(tokens, Duration::from_secs(idle_seconds.into()));
+                    }
+                    message => self.handle(message, &link)?,
+                },
+                event = pool.next(), if !withdrawn => match event {
+                    PoolEvent::Ask(connections) => deliver(&link, ControlMessage::PoolAsk { connections })?,
+                    // Over QUIC a proxy that was killed is noticed when something is sent to it.
+                    PoolEvent::Lost => {
+                        nonce += 1;
+                        deliver(&link, ControlMessage::Ping(nonce))?;
+                    }
+                },
                 Ok(()) = offers.changed(), if !withdrawn => {
                     let offer = Arc::clone(&offers.borrow_and_update());
                     deliver(&link, announcement(&offer))?;
@@ -179,6 +206,28 @@ impl Connector {
         }
     }
 
+    fn ways(&self, proxy: ProxyId, quic: Option<Connection>, memory: Arc<DataMemory>) -> Ways {
+        Ways {
+            proxy,
+            choice: self.data_choice,
+            offered: OnceLock::new(),
+            quic,
+            pool: Arc::default(),
+            memory,
+            connected: Arc::clone(&self.connected),
+            identity: Arc::clone(&self.identity),
+            metrics: self.metrics.clone(),
+            retry: self.limits.data_retry(),
+        }
+    }
+
+    fn pool(&self, link: &Link) -> PoolKeeper {
+        let ways = link.ways();
+        let size = ways.pool_size(self.limits.pool_connections_per_proxy);
+        let (pool, metrics) = (Arc::clone(&ways.pool), self.metrics.clone());
+        PoolKeeper::new(pool, link.route.clone(), size, self.limits.dial(), metrics)
+    }
+
     fn handle(&self, message: ControlMessage, link: &Link) -> Result<(), ConnectionError> {
         match message {
             ControlMessage::Open {
@@ -186,12 +235,14 @@ impl Connector {
                 token,
                 service,
                 client_address,
+                pooled,
             } => {
                 let open = Open {
                     connection_id,
                     token,
                     service,
                     client_address,
+                    pooled,
                 };
                 Arc::clone(&self.entrance).open(open, link.clone());
                 Ok(())
@@ -205,10 +256,12 @@ impl Connector {
                 tracing::info!(proxy = %link.proxy, deadline_seconds, "the proxy drains");
                 Ok(())
             }
-            ControlMessage::Pong(_) => Ok(()),
+            // The pool's keeper has taken the tokens before.
+            ControlMessage::Pong(_) | ControlMessage::PoolTokens { .. } => Ok(()),
             // The conversation has refused these already: only an agent sends them.
             ControlMessage::Hello { .. }
             | ControlMessage::Announce { .. }
+            | ControlMessage::PoolAsk { .. }
             | ControlMessage::OpenRefused { .. }
             | ControlMessage::Verdict { .. } => Ok(()),
         }
@@ -300,7 +353,7 @@ fn hello() -> ControlMessage {
     ControlMessage::Hello {
         version: CONTROL_VERSION,
         software: concat!("iap-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
-        data: DATA_TCP.to_owned(),
+        data: DataOffer::OWN.to_string(),
     }
 }
 

@@ -2,17 +2,19 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{ProxyId, ServerIdentity, VerifiedServer};
 use iap_runtime::backoff::{Backoff, jittered};
 use iap_runtime::net::{self, HostPort, Route};
-use iap_runtime::quic::QuicError;
-use iap_tunnel::ControlWay;
+use iap_runtime::quic::{self, Connection, QuicError};
+use iap_tunnel::{ALPN_CONTROL, ControlWay};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::connection::{ConnectionError, Connector};
+use super::data::DataMemory;
 use crate::config::ControlChoice;
 
 /// The first time QUIC is tried again after a fallback; later ones come further apart, up to
@@ -31,6 +33,8 @@ pub(super) struct Line {
     /// To the address that answered.
     pub(super) route: Route,
     pub(super) way: ControlWay,
+    /// What lies beneath, for sessions on streams of their own.
+    pub(super) quic: Option<Connection>,
 }
 
 /// What is known about one address from the attempts before.
@@ -38,6 +42,8 @@ pub(super) struct Line {
 pub struct Memory {
     /// TLS got through when QUIC did not: until then there is no point in trying QUIC first.
     quic_not_before: Option<Instant>,
+    /// What sessions run over.
+    pub(super) data: Arc<DataMemory>,
 }
 
 impl Memory {
@@ -108,13 +114,14 @@ impl Connector {
         let (stream, route) = net::reach(address, timeout)
             .await
             .map_err(ConnectionError::Dial)?;
-        let connecting = self.identity.connect_to_proxy(stream, timeout);
+        let connecting = self.identity.connect_to_proxy(stream, ALPN_CONTROL, timeout);
         let (stream, server) = connecting.await.map_err(ConnectionError::Tls)?;
         Ok(Line {
             stream: Box::new(stream),
             proxy: proxy_of(&server).map_err(ConnectionError::Tls)?,
             route,
             way: ControlWay::Tls,
+            quic: None,
         })
     }
 
@@ -126,7 +133,7 @@ impl Connector {
         let nobody = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
         let mut last = QuicError::Io(nobody);
         for candidate in candidates {
-            match self.dial_quic_at(candidate, share).await {
+            match self.dial_quic_at(address, candidate, share).await {
                 Ok(line) => return Ok(line),
                 Err(error) => last = error,
             }
@@ -134,16 +141,22 @@ impl Connector {
         Err(last.into())
     }
 
-    async fn dial_quic_at(&self, address: SocketAddr, timeout: Duration) -> Result<Line, QuicError> {
+    async fn dial_quic_at(
+        &self,
+        target: &HostPort,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<Line, QuicError> {
         let connecting = self.identity.connect_to_proxy_by_quic(address, timeout);
         let (connection, server) = connecting.await?;
         let proxy = proxy_of(&server)?;
         let (send, recv) = connection.open_bi().await?;
         Ok(Line {
-            stream: Box::new(tokio::io::join(recv, send)) as Box<dyn Duplex>,
+            stream: Box::new(quic::urgent(send, recv)) as Box<dyn Duplex>,
             proxy,
-            route: Route::Direct(connection.remote_address()),
+            route: tcp_route(target, connection.remote_address()),
             way: ControlWay::Quic,
+            quic: Some(connection),
         })
     }
 }
@@ -151,6 +164,17 @@ impl Connector {
 /// Where an HTTP proxy is the way out, UDP is none. A variable that says nothing usable is left to the dialling.
 fn goes_through_http(address: &HostPort) -> bool {
     !matches!(net::proxied(address), Ok(None))
+}
+
+/// How the machine that answered by QUIC is reached over TCP.
+fn tcp_route(target: &HostPort, answered: SocketAddr) -> Route {
+    match net::proxied(target) {
+        Ok(Some(proxy)) => Route::Through {
+            proxy,
+            target: target.clone(),
+        },
+        Ok(None) | Err(_) => Route::Direct(answered),
+    }
 }
 
 fn proxy_of(server: &VerifiedServer) -> io::Result<ProxyId> {

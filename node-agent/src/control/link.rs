@@ -1,9 +1,13 @@
 //! The agent's end of one control connection, as session tasks hold it.
 
+use std::sync::Arc;
+
 use iap_identity::{ConnectionId, ProxyId};
 use iap_runtime::net::Route;
 use iap_tunnel::ControlMessage;
 use tokio::sync::mpsc;
+
+use super::data::Ways;
 
 /// Messages that wait to be written; a peer that reads slower than this is as good as gone.
 pub(super) const OUTBOX_MESSAGES_MAX: usize = 1024;
@@ -15,15 +19,30 @@ pub struct Link {
     pub proxy: ProxyId,
     /// The way the control connection itself took: to the same proxy, also behind a balancer's name.
     pub route: Route,
+    ways: Arc<Ways>,
     outbox: mpsc::Sender<ControlMessage>,
 }
 
 impl Link {
     /// A link whose messages come out of the receiver.
     #[must_use]
-    pub fn new(proxy: ProxyId, route: Route) -> (Self, mpsc::Receiver<ControlMessage>) {
+    pub fn new(route: Route, ways: Arc<Ways>) -> (Self, mpsc::Receiver<ControlMessage>) {
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
-        (Self { proxy, route, outbox }, messages)
+        (
+            Self {
+                proxy: ways.proxy,
+                route,
+                ways,
+                outbox,
+            },
+            messages,
+        )
+    }
+
+    /// What sessions can run over.
+    #[must_use]
+    pub fn ways(&self) -> &Ways {
+        &self.ways
     }
 
     /// Tells the proxy whether the client of a connection proved who it is.

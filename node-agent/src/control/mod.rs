@@ -1,8 +1,10 @@
 //! Control connections: one to every proxy the agent knows of, for as long as it knows of it.
 
 pub mod connection;
+pub mod data;
 mod dial;
 pub mod link;
+pub mod pool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,8 +13,7 @@ use std::time::Duration;
 use iap_identity::ProxyId;
 use iap_runtime::backoff::Backoff;
 use iap_runtime::net::HostPort;
-use iap_tunnel::ControlWay;
-use iap_tunnel::control::DATA_TCP;
+use iap_tunnel::{ControlWay, DataWay};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -38,7 +39,7 @@ pub struct ConnectedProxy {
     /// What the control connection runs over.
     pub way: ControlWay,
     /// What sessions run over.
-    pub data: String,
+    pub data: DataWay,
 }
 
 /// The proxies this agent is connected to now.
@@ -77,6 +78,18 @@ impl Connected {
         self.map().values().cloned().collect()
     }
 
+    /// Sessions of `proxy` run over `way`.
+    pub fn data(&self, proxy: ProxyId, way: DataWay) {
+        let mut proxies = self.map();
+        let count = proxies.len();
+        if let Some(proxy) = proxies.get_mut(&proxy)
+            && proxy.data != way
+        {
+            proxy.data = way;
+            self.count.send_replace(count);
+        }
+    }
+
     /// How many are connected over `way`.
     #[must_use]
     pub fn by(&self, way: ControlWay) -> usize {
@@ -91,7 +104,13 @@ impl Connected {
 
     /// Takes the place of `proxy`; `None` when another address leads to the same proxy already.
     #[must_use]
-    pub fn enter(self: &Arc<Self>, proxy: ProxyId, address: &HostPort, way: ControlWay) -> Option<Place> {
+    pub fn enter(
+        self: &Arc<Self>,
+        proxy: ProxyId,
+        address: &HostPort,
+        way: ControlWay,
+        data: DataWay,
+    ) -> Option<Place> {
         let mut proxies = self.map();
         if proxies.contains_key(&proxy) {
             return None;
@@ -99,7 +118,7 @@ impl Connected {
         let connected = ConnectedProxy {
             address: address.clone(),
             way,
-            data: DATA_TCP.to_owned(),
+            data,
         };
         proxies.insert(proxy, connected);
         self.count.send_replace(proxies.len());

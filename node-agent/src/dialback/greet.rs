@@ -1,18 +1,13 @@
-//! The first two steps: the socket to the proxy with its preface, and a ClientHello for a service of ours.
+//! The second step: a ClientHello for a service of ours.
 
-use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use iap_identity::{ClusterName, ServerName, ServiceName};
 use iap_runtime::tls::{self, AlertDescription, ClientHelloError, ClientHelloLimits, Replay};
-use iap_tunnel::Preface;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
-use super::Open;
+use super::fetch::Fetched;
 use super::read_ahead::ReadAhead;
-use crate::control::Link;
+use super::stream::DataStream;
 use crate::leaves::{Leaf, Offer};
 
 /// ALPN of resumed sessions, which this agent does not speak yet and must not take for a backend's bytes.
@@ -32,7 +27,7 @@ pub(super) enum Talk {
 
 /// A connection whose ClientHello asks for a service this agent holds a leaf for.
 pub(super) struct Greeted {
-    pub(super) stream: Replay<ReadAhead<TcpStream>>,
+    pub(super) stream: Replay<ReadAhead<DataStream>>,
     pub(super) service: ServiceName,
     pub(super) leaf: Arc<Leaf>,
     pub(super) talk: Talk,
@@ -43,9 +38,6 @@ pub(super) struct Greeted {
 /// Why a connection got no further than its ClientHello.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GreetError {
-    /// The proxy could not be dialled.
-    #[error("cannot dial back: {0}")]
-    Dial(io::Error),
     /// No ClientHello.
     #[error(transparent)]
     Hello(#[from] ClientHelloError),
@@ -72,7 +64,6 @@ impl GreetError {
     /// The alert that answers it (RFC 8446 §6.2).
     fn alert(&self) -> Option<AlertDescription> {
         match self {
-            Self::Dial(_) => None,
             Self::Hello(error) => error.alert(),
             Self::NoService | Self::NameMismatch { .. } | Self::NoLeaf(_) => {
                 Some(AlertDescription::UnrecognisedName)
@@ -82,29 +73,16 @@ impl GreetError {
     }
 }
 
-/// Dials the proxy back and sends the preface.
-pub(super) async fn dial_back(open: &Open, link: &Link, patience: Duration) -> Result<TcpStream, GreetError> {
-    let mut stream = link.route.connect(patience).await.map_err(GreetError::Dial)?;
-    let preface = Preface {
-        connection_id: open.connection_id,
-        token: open.token.clone(),
-    };
-    stream
-        .write_all(&preface.encode())
-        .await
-        .map_err(GreetError::Dial)?;
-    Ok(stream)
-}
-
 /// Reads the ClientHello and finds the leaf it asks for; answers anything else with an alert.
 pub(super) async fn greet(
-    mut stream: TcpStream,
+    fetched: Fetched,
     said: Option<&ServiceName>,
     cluster: &ClusterName,
     offer: &Offer,
     limits: ClientHelloLimits,
 ) -> Result<Greeted, GreetError> {
-    let (facts, bytes) = match tls::peek(&mut stream, Vec::new(), limits).await {
+    let Fetched { mut stream, first } = fetched;
+    let (facts, bytes) = match tls::peek(&mut stream, first, limits).await {
         Ok(read) => read,
         Err(error) => return Err(turn_away(stream, error.into()).await),
     };
@@ -154,7 +132,7 @@ fn select(
     }
 }
 
-async fn turn_away(mut stream: TcpStream, error: GreetError) -> GreetError {
+async fn turn_away(mut stream: DataStream, error: GreetError) -> GreetError {
     if let Some(alert) = error.alert() {
         let _ = tls::send_alert(&mut stream, alert).await;
     }

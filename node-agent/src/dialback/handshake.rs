@@ -7,16 +7,16 @@ use std::time::Duration;
 use iap_identity::{PeerError, ServiceName, SessionId};
 use iap_policy::Protocol;
 use iap_runtime::tls::{self, FixedIdentity, PeerVerifier, Replay, ServerStream};
-use tokio::net::TcpStream;
 
 use super::greet::{ALPN_IAP_NAME, Greeted, Talk};
 use super::read_ahead::ReadAhead;
+use super::stream::DataStream;
 use super::verifier::{Decided, deciding_verifier, verifier};
 use crate::decide::{Attempt, Gate, Permit, Refusal};
 use crate::session::Caller;
 
 /// The encrypted stream to the client.
-pub type ClientStream = ServerStream<Replay<ReadAhead<TcpStream>>>;
+pub type ClientStream = ServerStream<Replay<ReadAhead<DataStream>>>;
 
 /// What is known of an attempt before the caller is.
 #[derive(Debug, Clone)]

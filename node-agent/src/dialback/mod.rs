@@ -5,16 +5,19 @@
 //! of ours), [`Entered`](handshake::Entered) (possession of a certificate is proven),
 //! [`Permit`](crate::decide::Permit), [`Started`](crate::session::Started), an open backend.
 
+mod fetch;
 mod greet;
 mod handshake;
 mod hello;
 mod read_ahead;
 mod serve;
+mod stream;
 mod verifier;
 
 pub use handshake::ClientStream;
 pub(crate) use hello::{say_last, write_status};
 pub use read_ahead::ReadAhead;
+pub use stream::DataStream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -42,6 +45,8 @@ pub struct Open {
     pub service: Option<ServiceName>,
     /// Where the client comes from, as the proxy saw it.
     pub client_address: SocketAddr,
+    /// The connection, dialled in advance, that it is on.
+    pub pooled: Option<ConnectionId>,
 }
 
 /// Where connections come in. Nothing behind it waits for the auth server.

@@ -11,6 +11,7 @@ use iap_tunnel::Status;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
+use super::fetch;
 use super::greet::{self, GreetError, Greeted};
 use super::handshake::{self, AttemptSeed, ClientStream, Entered, Entry, NotEntered};
 use super::hello::{read_hello, say_last};
@@ -64,8 +65,8 @@ struct Asked {
 impl Passage {
     async fn greet(&self) -> Option<Greeted> {
         let parts = &self.entrance.parts;
-        let stream = match greet::dial_back(&self.open, &self.link, parts.limits.dial()).await {
-            Ok(stream) => stream,
+        let fetched = match Box::pin(fetch::fetch(&self.open, &self.link, &parts.limits)).await {
+            Ok(fetched) => fetched,
             Err(error) => {
                 tracing::warn!(connection = %self.open.connection_id, %error, "not fetched");
                 parts.metrics.handshake_failed("dial_back");
@@ -79,7 +80,15 @@ impl Passage {
             timeout: parts.limits.handshake(),
         };
         let offer = Arc::clone(&parts.offers.borrow());
-        match greet::greet(stream, self.open.service.as_ref(), &parts.cluster, &offer, limits).await {
+        match greet::greet(
+            fetched,
+            self.open.service.as_ref(),
+            &parts.cluster,
+            &offer,
+            limits,
+        )
+        .await
+        {
             Ok(greeted) => Some(greeted),
             Err(error) => {
                 self.not_greeted(error);

@@ -164,6 +164,7 @@ impl FakeProxy {
             token,
             service: Some(ServiceName::parse(service).unwrap()),
             client_address: "203.0.113.7:4711".parse().unwrap(),
+            pooled: None,
         };
         self.0
             .control

@@ -72,11 +72,24 @@ fn to_wire(message: ControlMessage) -> Message {
             token,
             service,
             client_address,
+            pooled,
         } => Message::Open(v1::Open {
             connection_id: connection_id.as_bytes().to_vec(),
             token: token.expose().to_vec(),
             service: service.map(|service| service.to_string()).unwrap_or_default(),
             client_address: client_address.to_string(),
+            pooled: pooled.map(|id| id.as_bytes().to_vec()).unwrap_or_default(),
+        }),
+        ControlMessage::PoolAsk { connections } => Message::PoolAsk(v1::PoolAsk { connections }),
+        ControlMessage::PoolTokens { tokens, idle_seconds } => Message::PoolTokens(v1::PoolTokens {
+            tokens: tokens
+                .into_iter()
+                .map(|(id, token)| v1::PoolToken {
+                    id: id.as_bytes().to_vec(),
+                    token: token.expose().to_vec(),
+                })
+                .collect(),
+            idle_seconds,
         }),
         ControlMessage::OpenRefused {
             connection_id,
@@ -110,6 +123,13 @@ fn from_wire(message: Message) -> Result<ControlMessage, WireError> {
         },
         Message::Announced(announced) => announced_outcome(announced)?,
         Message::Open(open) => opening(&open)?,
+        Message::PoolAsk(ask) => ControlMessage::PoolAsk {
+            connections: ask.connections,
+        },
+        Message::PoolTokens(pool) => ControlMessage::PoolTokens {
+            tokens: pool.tokens.iter().map(invitation).collect::<Result<_, _>>()?,
+            idle_seconds: pool.idle_seconds,
+        },
         Message::OpenRefused(refused) => ControlMessage::OpenRefused {
             connection_id: connection("OpenRefused.connection_id", &refused.connection_id)?,
             reason: refused.reason,
@@ -159,7 +179,16 @@ fn opening(open: &v1::Open) -> Result<ControlMessage, WireError> {
             .client_address
             .parse::<SocketAddr>()
             .map_err(|error| WireError::new("Open.client_address", error))?,
+        pooled: Some(open.pooled.as_slice())
+            .filter(|id| !id.is_empty())
+            .map(|id| connection("Open.pooled", id))
+            .transpose()?,
     })
+}
+
+fn invitation(wire: &v1::PoolToken) -> Result<(ConnectionId, Token), WireError> {
+    let token = Token::parse(&wire.token).map_err(|error| WireError::new("PoolToken.token", error))?;
+    Ok((connection("PoolToken.id", &wire.id)?, token))
 }
 
 fn name(field: &'static str, text: &str) -> Result<ServiceName, WireError> {
@@ -205,6 +234,11 @@ mod tests {
             },
             open(Some(db)),
             open(None),
+            ControlMessage::PoolAsk { connections: 4 },
+            ControlMessage::PoolTokens {
+                tokens: vec![(connection_id, Token::from_random([6; 16]))],
+                idle_seconds: 300,
+            },
             ControlMessage::OpenRefused {
                 connection_id,
                 reason: "full".into(),
@@ -225,6 +259,7 @@ mod tests {
             token: Token::from_random([5; 16]),
             service,
             client_address: "[2001:db8::1]:4711".parse().unwrap(),
+            pooled: Some(ConnectionId::from_uuid(ID)),
         }
     }
 
@@ -279,6 +314,8 @@ mod tests {
         assert_eq!(alter(|open| open.token.truncate(15)), "Open.token");
         assert_eq!(alter(|open| open.connection_id.push(0)), "Open.connection_id");
         assert_eq!(alter(|open| open.service = "auth".into()), "Open.service");
+        assert_eq!(alter(|open| open.pooled.truncate(3)), "Open.pooled");
+        assert_eq!(alter(|open| open.pooled.clear()), "accepted");
         assert_eq!(
             alter(|open| open.client_address = "nowhere".into()),
             "Open.client_address"

@@ -8,17 +8,19 @@ use iap_identity::{Class, ClassSet, ConnectionId, PeerError, verify_client};
 use iap_proto::{decode_control, encode_control};
 use iap_runtime::pump::Cancellation;
 use iap_runtime::shutdown::Shutdown;
-use iap_tunnel::control::DATA_TCP;
 use iap_tunnel::{
-    CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, LengthPrefixed, Side, Violation,
+    CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, DataOffer, LengthPrefixed, Side,
+    Violation,
 };
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior};
+use uuid::Uuid;
 
 use super::announce::{Judged, Offered, judge};
 use super::{Agent, ControlDoor};
+use crate::front::fetch::fresh_token;
 use crate::switchboard::{LineNumber, REPLACED, TooManyAgents};
 use crate::trust::Trust;
 
@@ -36,6 +38,23 @@ pub(crate) enum LineEnd {
     Malformed(String),
     TooManyAgents(TooManyAgents),
     Io(io::Error),
+}
+
+impl LineEnd {
+    /// The agent has another line now, or wants none.
+    pub(crate) fn is_orderly(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::Cut(reason) => **reason == *REPLACED,
+            Self::Silent
+            | Self::Untrusted(_)
+            | Self::Locked(_)
+            | Self::Violation(_)
+            | Self::Malformed(_)
+            | Self::TooManyAgents(_)
+            | Self::Io(_) => false,
+        }
+    }
 }
 
 /// What a line waits for.
@@ -104,7 +123,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             Err(error) => return LineEnd::TooManyAgents(error),
         };
         let end = self.converse(number, &mut outbox, &shutdown).await;
-        if matches!(&end, LineEnd::Cut(reason) if **reason == *REPLACED) {
+        if end.is_orderly() {
             self.finish(&mut outbox).await;
         }
         self.door.board.disconnect(&self.agent.peer.id, number);
@@ -130,7 +149,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         let hello = ControlMessage::Hello {
             version: CONTROL_VERSION,
             software: concat!("iap-proxy ", env!("CARGO_PKG_VERSION")).to_owned(),
-            data: DATA_TCP.to_owned(),
+            data: DataOffer::OWN.to_string(),
         };
         self.send(hello).await?;
         let wait = self.door.limits.control_handshake_seconds_max;
@@ -214,6 +233,9 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
                 if self.heard_at.elapsed() > self.door.limits.control_silence_seconds_max {
                     return Err(LineEnd::Silent);
                 }
+                self.door
+                    .board
+                    .pool_room(OffsetDateTime::now_utc(), &self.agent.peer.id);
                 self.give_up_inherited_routes(number);
                 self.reconsider(number).await?;
                 self.pings += 1;
@@ -227,6 +249,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
     async fn obey(&mut self, message: ControlMessage, number: LineNumber) -> Result<(), LineEnd> {
         match message {
             ControlMessage::Announce { services } => self.announced(services, number).await,
+            ControlMessage::PoolAsk { connections } => self.invite(connections, number).await,
             ControlMessage::OpenRefused {
                 connection_id,
                 reason,
@@ -249,8 +272,28 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             ControlMessage::Hello { .. }
             | ControlMessage::Announced { .. }
             | ControlMessage::Open { .. }
+            | ControlMessage::PoolTokens { .. }
             | ControlMessage::Drain { .. } => Ok(()),
         }
+    }
+
+    /// Lets the agent dial connections in advance, as many as there is room for.
+    async fn invite(&mut self, connections: u32, number: LineNumber) -> Result<(), LineEnd> {
+        let (now, agent) = (OffsetDateTime::now_utc(), self.agent.peer.id);
+        let wanted = usize::try_from(connections).unwrap_or(usize::MAX);
+        let count = wanted.min(self.door.board.pool_room(now, &agent));
+        let mut tokens = Vec::with_capacity(count);
+        for _ in 0..count {
+            let Ok(token) = fresh_token() else { break };
+            tokens.push((ConnectionId::from_uuid(Uuid::now_v7()), token));
+        }
+        let limits = &self.door.limits;
+        let deadline = now + limits.dial_back_seconds_max;
+        let tokens = self.door.board.invite(agent, number, tokens, deadline);
+        let idle = limits.pool_idle_seconds_max.as_secs();
+        let idle_seconds = u32::try_from(idle).unwrap_or(u32::MAX);
+        self.send(ControlMessage::PoolTokens { tokens, idle_seconds })
+            .await
     }
 
     /// An agent that moved says at once what it serves; one that does not has no claim to routes it had before.

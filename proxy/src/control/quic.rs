@@ -53,10 +53,17 @@ impl ControlDoor {
             }
         };
         drop(place);
-        let end = self
-            .line(agent, stream, ControlWay::Quic, address, shutdown)
-            .await;
-        quic::close(&connection, &end.to_string());
+        let id = agent.peer.id;
+        let line = self.line(agent, stream, ControlWay::Quic, address, shutdown);
+        let end = tokio::select! {
+            end = line => end,
+            never = self.take_streams(&id, &connection) => match never {},
+        };
+        // Sessions on other streams go on after a line that ended in order, as they do on connections of
+        // their own. The connection ends with the last of them.
+        if !end.is_orderly() {
+            quic::close(&connection, &end.to_string());
+        }
     }
 
     async fn establish_quic(
@@ -76,7 +83,7 @@ impl ControlDoor {
             chain: quic::peer_certificates(&connection),
         };
         match tokio::time::timeout(patience, connection.accept_bi()).await {
-            Ok(Ok((send, recv))) => Ok((agent, connection, tokio::io::join(recv, send))),
+            Ok(Ok((send, recv))) => Ok((agent, connection, quic::urgent(send, recv))),
             Ok(Err(_)) | Err(_) => Err(EstablishError::NoStream),
         }
     }

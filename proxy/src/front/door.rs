@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use super::data::DataStream;
 use super::fetch::{FetchError, Fetcher};
 use super::forward::AuthDialer;
 use super::greet::{Client, Greeting, Refused, Rules};
@@ -83,13 +84,17 @@ impl Door {
         match greeting {
             Ok(Greeting::Client(client)) => self.client(client, place, shutdown).await,
             Ok(Greeting::DialBack(stream, preface)) => {
-                if let Err(error) = self
-                    .fetcher
-                    .board
-                    .redeem(OffsetDateTime::now_utc(), &preface, stream)
-                {
+                let (now, stream) = (OffsetDateTime::now_utc(), DataStream::Tcp(stream));
+                if let Err(error) = self.fetcher.board.redeem(now, &preface, None, stream) {
                     tracing::warn!(%peer, %error, "a dial-back is refused");
                     self.metrics.refused(Refusal::DialBack);
+                }
+            }
+            Ok(Greeting::Pooled(stream, preface)) => {
+                let until = OffsetDateTime::now_utc() + self.fetcher.pool_idle_seconds_max;
+                if let Err(error) = self.fetcher.board.enter_pool(&preface, stream, until) {
+                    tracing::warn!(%peer, %error, "a connection dialled in advance is refused");
+                    self.metrics.refused(Refusal::Pool);
                 }
             }
             Err(refused) => self.turn_away(refused, peer).await,
@@ -132,7 +137,7 @@ impl Door {
             return self.refuse(client, Refusal::SourceThrottled, limit).await;
         }
         // Boxed, as everything that is over before the bytes flow: a session at rest should weigh little.
-        let fetching = Box::pin(self.fetcher.fetch(&client.name, client.address, routed.source()));
+        let fetching = Box::pin(self.fetcher.fetch(&client, routed.source()));
         let fetched = tokio::select! {
             fetched = fetching => fetched,
             _ = self.end.cancelled() => return,
@@ -145,7 +150,12 @@ impl Door {
             }
         };
         self.metrics.routed(Destination::Agent);
-        let closed = session::relay(client.stream, fetched.stream, client.hello, &fetched.slot.cut).await;
+        let hello = if fetched.has_hello {
+            Vec::new()
+        } else {
+            client.hello
+        };
+        let closed = session::join(client.stream, fetched.stream, hello, &fetched.slot.cut).await;
         self.closed(&client.name, client.address, closed);
     }
 

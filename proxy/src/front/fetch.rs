@@ -1,18 +1,22 @@
-//! Getting a connection from an agent: ask the least loaded one, wait for it to dial back, else ask the next.
+//! Getting a connection from an agent: ask the least loaded one, wait for it to dial back or to speak on a
+//! connection it dialled in advance, else ask the next.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use iap_identity::{AgentId, ConnectionId, ServerName, ServiceName};
 use iap_tunnel::Token;
 use thiserror::Error;
 use time::OffsetDateTime;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::data::DataStream;
+use super::greet::Client;
 use crate::admission::Source;
 use crate::metrics::{DialBackOutcome, Metrics, Refusal};
-use crate::switchboard::{Answer, OpenError, Request, Slot, Switchboard};
+use crate::switchboard::{Answer, OpenError, Opened, Request, Slot, Switchboard};
 
 /// Asks agents on behalf of clients.
 #[derive(Clone)]
@@ -21,12 +25,21 @@ pub(crate) struct Fetcher {
     pub(crate) metrics: Metrics,
     pub(crate) dial_back_seconds_max: Duration,
     pub(crate) attempts_max: usize,
+    pub(crate) pool_idle_seconds_max: Duration,
 }
 
-/// A socket to an agent that came for this client, and the place it takes while it lives.
+/// A way to an agent that came for this client, and the place it takes while it lives.
 pub(crate) struct Fetched {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: DataStream,
     pub(crate) slot: Slot,
+    /// The client's first bytes are there already.
+    pub(crate) has_hello: bool,
+}
+
+/// What comes of asking an agent.
+enum Coming {
+    Pooled(TcpStream),
+    Answer(Result<Answer, oneshot::error::RecvError>),
 }
 
 /// Why no agent came.
@@ -52,23 +65,30 @@ impl FetchError {
     }
 }
 
+/// A client on whose behalf an agent is asked.
+struct Asking<'a> {
+    service: Option<ServiceName>,
+    client: &'a Client,
+    source: Source,
+}
+
 impl Fetcher {
-    /// A connection from some agent that serves `name`.
-    pub(crate) async fn fetch(
-        &self,
-        name: &ServerName,
-        client_address: SocketAddr,
-        source: Source,
-    ) -> Result<Fetched, FetchError> {
-        let candidates = self.board.candidates(name);
-        let service = match name {
+    /// A way to some agent that serves the name the client asks for.
+    pub(crate) async fn fetch(&self, client: &Client, source: Source) -> Result<Fetched, FetchError> {
+        let candidates = self.board.candidates(&client.name);
+        let service = match &client.name {
             ServerName::Service(service) => Some(service.clone()),
             ServerName::Cluster | ServerName::Auth | ServerName::Proxy | ServerName::Agent(_) => None,
+        };
+        let asking = Asking {
+            service,
+            client,
+            source,
         };
         let mut asked = 0;
         for agent in candidates.into_iter().take(self.attempts_max) {
             asked += 1;
-            if let Some(fetched) = self.ask(agent, service.clone(), client_address, source).await? {
+            if let Some(fetched) = self.ask(agent, &asking).await? {
                 return Ok(fetched);
             }
         }
@@ -80,37 +100,79 @@ impl Fetcher {
     }
 
     /// `None`: this agent will not come, another may.
-    async fn ask(
-        &self,
-        agent: AgentId,
-        service: Option<ServiceName>,
-        client_address: SocketAddr,
-        source: Source,
-    ) -> Result<Option<Fetched>, FetchError> {
+    async fn ask(&self, agent: AgentId, asking: &Asking<'_>) -> Result<Option<Fetched>, FetchError> {
         let now = OffsetDateTime::now_utc();
-        let connection_id = ConnectionId::from_uuid(Uuid::now_v7());
-        let deadline = now + self.dial_back_seconds_max;
         let request = Request {
-            connection_id,
+            connection_id: ConnectionId::from_uuid(Uuid::now_v7()),
             token: fresh_token()?,
-            service,
-            client_address,
-            source,
-            deadline,
+            service: asking.service.clone(),
+            client_address: asking.client.address,
+            source: asking.source,
+            deadline: now + self.dial_back_seconds_max,
         };
-        let (slot, answer) = match self.board.open(now, agent, request) {
+        let opened = match self.board.open(now, agent, request) {
             Ok(opened) => opened,
             Err(OpenError::AgentLost) => return Ok(self.missed(agent, DialBackOutcome::AgentLost, "")),
             Err(OpenError::Pending(_)) => return Err(FetchError::TooManyPending),
         };
-        match tokio::time::timeout(self.dial_back_seconds_max, answer).await {
-            Ok(Ok(Answer::Arrived(stream))) => {
-                self.metrics.dial_back(DialBackOutcome::Arrived);
-                Ok(Some(Fetched { stream, slot }))
+        let Opened { slot, answer, pooled } = opened;
+        let coming = async {
+            match pooled {
+                Some(pooled) => self.pooled_or_answer(pooled, answer, &asking.client.hello).await,
+                None => Coming::Answer(answer.await),
             }
-            Ok(Ok(Answer::Refused(reason))) => Ok(self.missed(agent, DialBackOutcome::Refused, &reason)),
-            Ok(Err(_)) => Ok(self.missed(agent, DialBackOutcome::AgentLost, "")),
+        };
+        match tokio::time::timeout(self.dial_back_seconds_max, coming).await {
+            Ok(Coming::Pooled(stream)) => {
+                self.board.withdraw(slot.connection_id());
+                Ok(Some(self.arrived(DataStream::Tcp(stream), slot, true)))
+            }
+            Ok(Coming::Answer(Ok(Answer::Arrived(stream)))) => Ok(Some(self.arrived(stream, slot, false))),
+            Ok(Coming::Answer(Ok(Answer::Refused(reason)))) => {
+                Ok(self.missed(agent, DialBackOutcome::Refused, &reason))
+            }
+            Ok(Coming::Answer(Err(_))) => Ok(self.missed(agent, DialBackOutcome::AgentLost, "")),
             Err(_) => Ok(self.missed(agent, DialBackOutcome::TimedOut, "")),
+        }
+    }
+
+    /// Sends the client's first bytes on the connection dialled in advance. If its agent has given it up, it dials
+    /// back as if there had been none: then those bytes are sent once more, where it is.
+    async fn pooled_or_answer(
+        &self,
+        mut pooled: TcpStream,
+        mut answer: oneshot::Receiver<Answer>,
+        hello: &[u8],
+    ) -> Coming {
+        let speaks = async {
+            pooled.write_all(hello).await?;
+            match pooled.peek(&mut [0]).await? {
+                0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                _ => Ok(()),
+            }
+        };
+        let spoke: std::io::Result<()> = tokio::select! {
+            biased;
+            spoke = speaks => spoke,
+            answered = &mut answer => {
+                self.metrics.pooled(false);
+                return Coming::Answer(answered);
+            }
+        };
+        self.metrics.pooled(spoke.is_ok());
+        match spoke {
+            Ok(()) => Coming::Pooled(pooled),
+            Err(_) => Coming::Answer(answer.await),
+        }
+    }
+
+    fn arrived(&self, stream: DataStream, slot: Slot, has_hello: bool) -> Fetched {
+        self.metrics.dial_back(DialBackOutcome::Arrived);
+        self.metrics.fetched(stream.way());
+        Fetched {
+            stream,
+            slot,
+            has_hello,
         }
     }
 
@@ -121,7 +183,7 @@ impl Fetcher {
     }
 }
 
-fn fresh_token() -> Result<Token, FetchError> {
+pub(crate) fn fresh_token() -> Result<Token, FetchError> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| FetchError::NoRandomness)?;
     Ok(Token::from_random(bytes))

@@ -11,7 +11,8 @@ use iap_runtime::proxy_protocol::{self, ProxyHeaderError};
 use iap_runtime::tls::{
     self, AlertDescription, ClientHelloError, ClientHelloFacts, ClientHelloLimits, Replay,
 };
-use iap_tunnel::{PREFACE_BYTES, PreambleMachine, PreambleStep, Preface};
+use iap_tunnel::preface::{POOL_PREFACE_VERSION, PREFACE_MAGIC};
+use iap_tunnel::{PREFACE_BYTES, PoolPreface, PreambleMachine, PreambleStep, Preface};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -31,6 +32,8 @@ pub(crate) enum Greeting {
     Client(Client),
     /// An agent that fetches a connection.
     DialBack(TcpStream, Preface),
+    /// An agent's connection that will wait for a client.
+    Pooled(TcpStream, PoolPreface),
 }
 
 /// A client whose ClientHello was read and not answered.
@@ -290,6 +293,10 @@ async fn dial_back(mut stream: TcpStream, mut bytes: Vec<u8>) -> Result<Greeting
         .as_slice()
         .try_into()
         .map_err(|_| refused(&"bytes behind the dial-back preface"))?;
+    if preface.get(PREFACE_MAGIC.len()) == Some(&POOL_PREFACE_VERSION) {
+        let preface = PoolPreface::parse(preface).map_err(|error| refused(&error))?;
+        return Ok(Greeting::Pooled(stream, preface));
+    }
     let preface = Preface::parse(preface).map_err(|error| refused(&error))?;
     Ok(Greeting::DialBack(stream, preface))
 }

@@ -4,11 +4,28 @@ use std::time::Duration;
 
 use iap_runtime::pump::{self, Cancellation, Closed, Counters, PumpLimits};
 use iap_runtime::tls::{self, AlertDescription};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+use super::data::DataStream;
 
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
+
+/// Joins a client and the agent that came for it until the connection ends.
+pub(crate) async fn join(
+    client: TcpStream,
+    agent: DataStream,
+    hello: Vec<u8>,
+    cut: &Cancellation,
+) -> std::io::Result<Closed> {
+    // Boxed: a session over TCP should not weigh what one over TLS or QUIC does.
+    match agent {
+        DataStream::Tcp(agent) => relay(client, agent, hello, cut).await,
+        DataStream::Tls(agent) => Box::pin(copy(client, agent, hello, cut)).await,
+        DataStream::Quic(agent) => Box::pin(copy(client, agent, hello, cut)).await,
+    }
+}
 
 /// Replays the ClientHello to the other side, then moves bytes both ways until the connection ends.
 pub(crate) async fn relay(
@@ -23,6 +40,21 @@ pub(crate) async fn relay(
     let counters = Counters::new();
     let limits = PumpLimits::default();
     Ok(pump::splice(&mut client, &mut other, &limits, &counters, cut).await)
+}
+
+/// The same through memory, where the other side is no socket of its own.
+async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
+    client: TcpStream,
+    mut other: S,
+    hello: Vec<u8>,
+    cut: &Cancellation,
+) -> std::io::Result<Closed> {
+    other.write_all(&hello).await?;
+    other.flush().await?;
+    drop(hello);
+    let counters = Counters::new();
+    let limits = PumpLimits::default();
+    Ok(pump::copy(client, other, &limits, &counters, cut).await)
 }
 
 /// Sends the alert and closes. Reads what the client still sends, within bounds: closing a socket with

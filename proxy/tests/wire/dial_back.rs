@@ -156,7 +156,7 @@ async fn a_preface_of_another_version_is_refused() {
         token: Token::from_random([1; 16]),
     }
     .encode();
-    preface[4] = 2;
+    preface[4] = 3;
     assert!(answer(plane.address, &preface).await.is_empty());
     plane.refused_once(Refusal::DialBack).await;
 }

@@ -10,9 +10,11 @@
 mod announcements;
 mod auth_side;
 mod control;
+mod data;
 mod dial_back;
 mod greeting;
 mod lifecycle;
+mod pool;
 mod postgres;
 mod quic;
 mod relay;

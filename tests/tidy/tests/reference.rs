@@ -12,9 +12,9 @@ use iap_audit::EventKind;
 use iap_identity::names::RESERVED_LABELS;
 use iap_identity::server_name::SERVER_NAME_BYTES_MAX;
 use iap_identity::{IDENTITY_EXTENSION_BYTES_MAX, IDENTITY_EXTENSION_OID, SignedKind};
-use iap_tunnel::control::{CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, DATA_TCP};
-use iap_tunnel::preface::{PREFACE_BYTES, PREFACE_MAGIC, PREFACE_VERSION, TOKEN_BYTES};
-use iap_tunnel::{ALPN_CONTROL, ALPN_IAP, FRAME_BYTES_MAX};
+use iap_tunnel::control::{CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION};
+use iap_tunnel::preface::{POOL_PREFACE_VERSION, PREFACE_BYTES, PREFACE_MAGIC, PREFACE_VERSION, TOKEN_BYTES};
+use iap_tunnel::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP, DataOffer, FRAME_BYTES_MAX};
 
 fn page(name: &str) -> String {
     std::fs::read_to_string(iap_tidy::root().join("docs").join(name)).unwrap()
@@ -76,14 +76,17 @@ fn the_protocol_page_has_the_names_and_numbers_of_the_code() {
         format!("On ALPN `{ALPN_CONTROL}`"),
         format!("sends {PREFACE_BYTES} bytes"),
         format!("| {} | `{magic}` |", PREFACE_MAGIC.len()),
-        format!("| 1 | version, {PREFACE_VERSION} |"),
+        format!(
+            "| 1 | version, {PREFACE_VERSION}; of a connection that waits for a client, {POOL_PREFACE_VERSION} |"
+        ),
         format!(
             "| {TOKEN_BYTES} | token, from `Open`: {} random bits",
             TOKEN_BYTES * 8
         ),
         format!("big-endian, at most {CONTROL_FRAME_BYTES_MAX})"),
         format!("the newest version it speaks, {CONTROL_VERSION} today"),
-        format!("session data travels: `{DATA_TCP}`"),
+        format!("sessions can run over: `{}`", DataOffer::OWN),
+        format!("ALPN `{ALPN_DATA}`"),
         format!("big-endian, at most {FRAME_BYTES_MAX})"),
         format!("OID `{IDENTITY_EXTENSION_OID}`"),
         format!("at most {IDENTITY_EXTENSION_BYTES_MAX} bytes, one encoding"),

@@ -11,10 +11,9 @@ use iap_runtime::tls::{
     self, ClientStream, FixedIdentity, HandshakeError, Material, ServerVerifier, certified_key,
 };
 use iap_testkit::{Credential, new_uuid};
-use iap_tunnel::control::DATA_TCP;
 use iap_tunnel::{
-    ALPN_CONTROL, CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, LengthPrefixed, Preface,
-    RefusedService, Token,
+    ALPN_CONTROL, CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, DataOffer, LengthPrefixed,
+    PoolPreface, Preface, RefusedService, Token,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -39,6 +38,7 @@ pub struct Opened {
     pub token: Token,
     pub service: Option<ServiceName>,
     pub client_address: SocketAddr,
+    pub pooled: Option<ConnectionId>,
 }
 
 impl TestAgent {
@@ -136,12 +136,14 @@ impl TestAgent {
                     token,
                     service,
                     client_address,
+                    pooled,
                 } => {
                     return Opened {
                         connection_id,
                         token,
                         service,
                         client_address,
+                        pooled,
                     };
                 }
                 ControlMessage::Ping(nonce) => self.send(ControlMessage::Pong(nonce)).await,
@@ -157,6 +159,21 @@ impl TestAgent {
             token: opened.token.clone(),
         };
         dial(self.proxy, &preface.encode()).await
+    }
+
+    /// What the proxy lets it dial in advance.
+    pub async fn invited(&mut self, connections: u32) -> Vec<PoolPreface> {
+        self.send(ControlMessage::PoolAsk { connections }).await;
+        loop {
+            match self.next().await.expect("the proxy closed the line") {
+                ControlMessage::PoolTokens { tokens, .. } => {
+                    let preface = |(id, token)| PoolPreface { id, token };
+                    return tokens.into_iter().map(preface).collect();
+                }
+                ControlMessage::Ping(nonce) => self.send(ControlMessage::Pong(nonce)).await,
+                other => panic!("{} instead of tokens", other.name()),
+            }
+        }
     }
 
     /// Waits for a request and fetches its connection.
@@ -214,7 +231,7 @@ pub fn greeting() -> ControlMessage {
     ControlMessage::Hello {
         version: CONTROL_VERSION,
         software: "test".into(),
-        data: DATA_TCP.into(),
+        data: DataOffer::OWN.to_string(),
     }
 }
 

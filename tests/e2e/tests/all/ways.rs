@@ -2,8 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Stdio;
+use std::time::Duration;
 
-use iap_e2e::{Plane, wait_until};
+use iap_e2e::{Background, Plane, wait_until};
 use iap_testkit::Relay;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -61,7 +63,11 @@ fn proxies(plane: &Plane) -> Value {
 }
 
 fn wait_for_control(plane: &Plane, address: &str, control: &str) {
-    let wanted = json!([{"address": address, "control": control, "data": "tcp"}]);
+    wait_for_ways(plane, address, control, "tcp");
+}
+
+fn wait_for_ways(plane: &Plane, address: &str, control: &str, data: &str) {
+    let wanted = json!([{"address": address, "control": control, "data": data}]);
     let mut last = Value::Null;
     wait_until("`agents ls` shows the way", || {
         last = proxies(plane);
@@ -216,4 +222,154 @@ fn a_locked_agent_is_cut_on_quic_too() {
     .unwrap();
     assert_eq!(connected(), 0);
     assert!(echo(&plane).is_err());
+}
+
+/// A session whose client ends its direction first: everything comes back, and the records are whole.
+fn half_close(plane: &Plane, way: &str) {
+    let sent: String = (0..200_000).map(|number| format!("{number}\n")).collect();
+    let command = plane.command("alice", &["connect", "echo", "--stdio"]);
+    let mut session = Background(command.unwrap().stdin(Stdio::piped()).spawn().unwrap());
+    let mut input = session.0.stdin.take().unwrap();
+    let writing = {
+        let sent = sent.clone();
+        std::thread::spawn(move || input.write_all(sent.as_bytes()))
+    };
+    let mut back = String::new();
+    session
+        .0
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_to_string(&mut back)
+        .unwrap();
+    writing.join().unwrap().unwrap();
+    assert!(
+        back == sent,
+        "{way}: {} of {} bytes came back",
+        back.len(),
+        sent.len()
+    );
+    session.finish().unwrap().succeeded().unwrap();
+    let bytes = u64::try_from(sent.len()).unwrap();
+    let whole = |session: &Value| session["bytes_in"] == bytes && session["bytes_out"] == bytes;
+    plane
+        .sessions_when(|all| all.iter().any(|one| !one["end"].is_null() && whole(one)))
+        .unwrap();
+    let counted = metric(
+        plane,
+        "agent",
+        &format!("iap_agent_fetched_total{{way=\"{way}\"}}"),
+    );
+    assert!(counted > 0, "{way}");
+}
+
+#[test]
+fn sessions_run_over_each_way_that_an_agent_may_be_told_to_use() {
+    let plane = Plane::demo().unwrap();
+    for user in ["alice", "admin", "auditor"] {
+        plane.log_in(user).unwrap();
+    }
+    let address = proxy_address(&plane).to_string();
+    let mut before = "admin_listen".to_owned();
+    for way in ["tcp", "tls", "quic"] {
+        let next = format!("data = \"{way}\"\nadmin_listen");
+        reconfigure(&plane, "agent", &[(&before, &next)]);
+        before = next;
+        wait_for_ways(&plane, &address, "quic", way);
+        wait_for_echo(&plane);
+        half_close(&plane, way);
+        let fetched = metric(
+            &plane,
+            "proxy",
+            &format!("iap_proxy_sessions_fetched_total{{way=\"{way}\"}}"),
+        );
+        assert!(fetched > 0, "{way}");
+    }
+}
+
+#[test]
+fn where_plain_tcp_is_swallowed_sessions_run_inside_tls_and_without_new_tcp_over_quic() {
+    let plane = Plane::demo().unwrap();
+    for user in ["alice", "admin", "auditor"] {
+        plane.log_in(user).unwrap();
+    }
+    let relay = behind_a_relay(
+        &plane,
+        "limits = { data_try_milliseconds_max = 500, pool_connections_per_proxy = 0 }",
+    );
+    let address = relay.address().to_string();
+    wait_for_ways(&plane, &address, "quic", "tcp");
+    wait_for_echo(&plane);
+    relay.swallow_plain(true);
+    // The very first client is served already.
+    half_close(&plane, "tls");
+    wait_for_ways(&plane, &address, "quic", "tls");
+    let failures = metric(&plane, "agent", "iap_agent_fetch_failures_total{way=\"tcp\"}");
+    half_close(&plane, "tls");
+    assert_eq!(
+        metric(&plane, "agent", "iap_agent_fetch_failures_total{way=\"tcp\"}"),
+        failures,
+        "it remembers what works"
+    );
+    relay.refuse_tcp(true);
+    half_close(&plane, "quic");
+    relay.refuse_tcp(false);
+    wait_for_ways(&plane, &address, "quic", "quic");
+}
+
+#[test]
+fn clients_come_on_connections_dialled_in_advance_unless_there_are_none() {
+    let plane = Plane::demo().unwrap();
+    for user in ["alice", "admin", "auditor"] {
+        plane.log_in(user).unwrap();
+    }
+    let address = proxy_address(&plane).to_string();
+    wait_for_control(&plane, &address, "quic");
+    let waiting = || metric(&plane, "proxy", "iap_proxy_pool_connections ");
+    wait_until("the pool is full", || Ok(waiting() == 4)).unwrap();
+    let used = || metric(&plane, "agent", "iap_agent_pool_used_total ");
+    let before = used();
+    half_close(&plane, "tcp");
+    assert!(used() > before);
+    assert!(metric(&plane, "proxy", "iap_proxy_pool_total{outcome=\"answered\"}") > 0);
+    wait_until("the pool is full again", || Ok(waiting() == 4)).unwrap();
+    // A proxy that dies is noticed by its connections: the agent is back long before it would ask.
+    let proxy = plane.pid("proxy").unwrap();
+    plane.signal("proxy", Signal::KILL).unwrap();
+    wait_until("the proxy is started again", || Ok(plane.pid("proxy")? != proxy)).unwrap();
+    wait_for_echo(&plane);
+    let none = "limits = { pool_connections_per_proxy = 0 }\nadmin_listen";
+    reconfigure(&plane, "agent", &[("admin_listen", none)]);
+    wait_for_control(&plane, &address, "quic");
+    wait_for_echo(&plane);
+    half_close(&plane, "tcp");
+    assert_eq!((waiting(), used()), (0, 0));
+}
+
+#[test]
+fn over_a_slow_link_that_loses_datagrams_control_stays_on_quic_and_sessions_run() {
+    let plane = Plane::demo().unwrap();
+    for user in ["alice", "admin", "auditor"] {
+        plane.log_in(user).unwrap();
+    }
+    let relay = behind_a_relay(&plane, "");
+    relay.slow_down(Duration::from_millis(100), 20);
+    let agent = plane.pid("agent").unwrap();
+    plane.signal("agent", Signal::KILL).unwrap();
+    wait_until("the agent is started again", || Ok(plane.pid("agent")? != agent)).unwrap();
+    let address = relay.address().to_string();
+    wait_for_control(&plane, &address, "quic");
+    wait_for_echo(&plane);
+    half_close(&plane, "tcp");
+    reconfigure(
+        &plane,
+        "agent",
+        &[("admin_listen", "data = \"quic\"\nadmin_listen")],
+    );
+    wait_for_ways(&plane, &address, "quic", "quic");
+    wait_for_echo(&plane);
+    let mut session = plane.echo_session("alice").unwrap();
+    for _ in 0..10 {
+        session.round_trip(&[b'x'; 1000]).unwrap();
+    }
 }

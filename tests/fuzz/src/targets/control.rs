@@ -92,6 +92,7 @@ pub(crate) fn seeds() -> Seeds {
         token: Token::from_random([5; 16]),
         service,
         client_address: "[2001:db8::1]:4711".parse().unwrap(),
+        pooled: None,
     };
     let from_agent = vec![
         hello(),

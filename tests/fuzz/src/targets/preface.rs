@@ -1,7 +1,7 @@
 //! The first bytes of a dial-back: one encoding per value, and nothing shorter or longer is one.
 
-use iap_tunnel::preface::{PREFACE_MAGIC, PREFACE_VERSION};
-use iap_tunnel::{PREFACE_BYTES, Preface, Token};
+use iap_tunnel::preface::{POOL_PREFACE_VERSION, PREFACE_MAGIC, PREFACE_VERSION};
+use iap_tunnel::{PREFACE_BYTES, PoolPreface, Preface, Token};
 
 use super::Seeds;
 
@@ -20,6 +20,13 @@ pub(crate) fn run(bytes: &[u8]) {
         }
         Err(_) => assert!(
             !exact.starts_with(&PREFACE_MAGIC) || exact[4] != PREFACE_VERSION,
+            "a well-formed preface was refused: {exact:?}"
+        ),
+    }
+    match PoolPreface::parse(exact) {
+        Ok(preface) => assert_eq!(preface.encode(), *exact, "one encoding"),
+        Err(_) => assert!(
+            !exact.starts_with(&PREFACE_MAGIC) || exact[4] != POOL_PREFACE_VERSION,
             "a well-formed preface was refused: {exact:?}"
         ),
     }
