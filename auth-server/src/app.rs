@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use iap_audit::EventKind;
 use iap_identity::Pin;
-use iap_runtime::admin::{self, AdminError, Readiness};
+use iap_runtime::admin::{self, AdminError, Condition, Readiness};
 use iap_runtime::shutdown::{Drained, Hangups, Shutdown};
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
@@ -19,6 +19,8 @@ use crate::login::{Logins, OutboundError};
 use crate::metrics::Metrics;
 use crate::{audit, local, rpc, web};
 
+const DATABASE_TRIED_EVERY: Duration = Duration::from_secs(5);
+const DATABASE_SECONDS_MAX: Duration = Duration::from_secs(3);
 const WATCHERS_COUNTED_EVERY: Duration = Duration::from_secs(5);
 
 /// A server that is ready to run.
@@ -31,6 +33,7 @@ pub struct App {
     listener: TcpListener,
     local: UnixListener,
     is_first_start: bool,
+    readiness: Readiness,
 }
 
 /// Why the server cannot start.
@@ -107,12 +110,18 @@ impl App {
             listener,
             local,
             is_first_start,
+            readiness: Readiness::new(),
         })
     }
 
     /// The parts, for those who look on.
     pub fn context(&self) -> &Arc<AppContext> {
         &self.context
+    }
+
+    /// What `/readyz` says.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
     }
 
     /// Where the server listens.
@@ -132,7 +141,7 @@ impl App {
 
     /// Serves until shutdown, then drains.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), RunError> {
-        let readiness = Readiness::new();
+        let readiness = self.readiness.clone();
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let config = Arc::clone(&self.context.config);
@@ -145,6 +154,11 @@ impl App {
         .await?;
         let feed = self.context.feed.clone();
         shutdown.spawn(feed.run(readiness.condition("feed"), shutdown.clone()));
+        shutdown.spawn(watch_database(
+            Arc::clone(&self.context),
+            readiness.condition("database"),
+            shutdown.clone(),
+        ));
         shutdown.spawn(count_watchers(
             Arc::clone(&self.context),
             metrics.clone(),
@@ -162,7 +176,8 @@ impl App {
         ));
         shutdown.spawn(audit::lost::run(Arc::clone(&self.context), shutdown.clone()));
         let material = self.identity.material();
-        shutdown.spawn(self.identity.run(shutdown.clone()));
+        let certificate = readiness.condition("certificate");
+        shutdown.spawn(self.identity.run(certificate, shutdown.clone()));
 
         shutdown.spawn(Arc::clone(&self.logins).recheck(shutdown.clone()));
         let pages = web::router(Arc::clone(&self.logins));
@@ -189,6 +204,29 @@ impl App {
             Drained::Abandoned { tasks } => tracing::warn!(tasks, "stopped with work under way"),
         }
         Ok(())
+    }
+}
+
+/// Whoever cannot write can neither issue nor record: the server is not ready.
+async fn watch_database(context: Arc<AppContext>, condition: Condition, shutdown: Shutdown) {
+    let mut ticks = tokio::time::interval(DATABASE_TRIED_EVERY);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match tokio::time::timeout(DATABASE_SECONDS_MAX, context.store.probe()).await {
+            Ok(Ok(())) => condition.met_for(DATABASE_TRIED_EVERY + 2 * DATABASE_SECONDS_MAX),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the database cannot be written");
+                condition.unmet(&error.to_string());
+            }
+            Err(_) => {
+                let seconds = DATABASE_SECONDS_MAX.as_secs();
+                tracing::error!(seconds, "the database does not answer");
+                condition.unmet(&format!("nothing could be written within {seconds} s"));
+            }
+        }
     }
 }
 

@@ -19,7 +19,8 @@ pub use connector::{ConnectorConfig, ConnectorKind};
 pub use raw::RawConfig;
 
 /// Overrides come from `IAP_AUTH__SECTION__KEY`.
-const ENVIRONMENT_PREFIX: &str = "IAP_AUTH";
+/// As in `IAP_AUTH__LOG__LEVEL`.
+pub const ENVIRONMENT_PREFIX: &str = "IAP_AUTH";
 
 /// Everything the server was told, checked.
 #[derive(Clone, Debug)]
@@ -124,16 +125,12 @@ pub struct Limits {
 impl Config {
     /// Reads a configuration file, overrides it from the environment, and checks it: all mistakes at once.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let raw: RawConfig = iap_runtime::config::load(path, ENVIRONMENT_PREFIX)?;
-        Self::check(raw, &path.display().to_string())
+        iap_runtime::config::load(path, ENVIRONMENT_PREFIX, Self::check)
     }
 
     /// The configuration in `text`; `file` is what errors call it.
     pub fn parse(text: &str, file: &str) -> Result<Self, ConfigErrors> {
-        Self::check(
-            iap_runtime::config::parse(text, file, ENVIRONMENT_PREFIX, [])?,
-            file,
-        )
+        iap_runtime::config::parse(text, file, ENVIRONMENT_PREFIX, [], Self::check)
     }
 
     /// The same with overrides, as [`Config::load`] takes them from the process environment.
@@ -142,8 +139,7 @@ impl Config {
         file: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
-        let raw = iap_runtime::config::parse(text, file, ENVIRONMENT_PREFIX, environment)?;
-        Self::check(raw, file)
+        iap_runtime::config::parse(text, file, ENVIRONMENT_PREFIX, environment, Self::check)
     }
 
     /// Checks values, reading only the secrets' files they name.

@@ -6,13 +6,15 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use iap_auth::app::App;
 use iap_auth::break_glass::{self, Wish};
-use iap_auth::config::Config;
+use iap_auth::config::{self, Config};
 use iap_auth::context::{Clock, Random};
 use iap_auth::idp::{self, TestArguments};
 use iap_auth::{backup, local, printer};
 use iap_runtime::config::ConfigDuration;
 use iap_runtime::net::HostPort;
-use iap_runtime::shutdown::Shutdown;
+use iap_runtime::reloading::Reloading;
+use iap_runtime::service_manager::ServiceManager;
+use iap_runtime::shutdown::{Hangups, Shutdown};
 use iap_runtime::{admin, telemetry, tls};
 
 /// Bad arguments or a bad configuration, as clap says it too.
@@ -111,7 +113,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = match arguments.command {
-        None => run(config).map(|()| true),
+        None => run(config, &arguments.config).map(|()| true),
         Some(Command::Ready) => ready(&config).map(|()| true),
         Some(Command::Token {
             kind: TokenFor::Proxy { ttl },
@@ -147,13 +149,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
-    telemetry::init(config.log_format, &config.log_level)?;
+fn run(config: Config, file: &Path) -> anyhow::Result<()> {
+    let level = telemetry::init(config.log_format, &config.log_level)?;
+    let manager = ServiceManager::from_environment();
+    let reloading = Reloading {
+        path: file.to_owned(),
+        environment_prefix: config::ENVIRONMENT_PREFIX,
+        live: &[],
+        level,
+        manager,
+    };
     tls::install_provider();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(serve(config))
+        .block_on(serve(config, reloading))
 }
 
 fn ready(config: &Config) -> anyhow::Result<()> {
@@ -194,11 +204,18 @@ fn one_command() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, reloading: Reloading) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals()?;
+    let hangups = Hangups::listen()?;
     let app = App::build(config.clone(), Clock::system(), Random::system()).await?;
     if app.is_first_start() {
         printer::first_start(&config, &app.pin());
     }
+    let (manager, path) = (reloading.manager.clone(), reloading.path.clone());
+    manager.ready();
+    tokio::spawn(manager.follow(shutdown.clone()));
+    tokio::spawn(reloading.run(hangups, shutdown.clone(), move || {
+        Config::load(&path).map(|config| config.log_level)
+    }));
     Ok(app.run(shutdown).await?)
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod ask;
+mod who_can;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -83,6 +83,8 @@ pub enum Command {
     Status(commands::status::StatusArguments),
     /// End the login and remove its certificate
     Logout(commands::logout::LogoutArguments),
+    /// Look for what may be wrong between here and the cluster, and say how to mend it
+    Doctor(commands::doctor::DoctorArguments),
     /// List the services you may reach
     #[command(visible_alias = "list")]
     Ls(commands::ls::LsArguments),
@@ -115,6 +117,8 @@ pub enum Command {
     Agents(commands::agents::AgentsCommand),
     /// Say whether a user may reach a service (exit code 3 if not)
     Can(commands::can::CanArguments),
+    /// List who may reach a service, and by which rules
+    WhoCan(commands::who_can::WhoCanArguments),
     /// A whole access plane on this machine, to try it
     Dev(crate::dev::DevArgs),
     /// Renew the login in the background, as `login` starts it

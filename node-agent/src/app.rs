@@ -137,6 +137,8 @@ impl App {
         let conditions = Conditions {
             snapshot: readiness.condition("snapshot"),
             proxies: readiness.condition("proxies"),
+            spool: readiness.condition("spool"),
+            certificate: readiness.condition("certificate"),
             clock: readiness.condition("clock"),
         };
         let drain = self.config.limits.drain();

@@ -120,7 +120,8 @@ impl DialFailure {
 }
 
 /// Dials the backend of a session that has a grant and a durable start record, and introduces the caller where
-/// the service's file wants it: [`Started`] proves both, and nothing else in the agent connects to a backend.
+/// the service's file wants it: [`Started`] proves both, and nothing else in the agent connects to a
+/// backend, but for `doctor`, which sends nothing to it.
 ///
 /// # Errors
 /// When the backend cannot be reached within `patience`.

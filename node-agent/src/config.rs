@@ -165,8 +165,7 @@ impl Config {
     /// # Errors
     /// Every mistake in it, each with its key and what is allowed.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let raw = config::load(path, ENVIRONMENT_PREFIX)?;
-        Self::check(raw, &path.display().to_string())
+        config::load(path, ENVIRONMENT_PREFIX, Self::check)
     }
 
     /// Reads configuration from `text`; `file` is what errors call it.
@@ -186,8 +185,7 @@ impl Config {
         file: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
-        let raw = config::parse(text, file, ENVIRONMENT_PREFIX, environment)?;
-        Self::check(raw, file)
+        config::parse(text, file, ENVIRONMENT_PREFIX, environment, Self::check)
     }
 
     fn check(raw: RawConfig, file: &str) -> Result<Self, ConfigErrors> {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod decide;
 pub mod dialback;
+pub mod doctor;
 pub mod handlers;
 pub mod identity;
 pub mod join;

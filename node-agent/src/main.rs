@@ -7,8 +7,11 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use iap_agent::app::Reload;
 use iap_agent::printer;
-use iap_agent::{App, Config, join};
+use iap_agent::{App, Config, config, doctor, join};
+use iap_runtime::config::ConfigErrors;
 use iap_runtime::net::HostPort;
+use iap_runtime::reloading::Reloading;
+use iap_runtime::service_manager::ServiceManager;
 use iap_runtime::shutdown::{Hangups, Shutdown};
 use iap_runtime::{admin, telemetry, tls};
 
@@ -42,6 +45,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Look for what may be wrong on this host and on the way to the cluster, and say how to mend it.
+    Doctor(Doctor),
 }
 
 #[derive(Debug, Args)]
@@ -63,6 +68,24 @@ struct Join {
     unless_joined: bool,
 }
 
+#[derive(Debug, Args)]
+struct Doctor {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// How findings are printed.
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 /// Bad input: a configuration file with mistakes.
 const EXIT_USAGE: u8 = 2;
 
@@ -74,6 +97,9 @@ fn main() -> ExitCode {
             with_config(&join.config, |config| block_on(join_cluster(config, &join)))
         }
         (Some(Command::Ready { config }), _) => with_config(&config, |config| ready(&config)),
+        (Some(Command::Doctor(doctor)), _) => {
+            with_config(&doctor.config, |config| block_on(examine(config, &doctor)))
+        }
         (
             None,
             Run {
@@ -151,30 +177,44 @@ async fn join_cluster(config: Config, arguments: &Join) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whoever reads the findings needs no further sentence when something failed.
+async fn examine(config: Config, arguments: &Doctor) -> anyhow::Result<()> {
+    let report = doctor::examine(&config, &arguments.config).await;
+    match arguments.format {
+        Format::Text => printer::line(report.render().trim_end()),
+        Format::Json => printer::line(&serde_json::to_string_pretty(&report)?),
+    }
+    anyhow::ensure!(report.healthy, "something is wrong: see above");
+    Ok(())
+}
+
 async fn serve(config: Config, path: &Path) -> anyhow::Result<()> {
-    telemetry::init(config.log.format, &config.log.level)?;
+    let level = telemetry::init(config.log.format, &config.log.level)?;
     let shutdown = Shutdown::on_signals()?;
     let hangups = Hangups::listen()?;
     let app = App::build(config).await?;
-    tokio::spawn(answer_hangups(hangups, path.to_owned(), app.reload()));
+    let reloading = Reloading {
+        path: path.to_owned(),
+        environment_prefix: config::ENVIRONMENT_PREFIX,
+        live: &["service"],
+        level,
+        manager: ServiceManager::from_environment(),
+    };
+    reloading.manager.ready();
+    tokio::spawn(reloading.manager.clone().follow(shutdown.clone()));
+    let take_over = take_over(app.reload(), path.to_owned());
+    tokio::spawn(reloading.run(hangups, shutdown.clone(), take_over));
     app.run(shutdown).await?;
     Ok(())
 }
 
-/// SIGHUP: the services of the file take effect; everything else in it is read at start only. A file with
-/// mistakes changes nothing.
-async fn answer_hangups(mut hangups: Hangups, path: PathBuf, reload: Reload) {
-    loop {
-        hangups.received().await;
-        match Config::load(&path) {
-            Ok(config) => {
-                tracing::info!(
-                    services = config.services.len(),
-                    "the file's services are read again"
-                );
-                reload.services(config.services);
-            }
-            Err(errors) => tracing::error!(%errors, "the file is not taken over"),
-        }
+/// The services of the file take effect; what it no longer lists or allows ends.
+fn take_over(reload: Reload, path: PathBuf) -> impl FnMut() -> Result<String, ConfigErrors> + Send {
+    move || {
+        let config = Config::load(&path)?;
+        let services = config.services.len();
+        tracing::info!(services, "the file's services are read again");
+        reload.services(config.services);
+        Ok(config.log.level)
     }
 }

@@ -191,7 +191,10 @@ impl Renewal {
 
     fn note_readiness(&self) {
         match state::own_certificate(&self.material, OffsetDateTime::now_utc()) {
-            Some(_) => self.ready.met(),
+            Some(own) => {
+                let left = own.not_after - OffsetDateTime::now_utc();
+                self.ready.met_for(Duration::try_from(left).unwrap_or_default());
+            }
             None => self
                 .ready
                 .unmet("the proxy's certificate does not count: join again"),

@@ -134,8 +134,7 @@ impl Default for Limits {
 impl Config {
     /// Reads the file and the environment; reports every mistake at once.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
-        let file: File = config::load(path, ENVIRONMENT_PREFIX)?;
-        file.check(&path.display().to_string())
+        config::load(path, ENVIRONMENT_PREFIX, File::check)
     }
 
     /// Reads configuration from text, for tests and for programs that embed the proxy.
@@ -149,7 +148,7 @@ impl Config {
         file: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigErrors> {
-        config::parse::<File>(text, file, ENVIRONMENT_PREFIX, environment)?.check(file)
+        config::parse(text, file, ENVIRONMENT_PREFIX, environment, File::check)
     }
 }
 

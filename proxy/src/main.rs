@@ -1,13 +1,16 @@
 //! `iap-proxy`: the command line around the library.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 use iap_proxy::state::{self, Reloader};
-use iap_proxy::{App, Config};
+use iap_proxy::{App, Config, config};
+use iap_runtime::config::ConfigErrors;
 use iap_runtime::net::HostPort;
+use iap_runtime::reloading::Reloading;
+use iap_runtime::service_manager::ServiceManager;
 use iap_runtime::shutdown::{Hangups, Shutdown};
 use iap_runtime::{admin, telemetry, tls};
 use time::OffsetDateTime;
@@ -79,7 +82,7 @@ fn main() -> ExitCode {
         tell(&format!("{} is valid", file.display()));
         return ExitCode::SUCCESS;
     }
-    match start(config, arguments.command) {
+    match start(config, &file, arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("iap-proxy: {error}"));
@@ -89,8 +92,8 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn start(config: Config, command: Option<Command>) -> anyhow::Result<()> {
-    telemetry::init(config.log.format, &config.log.level)?;
+async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow::Result<()> {
+    let level = telemetry::init(config.log.format, &config.log.level)?;
     tls::install_provider();
     match command {
         Some(Command::Ready { .. }) => tell(&admin::ask_readiness(config.admin_listen)?),
@@ -112,7 +115,17 @@ async fn start(config: Config, command: Option<Command>) -> anyhow::Result<()> {
             for address in app.local_addresses() {
                 tracing::info!(%address, "listening");
             }
-            tokio::spawn(reload_on_hangup(app.reloader(), Hangups::listen()?));
+            let reloading = Reloading {
+                path: file.to_owned(),
+                environment_prefix: config::ENVIRONMENT_PREFIX,
+                live: &[],
+                level,
+                manager: ServiceManager::from_environment(),
+            };
+            reloading.manager.ready();
+            tokio::spawn(reloading.manager.clone().follow(shutdown.clone()));
+            let take_over = take_over(app.reloader(), file.to_owned());
+            tokio::spawn(reloading.run(Hangups::listen()?, shutdown.clone(), take_over));
             let drained = app.run(shutdown).await?;
             tracing::info!(?drained, "stopped");
         }
@@ -120,14 +133,15 @@ async fn start(config: Config, command: Option<Command>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The configuration file is read at the start alone; what changes while the proxy runs is its certificate.
-async fn reload_on_hangup(reloader: Reloader, mut hangups: Hangups) {
-    loop {
-        hangups.received().await;
+/// What changes while the proxy runs is its certificate, and what it logs.
+fn take_over(reloader: Reloader, file: PathBuf) -> impl FnMut() -> Result<String, ConfigErrors> + Send {
+    move || {
+        let config = Config::load(&file)?;
         match reloader.reload(OffsetDateTime::now_utc()) {
             Ok(()) => tracing::info!("the certificate was read again"),
             Err(error) => tracing::error!(%error, "the certificate was not read again"),
         }
+        Ok(config.log.level)
     }
 }
 

@@ -174,8 +174,9 @@ fn check_admins(config: &Config, errors: &mut ConfigErrors) {
             .iter()
             .any(|connector| connector.domains.contains(&domain))
         {
-            errors.push(
+            errors.push_given(
                 "bootstrap.admins",
+                &["connector"],
                 format!("{admin}: no connector owns {domain}; add it to the domains of theirs, or others could call themselves so"),
             );
         }

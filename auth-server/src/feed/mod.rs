@@ -7,6 +7,7 @@ pub mod stream;
 mod watchers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use iap_identity::{Lock, Locks, LoginName, SignedKind};
 use iap_proto::convert::bundle::encode_bundle;
@@ -22,6 +23,9 @@ use crate::services;
 use crate::store::{Counter, SharedStore, StoreError};
 
 pub use watchers::{Watchers, Watching};
+
+/// How long a beat may take to be made before the server counts as not ready.
+const TICK_SECONDS_MAX: Duration = Duration::from_secs(5);
 
 /// The feed's newest state, and the way to change it.
 #[derive(Clone, Debug)]
@@ -168,7 +172,7 @@ impl Feed {
                 _ = ticks.tick() => {}
             }
             match self.tick().await {
-                Ok(()) => condition.met(),
+                Ok(()) => condition.met_for(3 * self.shared.config.snapshot.beat + TICK_SECONDS_MAX),
                 Err(error) => {
                     tracing::error!(%error, "the feed could not be kept up");
                     condition.unmet(&error.to_string());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{CertificateDer, Request, RequestError, certificate_request};
+use iap_runtime::admin::Condition;
 use iap_runtime::keys::{self, KeyError, KeyKind};
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::tls::{Material, MaterialError};
@@ -19,7 +20,14 @@ const RETRY_PAUSE: Duration = Duration::from_secs(60);
 pub struct OwnIdentity {
     context: Arc<AppContext>,
     material: Arc<Material>,
+    times: Times,
+}
+
+/// When the certificate in use is renewed, and when it no longer counts.
+#[derive(Clone, Copy, Debug)]
+struct Times {
     half_life: OffsetDateTime,
+    not_after: OffsetDateTime,
 }
 
 /// The server has no certificate to show.
@@ -46,11 +54,11 @@ impl OwnIdentity {
     /// Gets the first certificate, before anything listens.
     pub async fn issue(context: Arc<AppContext>) -> Result<Self, IdentityError> {
         let material = Material::new(context.authority.bundle.as_ref().clone());
-        let half_life = renew(&context, &material).await?;
+        let times = renew(&context, &material).await?;
         Ok(Self {
             context,
             material,
-            half_life,
+            times,
         })
     }
 
@@ -60,9 +68,10 @@ impl OwnIdentity {
     }
 
     /// Renews until shutdown.
-    pub async fn run(mut self, shutdown: Shutdown) {
+    pub async fn run(mut self, condition: Condition, shutdown: Shutdown) {
         loop {
-            let wait = (self.half_life - self.context.clock.now())
+            self.note(&condition);
+            let wait = (self.times.half_life - self.context.clock.now())
                 .try_into()
                 .unwrap_or(RETRY_PAUSE);
             tokio::select! {
@@ -70,7 +79,7 @@ impl OwnIdentity {
                 () = tokio::time::sleep(wait) => {}
             }
             match renew(&self.context, &self.material).await {
-                Ok(half_life) => self.half_life = half_life,
+                Ok(times) => self.times = times,
                 Err(error) => {
                     tracing::error!(%error, "this server's own certificate could not be renewed");
                     tokio::time::sleep(RETRY_PAUSE).await;
@@ -78,10 +87,18 @@ impl OwnIdentity {
             }
         }
     }
+
+    /// Met until it expires, whatever becomes of this task.
+    fn note(&self, condition: &Condition) {
+        let left = self.times.not_after - self.context.clock.now();
+        match Duration::try_from(left) {
+            Ok(left) => condition.met_for(left),
+            Err(_) => condition.unmet("this server's own certificate has expired"),
+        }
+    }
 }
 
-/// Returns when half of the new certificate's life is over.
-async fn renew(context: &AppContext, material: &Material) -> Result<OffsetDateTime, IdentityError> {
+async fn renew(context: &AppContext, material: &Material) -> Result<Times, IdentityError> {
     let key = keys::generate(KeyKind::P256)?;
     let request = Request::parse(&certificate_request(&key)?)?;
     let issued = context.authority.issue_auth(request).await?;
@@ -91,5 +108,9 @@ async fn renew(context: &AppContext, material: &Material) -> Result<OffsetDateTi
         issued.chain_der().into_iter().map(CertificateDer::from).collect();
     chain.push(context.authority.keys.root.der().clone());
     material.publish_identity(chain, keys::private_key_der(&key), now)?;
-    Ok(now + (issued.not_after() - now) / 2)
+    let not_after = issued.not_after();
+    Ok(Times {
+        half_life: now + (not_after - now) / 2,
+        not_after,
+    })
 }

@@ -15,12 +15,15 @@ use time::OffsetDateTime;
 use super::Policies;
 use crate::context::AppContext;
 use crate::rpc::{RpcError, UserCaller};
+use crate::store::UserRow;
 
 const GROUPS_ASKED_MAX: usize = 256;
 const DATABASE_BYTES_MAX: usize = 63;
 
 /// A question with everything it needs, so that it can move to a large stack.
 struct Asking {
+    /// What the answer cannot know.
+    note: Option<String>,
     policy: Arc<Policy>,
     vocabulary: Vocabulary,
     user: UserFacts,
@@ -88,13 +91,7 @@ impl Policies {
     ) -> Result<Asking, RpcError> {
         let applied = self.current();
         let service = ServiceName::parse(&request.service).map_err(RpcError::invalid)?;
-        let snapshot = context.feed.snapshot();
-        let found = snapshot
-            .content
-            .services
-            .iter()
-            .find(|known| known.facts.name == service);
-        let service = found.ok_or_else(|| RpcError::not_found(format!("there is no service {service}")))?;
+        let service = service_named(context, &service)?;
         let login = Some(request.login.as_str()).filter(|login| !login.is_empty());
         let client_ip = match request.client_ip.as_str() {
             "" => client_ip,
@@ -115,11 +112,19 @@ impl Policies {
                 Vocabulary::default(),
             ),
         };
+        let (user, known) = self.asked_about(context, caller, request).await?;
+        let note = (!known && request.groups.is_empty()).then(|| {
+            format!(
+                "{} has never logged in, so their groups are not known: name those to assume with --groups",
+                user.name
+            )
+        });
         Ok(Asking {
+            note,
             policy,
             vocabulary,
-            user: self.asked_about(context, caller, request).await?,
-            service: service.facts.clone(),
+            user,
+            service,
             login: login
                 .map(LoginName::parse)
                 .transpose()
@@ -142,16 +147,16 @@ impl Policies {
         context: &AppContext,
         caller: &UserCaller,
         request: &v1::ExplainRequest,
-    ) -> Result<UserFacts, RpcError> {
-        let mut facts = match request.user.as_str() {
-            "" => caller.facts.clone(),
+    ) -> Result<(UserFacts, bool), RpcError> {
+        let (mut facts, known) = match request.user.as_str() {
+            "" => (caller.facts.clone(), true),
             user => other_user(context, user).await?,
         };
         if !request.groups.is_empty() {
             facts.groups = self.groups(&request.groups)?;
             facts.groups_vocabulary = None;
         }
-        Ok(facts)
+        Ok((facts, known))
     }
 
     fn groups(&self, names: &[String]) -> Result<Vec<GroupName>, RpcError> {
@@ -172,11 +177,46 @@ impl Policies {
     }
 }
 
-/// Somebody who never logged in is only a name.
-async fn other_user(context: &AppContext, user: &str) -> Result<UserFacts, RpcError> {
+/// A service that exists, as the newest snapshot has it.
+pub(super) fn service_named(context: &AppContext, name: &ServiceName) -> Result<ServiceFacts, RpcError> {
+    let snapshot = context.feed.snapshot();
+    let found = snapshot
+        .content
+        .services
+        .iter()
+        .find(|known| known.facts.name == *name);
+    let found = found.ok_or_else(|| RpcError::not_found(format!("there is no service {name}")))?;
+    Ok(found.facts.clone())
+}
+
+/// Somebody as of their last login.
+pub(super) fn facts_of_user(known: UserRow) -> UserFacts {
+    UserFacts {
+        id: known.user_id.to_string(),
+        name: known.name,
+        kind: Class::User,
+        groups: known.groups,
+        groups_vocabulary: None,
+        auth_time: Some(known.last_login),
+        mfa_time: None,
+        idp: known.connector,
+        login_method: "browser".to_owned(),
+    }
+}
+
+/// Somebody else by name or id; `false` with a stranger, of whom nothing but the name is known.
+async fn other_user(context: &AppContext, user: &str) -> Result<(UserFacts, bool), RpcError> {
     let known = match UserId::parse(user) {
         Ok(id) => context.store.user(&id).await?,
         Err(_) => context.store.users_by_name(user).await?.into_iter().next(),
+    };
+    if let Some(known) = known {
+        return Ok((facts_of_user(known), true));
+    }
+    // As they would arrive: just logged in, through the one provider there is.
+    let idp = match context.config.connectors.as_slice() {
+        [only] => only.name.clone(),
+        [] | [_, ..] => String::new(),
     };
     let stranger = UserFacts {
         id: String::new(),
@@ -186,20 +226,10 @@ async fn other_user(context: &AppContext, user: &str) -> Result<UserFacts, RpcEr
         groups_vocabulary: None,
         auth_time: Some(context.clock.now()),
         mfa_time: None,
-        idp: String::new(),
+        idp,
         login_method: "browser".to_owned(),
     };
-    Ok(match known {
-        None => stranger,
-        Some(known) => UserFacts {
-            id: known.user_id.to_string(),
-            name: known.name,
-            groups: known.groups,
-            auth_time: Some(known.last_login),
-            idp: known.connector,
-            ..stranger
-        },
-    })
+    Ok((stranger, false))
 }
 
 impl Asking {
@@ -217,9 +247,17 @@ impl Asking {
     /// Everything, for those who may read the policy anyway.
     fn explain(&self) -> Result<v1::ExplainReply, serde_json::Error> {
         let explanation = self.policy.explain(&self.question(), &self.vocabulary);
+        let mut json = serde_json::to_value(&explanation)?;
+        let mut text = explanation.render();
+        if let Some(note) = &self.note {
+            text.push_str(&format!("{note}\n"));
+        }
+        if let Some(object) = json.as_object_mut() {
+            object.insert("note".to_owned(), self.note.clone().into());
+        }
         Ok(v1::ExplainReply {
-            json: serde_json::to_string(&explanation)?,
-            text: explanation.render(),
+            json: json.to_string(),
+            text,
             allowed: explanation.effect == Effect::Allow,
         })
     }
@@ -238,6 +276,7 @@ impl Asking {
                     "service": self.service.name,
                     "login": self.login,
                     "detail": denial.text,
+                    "note": null,
                     "rules": [],
                 });
                 Ok(v1::ExplainReply {

@@ -223,6 +223,15 @@ impl v1::admin_server::Admin for AdminRpc {
         }))
     }
 
+    async fn who_can(&self, request: Request<v1::WhoCanRequest>) -> Reply<v1::JsonReply> {
+        let client_ip = Caller::of(&request)?.connection.address.ip();
+        let policies = &self.context.policies;
+        let json = policies
+            .who_can(&self.context, client_ip, request.into_inner())
+            .await?;
+        Ok(Response::new(v1::JsonReply { json }))
+    }
+
     type AuditSearchStream = Iter<std::vec::IntoIter<Result<v1::JsonReply, Status>>>;
 
     async fn audit_search(&self, request: Request<v1::AuditSearchRequest>) -> Reply<Self::AuditSearchStream> {

@@ -104,6 +104,7 @@ pub const TABLE: &[Row] = &[
     admin("/iap.v1.Admin/LockRemove", &[Verb::LockWrite]),
     admin("/iap.v1.Admin/SessionKill", &[Verb::SessionKill]),
     admin("/iap.v1.Admin/AgentsList", &[Verb::InventoryRead]),
+    admin("/iap.v1.Admin/WhoCan", &[Verb::PolicyRead, Verb::PolicyWrite]),
     admin("/iap.v1.Admin/AuditSearch", &[Verb::AuditRead]),
 ];
 

@@ -287,6 +287,9 @@ pub trait LoginStore: Send + Sync + 'static {
     /// The person with that id.
     async fn user(&self, id: &UserId) -> Result<Option<UserRow>, StoreError>;
 
+    /// Everybody who ever logged in, by name, at most so many.
+    async fn users(&self, limit: u32) -> Result<Vec<UserRow>, StoreError>;
+
     /// The persons of that name, the most recent login first.
     async fn users_by_name(&self, name: &str) -> Result<Vec<UserRow>, StoreError>;
 

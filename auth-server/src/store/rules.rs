@@ -92,6 +92,9 @@ pub trait RuleStore: Send + Sync + 'static {
     /// The locks in force at `now`, the oldest first.
     async fn locks(&self, now: OffsetDateTime) -> Result<Vec<Lock>, StoreError>;
 
+    /// Writes what is there already: whether anything can be written.
+    async fn probe(&self) -> Result<(), StoreError>;
+
     /// Reads a counter.
     async fn counter(&self, counter: Counter) -> Result<u64, StoreError>;
 

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod can;
 pub mod completion;
 pub mod connect;
+pub mod doctor;
 pub mod env;
 pub mod lock;
 pub mod login;
@@ -16,6 +17,7 @@ pub mod services;
 pub mod sessions;
 pub mod status;
 pub mod tokens;
+pub mod who_can;
 
 mod records;
 
@@ -44,6 +46,8 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitStat
         Command::Tokens(command) => tokens::run(command, context).await,
         Command::Agents(command) => agents::run(command, context).await,
         Command::Can(arguments) => can::run(arguments, context).await,
+        Command::Doctor(arguments) => Box::pin(doctor::run(arguments, context)).await,
+        Command::WhoCan(arguments) => who_can::run(arguments, context).await,
         Command::Dev(arguments) => Box::pin(crate::dev::run(arguments, context.home.path().to_owned()))
             .await
             .map(|()| ExitStatus::Done),

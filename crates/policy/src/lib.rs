@@ -11,6 +11,7 @@
 //! their condition. `docs/policy.md` is the reference for authors.
 
 mod about;
+mod about_service;
 mod admin;
 mod cidr;
 mod condition;
@@ -35,6 +36,7 @@ mod target;
 mod warnings;
 
 pub use about::{AdminAbout, RuleAbout};
+pub use about_service::ServiceRule;
 pub use admin::{Verb, VerbError};
 pub use decision::{Decision, Denial, DenialCode, Grant, Limits, Visible};
 pub use error::{PolicyError, PolicyErrors};

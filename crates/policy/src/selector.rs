@@ -68,6 +68,22 @@ impl UserSelector {
         }
     }
 
+    /// The names, in order; `None` for any.
+    pub(crate) fn names(&self) -> Option<Vec<String>> {
+        let mut names: Vec<String> = self.names.as_ref()?.iter().cloned().collect();
+        names.sort();
+        Some(names)
+    }
+
+    /// The groups; `None` for any, none included.
+    pub(crate) fn groups(&self) -> Option<&[GroupNumber]> {
+        self.groups.as_deref()
+    }
+
+    pub(crate) fn kinds(&self) -> ClassSet {
+        self.kinds
+    }
+
     pub(crate) fn matches<'a>(&self, user: &UserFacts, memberships: &Memberships<'a>) -> UserMatch<'a> {
         if !self.kinds.contains(user.kind) {
             return UserMatch::No;

@@ -109,6 +109,14 @@ impl Targets {
         }
     }
 
+    /// The entries as a document writes them.
+    pub(crate) fn written(&self) -> Vec<String> {
+        let any = self.any.then(|| ANY.to_owned());
+        any.into_iter()
+            .chain(self.patterns.iter().map(Pattern::written))
+            .collect()
+    }
+
     /// The entries written literally.
     pub(crate) fn literals(&self) -> impl Iterator<Item = &str> {
         self.patterns.iter().filter_map(|pattern| match pattern {
@@ -131,6 +139,20 @@ impl Targets {
 }
 
 impl Pattern {
+    fn written(&self) -> String {
+        match self {
+            Pattern::Literal(literal) => literal.clone(),
+            Pattern::Template(parts) => parts
+                .iter()
+                .map(|part| match part {
+                    Part::Text(text) => text.as_str(),
+                    Part::UserLocal => "{{user.local}}",
+                    Part::UserName => "{{user.name}}",
+                })
+                .collect(),
+        }
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         if !text.contains("{{") && !text.contains("}}") {
             // Databases are held to the same rules as logins.

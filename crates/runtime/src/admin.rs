@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
@@ -53,8 +53,31 @@ pub enum AdminError {
 /// The conditions under which a program is ready. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
-    /// `None`: met; otherwise why not.
-    conditions: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
+    conditions: Arc<Mutex<BTreeMap<&'static str, Standing>>>,
+}
+
+/// How one condition stands.
+#[derive(Debug, Clone)]
+enum Standing {
+    Met,
+    /// Unless its holder says so again before then, it no longer counts.
+    MetUntil(Instant),
+    Unmet(String),
+    /// Its holder is gone, and nobody will ever say again how it stands.
+    Abandoned,
+}
+
+impl Standing {
+    /// Why it is not met.
+    fn obstacle(&self) -> Option<&str> {
+        match self {
+            Standing::Met => None,
+            Standing::MetUntil(until) if Instant::now() < *until => None,
+            Standing::MetUntil(_) => Some("nothing was heard of it for too long"),
+            Standing::Unmet(reason) => Some(reason),
+            Standing::Abandoned => Some("its task has ended"),
+        }
+    }
 }
 
 /// One condition; whoever holds it says whether it is met. Dropping it leaves the condition unmet.
@@ -72,7 +95,7 @@ impl Readiness {
 
     /// Adds a condition, unmet until its holder says otherwise.
     pub fn condition(&self, name: &'static str) -> Condition {
-        self.set(name, Some("not yet".to_owned()));
+        self.set(name, Standing::Unmet("not yet".to_owned()));
         Condition {
             name,
             readiness: self.clone(),
@@ -82,7 +105,7 @@ impl Readiness {
     /// Whether every condition is met, and there is at least one.
     pub fn is_ready(&self) -> bool {
         let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
-        !conditions.is_empty() && conditions.values().all(Option::is_none)
+        !conditions.is_empty() && conditions.values().all(|standing| standing.obstacle().is_none())
     }
 
     /// One line per condition.
@@ -91,43 +114,62 @@ impl Readiness {
         if conditions.is_empty() {
             return "starting\n".to_owned();
         }
-        let lines = conditions.iter().map(|(name, unmet)| match unmet {
-            None => format!("{name}: ok\n"),
-            Some(reason) => format!("{name}: {reason}\n"),
-        });
+        let lines = conditions
+            .iter()
+            .map(|(name, standing)| match standing.obstacle() {
+                None => format!("{name}: ok\n"),
+                Some(reason) => format!("{name}: {reason}\n"),
+            });
         lines.collect()
     }
 
     /// Every condition and whether it is met.
     fn conditions(&self) -> Vec<(&'static str, bool)> {
         let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
-        let met = conditions.iter().map(|(name, unmet)| (*name, unmet.is_none()));
+        let met = conditions
+            .iter()
+            .map(|(name, unmet)| (*name, unmet.obstacle().is_none()));
         met.collect()
     }
 
-    fn set(&self, name: &'static str, unmet: Option<String>) {
+    /// The conditions whose tasks have ended: what a start anew alone can mend.
+    fn abandoned(&self) -> Vec<&'static str> {
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_abandoned = |standing: &Standing| matches!(standing, Standing::Abandoned);
+        let abandoned = conditions.iter().filter(|(_, standing)| is_abandoned(standing));
+        abandoned.map(|(name, _)| *name).collect()
+    }
+
+    fn set(&self, name: &'static str, standing: Standing) {
         self.conditions
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(name, unmet);
+            .insert(name, standing);
     }
 }
 
 impl Condition {
     /// The condition holds.
     pub fn met(&self) {
-        self.readiness.set(self.name, None);
+        self.readiness.set(self.name, Standing::Met);
+    }
+
+    /// The condition holds for so long; a holder that hangs does not keep it met.
+    pub fn met_for(&self, duration: Duration) {
+        let until = Instant::now().checked_add(duration);
+        self.readiness
+            .set(self.name, until.map_or(Standing::Met, Standing::MetUntil));
     }
 
     /// The condition does not hold, and why.
     pub fn unmet(&self, reason: &str) {
-        self.readiness.set(self.name, Some(reason.to_owned()));
+        self.readiness.set(self.name, Standing::Unmet(reason.to_owned()));
     }
 }
 
 impl Drop for Condition {
     fn drop(&mut self) {
-        self.unmet("its task has ended");
+        self.readiness.set(self.name, Standing::Abandoned);
     }
 }
 
@@ -188,7 +230,11 @@ pub async fn serve(
         .map_err(|source| AdminError::Listen { address, source })?;
     tokio::spawn(accept_until_shutdown(
         listener,
-        Pages { readiness, metrics },
+        Pages {
+            readiness,
+            metrics,
+            shutdown: shutdown.clone(),
+        },
         shutdown,
     ));
     Ok(bound)
@@ -198,6 +244,7 @@ pub async fn serve(
 struct Pages {
     readiness: Readiness,
     metrics: Arc<Registry>,
+    shutdown: Shutdown,
 }
 
 /// Keeps answering while the program drains, so that a balancer sees it leave: ends at process exit or when the
@@ -253,7 +300,7 @@ impl Pages {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
         }
         match request.uri().path() {
-            "/healthz" => plain(StatusCode::OK, "ok\n".to_owned()),
+            "/healthz" => self.health_page(),
             "/readyz" => self.readiness_page(),
             "/metrics" => self.metrics_page(),
             _ => plain(
@@ -261,6 +308,19 @@ impl Pages {
                 "/healthz, /readyz or /metrics\n".to_owned(),
             ),
         }
+    }
+
+    /// Whether a start anew would help: a program that drains is healthy, one that has lost a task is not.
+    fn health_page(&self) -> Response<Full<Bytes>> {
+        let abandoned = self.readiness.abandoned();
+        if abandoned.is_empty() || self.shutdown.is_triggered() {
+            return plain(StatusCode::OK, "ok\n".to_owned());
+        }
+        let names = abandoned.join(", ");
+        plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("the task of {names} has ended: start the program again\n"),
+        )
     }
 
     fn readiness_page(&self) -> Response<Full<Bytes>> {
@@ -364,9 +424,25 @@ mod tests {
         );
         snapshot.met();
         assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         drop(snapshot);
         assert!(fetch(address, "/readyz").await.starts_with("HTTP/1.1 503"));
-        assert!(fetch(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let health = fetch(address, "/healthz").await;
+        assert!(
+            health.starts_with("HTTP/1.1 503") && health.contains("snapshot"),
+            "{health}"
+        );
+    }
+
+    #[test]
+    fn a_condition_that_nobody_confirms_in_time_is_no_longer_met() {
+        let readiness = Readiness::new();
+        let feed = readiness.condition("feed");
+        feed.met_for(Duration::from_secs(60));
+        assert!(readiness.is_ready());
+        feed.met_for(Duration::ZERO);
+        assert!(!readiness.is_ready());
+        assert_eq!(readiness.report(), "feed: nothing was heard of it for too long\n");
     }
 
     #[tokio::test]

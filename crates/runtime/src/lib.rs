@@ -6,6 +6,7 @@ pub mod admin;
 pub mod backoff;
 pub mod big_stack;
 pub mod config;
+pub mod doctor;
 pub mod files;
 pub mod inherited;
 pub mod keys;
@@ -13,7 +14,11 @@ pub mod net;
 pub mod proxy_protocol;
 pub mod pump;
 pub mod quic;
+#[cfg(unix)]
+pub mod reloading;
 pub mod rpc;
+#[cfg(unix)]
+pub mod service_manager;
 pub mod shutdown;
 pub mod spool;
 pub mod telemetry;

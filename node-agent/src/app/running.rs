@@ -17,10 +17,13 @@ use crate::clock::TrustedClock;
 use crate::config::LocalServices;
 use crate::control::Connected;
 use crate::decide::Gate;
+use crate::identity::OwnIdentity;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::session::{Ending, Registry};
 
+/// What is looked at every second counts no longer when that stops.
+const CONFIRMED_FOR: Duration = Duration::from_secs(15);
 /// How long cut sessions may take to write their end.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the last records may take to reach the auth server; otherwise they wait on disk.
@@ -95,6 +98,8 @@ pub(super) struct Conditions {
     pub(super) snapshot: Condition,
     pub(super) proxies: Condition,
     pub(super) clock: Condition,
+    pub(super) spool: Condition,
+    pub(super) certificate: Condition,
 }
 
 /// Keeps readiness and the slow gauges up to date.
@@ -102,6 +107,7 @@ pub(super) struct Gauges {
     pub(super) gate: Arc<Gate>,
     pub(super) connected: Arc<Connected>,
     pub(super) journal: Journal,
+    pub(super) identity: Arc<OwnIdentity>,
     pub(super) clock: Arc<TrustedClock>,
     pub(super) metrics: Metrics,
     pub(super) conditions: Conditions,
@@ -125,19 +131,34 @@ impl Gauges {
 
     fn update(&self, connected: usize) {
         match self.gate.outage() {
-            None => self.conditions.snapshot.met(),
+            None => self.conditions.snapshot.met_for(CONFIRMED_FOR),
             Some(outage) => self.conditions.snapshot.unmet(outage.text()),
         }
         if connected > 0 {
-            self.conditions.proxies.met();
+            self.conditions.proxies.met_for(CONFIRMED_FOR);
         } else {
             self.conditions
                 .proxies
                 .unmet("no control connection to any proxy");
         }
         match self.clock.standing().text() {
-            None => self.conditions.clock.met(),
+            None => self.conditions.clock.met_for(CONFIRMED_FOR),
             Some(text) => self.conditions.clock.unmet(text),
+        }
+        if *self.journal.fullness().borrow() {
+            let waiting = self.journal.unacknowledged();
+            let why = format!("the spool is full: {waiting} records wait for the auth server");
+            self.conditions.spool.unmet(&why);
+        } else {
+            self.conditions.spool.met_for(CONFIRMED_FOR);
+        }
+        let left = self.identity.current().not_after - self.clock.now();
+        match Duration::try_from(left) {
+            Ok(left) => self.conditions.certificate.met_for(left),
+            Err(_) => self
+                .conditions
+                .certificate
+                .unmet("the agent's certificate has expired and is not renewed yet"),
         }
         self.metrics.control_connections(connected);
         self.metrics.clock_offset(self.clock.offset());

@@ -107,6 +107,7 @@ pub(super) fn start(
         gate: Arc::clone(&gate),
         connected: Arc::clone(&connected),
         journal: journal.clone(),
+        identity: Arc::clone(&shared.identity),
         clock: Arc::clone(&shared.clock),
         metrics,
         conditions,

@@ -303,6 +303,14 @@ impl LoginStore for SqliteStore {
         row.as_ref().map(user_from).transpose()
     }
 
+    async fn users(&self, limit: u32) -> Result<Vec<UserRow>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM users ORDER BY name, user_id LIMIT ?")
+            .bind(i64::from(limit))
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(user_from).collect()
+    }
+
     async fn users_by_name(&self, name: &str) -> Result<Vec<UserRow>, StoreError> {
         let rows = sqlx::query("SELECT * FROM users WHERE name = ? ORDER BY last_login DESC LIMIT 16")
             .bind(name)

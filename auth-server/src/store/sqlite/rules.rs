@@ -163,6 +163,13 @@ impl RuleStore for SqliteStore {
         rows.iter().map(lock_from).collect()
     }
 
+    async fn probe(&self) -> Result<(), StoreError> {
+        sqlx::query("UPDATE counters SET value = value WHERE name = 'epoch'")
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
     async fn counter(&self, counter: Counter) -> Result<u64, StoreError> {
         let row = sqlx::query("SELECT value FROM counters WHERE name = ?")
             .bind(counter.as_str())

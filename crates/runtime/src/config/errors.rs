@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Origins;
+use super::stand_in::Holes;
 
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub struct ConfigError {
     pub message: String,
     /// The environment variable the value came from, if it did not come from the file.
     pub variable: Option<String>,
+    /// Keys without which nothing can be said about this one.
+    depends_on: &'static [&'static str],
 }
 
 /// Every mistake found in one configuration.
@@ -44,6 +47,7 @@ impl ConfigErrors {
             key: key.to_owned(),
             message: message.into(),
             variable: None,
+            depends_on: &[],
         });
     }
 
@@ -60,6 +64,27 @@ impl ConfigErrors {
     /// `value` if nothing is wrong.
     pub fn into_result<T>(self, value: T) -> Result<T, Self> {
         if self.is_empty() { Ok(value) } else { Err(self) }
+    }
+
+    /// Adds a mistake that only holds if the values under `depends_on` (dotted keys or sections) can be read.
+    pub fn push_given(&mut self, key: &str, depends_on: &'static [&'static str], message: impl Into<String>) {
+        self.push(key, message);
+        if let Some(pushed) = self.errors.last_mut() {
+            pushed.depends_on = depends_on;
+        }
+    }
+
+    /// Adds findings about what values mean, except those about stand-ins for values that could not be read:
+    /// these would only confuse.
+    pub(super) fn add_those_beyond(&mut self, findings: Self, holes: &Holes) {
+        let rests_on_stand_in = |finding: &ConfigError| {
+            holes.touch(&finding.key) || finding.depends_on.iter().any(|key| holes.lie_below(key))
+        };
+        let beyond = findings
+            .errors
+            .into_iter()
+            .filter(|finding| !rests_on_stand_in(finding));
+        self.errors.extend(beyond);
     }
 
     pub(super) fn push_once(&mut self, key: &str, message: String) {

@@ -7,6 +7,7 @@
 mod environment;
 mod errors;
 mod reader;
+mod reload;
 mod stand_in;
 mod suggest;
 mod values;
@@ -17,26 +18,33 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 pub use errors::{ConfigError, ConfigErrors};
+pub use reload::{Changes, Values};
 pub use values::{ByteSize, ConfigDuration, ValueError};
 
 /// Configuration files beyond this size are refused.
 pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Reads the file at `path`, with overrides from the process environment: `IAP_AUTH__SECTION__KEY` for
-/// prefix `IAP_AUTH`. An override is a TOML value, or else taken as a string.
-pub fn load<T: DeserializeOwned>(path: &Path, environment_prefix: &str) -> Result<T, ConfigErrors> {
+/// prefix `IAP_AUTH`. An override is a TOML value, or else taken as a string. `check` is told the file and looks at
+/// what values mean; its findings are reported together with those about single values.
+pub fn load<T: DeserializeOwned, C>(
+    path: &Path,
+    environment_prefix: &str,
+    check: impl FnOnce(T, &str) -> Result<C, ConfigErrors>,
+) -> Result<C, ConfigErrors> {
     let file = path.display().to_string();
     let text = read_text(path).map_err(|message| ConfigErrors::of(&file, "", message))?;
-    parse(&text, &file, environment_prefix, std::env::vars())
+    parse(&text, &file, environment_prefix, std::env::vars(), check)
 }
 
 /// Reads configuration from `text`; `file` is what errors call it, `environment` the variables to look at.
-pub fn parse<T: DeserializeOwned>(
+pub fn parse<T: DeserializeOwned, C>(
     text: &str,
     file: &str,
     environment_prefix: &str,
     environment: impl IntoIterator<Item = (String, String)>,
-) -> Result<T, ConfigErrors> {
+    check: impl FnOnce(T, &str) -> Result<C, ConfigErrors>,
+) -> Result<C, ConfigErrors> {
     let mut errors = ConfigErrors::none(file);
     let mut table = match text.parse::<toml::Table>() {
         Ok(table) => table,
@@ -49,19 +57,32 @@ pub fn parse<T: DeserializeOwned>(
         }
     };
     let origins = environment::apply(&mut table, environment_prefix, environment, &mut errors);
-    let read = read_all::<T>(&table, &mut errors);
+    let mut holes = stand_in::Holes::default();
+    let read = read_all::<T>(&table, &mut holes, &mut errors);
+    let checked = read.map(|value| check(value, file));
+    let checked = match checked {
+        Some(Ok(checked)) => Some(checked),
+        Some(Err(findings)) => {
+            errors.add_those_beyond(findings, &holes);
+            None
+        }
+        None => None,
+    };
     errors.name_origins(&origins);
-    match read {
-        Some(value) if errors.is_empty() => Ok(value),
+    match checked {
+        Some(checked) if errors.is_empty() => Ok(checked),
         Some(_) | None => Err(errors),
     }
 }
 
 /// Reads `table` again and again, each time past the faults already known, until no new one turns up.
-fn read_all<T: DeserializeOwned>(table: &toml::Table, errors: &mut ConfigErrors) -> Option<T> {
-    let mut holes = stand_in::Holes::default();
+fn read_all<T: DeserializeOwned>(
+    table: &toml::Table,
+    holes: &mut stand_in::Holes,
+    errors: &mut ConfigErrors,
+) -> Option<T> {
     loop {
-        let attempt = reader::read::<T>(table, &holes);
+        let attempt = reader::read::<T>(table, holes);
         for unknown in attempt.unknown_keys {
             errors.push_once(&unknown.key, unknown.message);
         }

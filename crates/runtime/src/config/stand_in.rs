@@ -54,6 +54,24 @@ impl Holes {
         })
     }
 
+    /// Whether a finding about `key` may be about a stand-in: at the key itself, around it, or beside it in a table
+    /// other than the outermost.
+    pub(super) fn touch(&self, key: &str) -> bool {
+        let table = key.rsplit_once('.').map(|(table, _)| table);
+        self.lie_below(key)
+            || self.0.keys().any(|hole| is_below(key, hole))
+            || table.is_some_and(|table| {
+                self.0
+                    .keys()
+                    .any(|hole| hole.rsplit_once('.').is_some_and(|(around, _)| around == table))
+            })
+    }
+
+    /// Whether there is a stand-in at `key` or below it.
+    pub(super) fn lie_below(&self, key: &str) -> bool {
+        self.0.keys().any(|hole| is_below(hole, key))
+    }
+
     pub(super) fn learn(&mut self, fault: &Fault) -> Learned {
         // A fault inside a stand-in (a missing key of a missing table) is the stand-in's.
         let around = self.0.iter_mut().find(|(hole, _)| {
@@ -75,6 +93,11 @@ impl Holes {
             Some(_) => Learned::NothingFits,
         }
     }
+}
+
+fn is_below(key: &str, section: &str) -> bool {
+    key.strip_prefix(section)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// Gives whatever type it is asked for.

@@ -76,7 +76,7 @@ fn read(text: &str, environment: &[(&str, &str)]) -> Result<Example, ConfigError
     let environment = environment
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    parse(text, "proxy.toml", "IAP_PROXY", environment)
+    parse(text, "proxy.toml", "IAP_PROXY", environment, |value, _| Ok(value))
 }
 
 fn keys(errors: &ConfigErrors) -> Vec<&str> {
@@ -217,7 +217,12 @@ fn a_file_that_is_not_toml_is_reported_with_its_place() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let errors = load::<Example>(Path::new("/nonexistent/iap.toml"), "IAP_PROXY").unwrap_err();
+    let errors = load(
+        Path::new("/nonexistent/iap.toml"),
+        "IAP_PROXY",
+        |value: Example, _| Ok(value),
+    )
+    .unwrap_err();
     assert!(
         errors
             .to_string()

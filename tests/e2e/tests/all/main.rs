@@ -11,6 +11,7 @@ mod configuration;
 mod contract;
 mod crashes;
 mod deploy;
+mod doctor;
 mod enforcement;
 mod hostile;
 mod http_proxy;
