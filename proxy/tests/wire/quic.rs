@@ -10,6 +10,7 @@ use iap_testkit::{Credential, Relay, TestCluster, new_uuid};
 use iap_tunnel::{ALPN_CONTROL, ControlMessage, ControlWay};
 use rustls::AlertDescription;
 use time::OffsetDateTime;
+use tokio::net::UdpSocket;
 
 use crate::support::agent::quic;
 use crate::support::plane::{Prepared, lock, signed_locks};
@@ -237,4 +238,36 @@ async fn without_quic_nobody_answers_on_udp() {
     // The port is free for others.
     std::net::UdpSocket::bind(plane.address).unwrap();
     TestAgent::connect(&plane).await;
+}
+
+/// The first thing an honest client sends.
+async fn first_datagram(plane: &Plane) -> Vec<u8> {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let agent = plane.cluster.agent(AgentId::from_uuid(new_uuid())).unwrap();
+    let host = plane.cluster.name.proxy_host();
+    let mut datagram = vec![0; 2048];
+    tokio::select! {
+        connected = quic(plane, address, Some(&agent), &host, &[ALPN_CONTROL]) => panic!("{connected:?}"),
+        received = silent.recv(&mut datagram) => datagram.truncate(received.unwrap()),
+    }
+    datagram
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_not_proven_gets_a_retry_and_nothing_else() {
+    let plane = Plane::start().await;
+    let first = first_datagram(&plane).await;
+    let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut answer = [0; 2048];
+    for _ in 0..3 {
+        stranger.send_to(&first, plane.address).await.unwrap();
+        let bytes = soon(stranger.recv(&mut answer)).await.unwrap();
+        // A long header of the type Retry (RFC 9000 §17.2.5), far smaller than what it answers.
+        assert_eq!(answer[0] & 0xf0, 0xf0);
+        assert!(bytes * 4 < first.len(), "{bytes} for {}", first.len());
+        let more = tokio::time::timeout(Duration::from_millis(300), stranger.recv(&mut answer)).await;
+        assert!(more.is_err(), "{more:?}");
+    }
+    assert_eq!(plane.metrics.waiting.get(), 0);
 }
