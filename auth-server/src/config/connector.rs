@@ -320,7 +320,9 @@ fn scopes(kind: ConnectorKind, named: Option<&[String]>) -> Vec<String> {
     let default: &[&str] = match kind {
         // Okta's organisation-wide server sends groups only to those who ask for them.
         ConnectorKind::Okta => &["openid", "email", "profile", "groups"],
-        ConnectorKind::Oidc | ConnectorKind::Entra | ConnectorKind::Google | ConnectorKind::Keycloak => {
+        // Every application there may have a refresh token, and none gets one that does not ask.
+        ConnectorKind::Entra => &["openid", "email", "profile", "offline_access"],
+        ConnectorKind::Oidc | ConnectorKind::Google | ConnectorKind::Keycloak => {
             &["openid", "email", "profile"]
         }
     };

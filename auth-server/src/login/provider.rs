@@ -19,7 +19,7 @@ use super::addresses::Reach;
 use super::claims::ClaimsError;
 use super::outbound::{Ask, Outbound, OutboundError};
 use super::secrets::{Secret, pkce_challenge};
-use crate::config::ConnectorConfig;
+use crate::config::{ConnectorConfig, ConnectorKind};
 
 pub(crate) use examine::Examined;
 pub(crate) use exchange::{Answered, Identified, refusal_error};
@@ -32,6 +32,8 @@ const DESCRIPTION_AGE_MAX: Duration = Duration::from_secs(3600);
 const KEYS_REFETCH_INTERVAL: Duration = Duration::from_secs(60);
 /// How long a failed discovery is remembered, so that a slow provider is not asked by everybody at once.
 const FAILURE_AGE_MAX: Duration = Duration::from_secs(5);
+/// The scope that asks for a refresh token (OpenID Connect Core §11).
+const OFFLINE_ACCESS: &str = "offline_access";
 /// The most keys of a provider that are looked at.
 const KEYS_MAX: usize = 100;
 
@@ -253,12 +255,34 @@ impl Provider {
                 &pkce_challenge(&asking.cookie.pkce_verifier(asking.state)),
             )
             .append_pair("code_challenge_method", "S256");
+        let mut prompts = Vec::new();
         if asking.prompt_login {
             // OpenID Connect Core §3.1.2.1; `max_age` makes the provider tell when that was.
-            query.append_pair("prompt", "login").append_pair("max_age", "0");
+            query.append_pair("max_age", "0");
+            prompts.push("login");
+        }
+        if self.connector.kind == ConnectorKind::Google {
+            query.append_pair("access_type", "offline");
+        }
+        if self.consents_for_refresh() {
+            prompts.push("consent");
+        }
+        if !prompts.is_empty() {
+            query.append_pair("prompt", &prompts.join(" "));
         }
         drop(query);
         Ok(url)
+    }
+
+    /// Whether a refresh token is given only to those who consent each time: OpenID Connect Core §11 wants it
+    /// with `offline_access`, and Google gives one at the first consent alone. Okta, Entra ID and Keycloak have
+    /// the consent of an administrator, and would only bother the person.
+    fn consents_for_refresh(&self) -> bool {
+        match self.connector.kind {
+            ConnectorKind::Google => true,
+            ConnectorKind::Oidc => self.connector.scopes.iter().any(|scope| scope == OFFLINE_ACCESS),
+            ConnectorKind::Okta | ConnectorKind::Entra | ConnectorKind::Keycloak => false,
+        }
     }
 
     async fn description(&self) -> Result<Arc<Description>, ProviderError> {

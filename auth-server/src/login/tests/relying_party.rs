@@ -11,6 +11,7 @@ use super::super::outbound::OutboundError;
 use super::super::provider::{Answered, Asking, Provider, ProviderError};
 use super::super::secrets::Secret;
 use super::hostile::{Answering, Behaviour, Forgery, Hostile};
+use crate::config::{ConnectorConfig, ConnectorKind};
 use crate::context::Random;
 use crate::store::Identity;
 
@@ -109,6 +110,32 @@ async fn an_honest_provider_vouches() {
     assert_eq!(identity.name, "alice@example.com");
     assert_eq!(identity.subject, "s1");
     assert_eq!(identity.groups[0].to_string(), "hostile:engineering");
+}
+
+#[tokio::test]
+async fn each_kind_of_provider_is_asked_for_a_refresh_token_in_its_own_way() {
+    let hostile = Hostile::start(Behaviour::default()).await;
+    let offline = ["openid", "offline_access"].map(str::to_owned).to_vec();
+    for (kind, scopes, asked) in [
+        (ConnectorKind::Oidc, vec!["openid".to_owned()], [false, false]),
+        (ConnectorKind::Oidc, offline.clone(), [true, false]),
+        (ConnectorKind::Okta, offline, [false, false]),
+        (ConnectorKind::Google, vec!["openid".to_owned()], [true, true]),
+    ] {
+        let connector = ConnectorConfig {
+            kind,
+            scopes,
+            ..hostile.connector()
+        };
+        let provider = Provider::with_time(connector, PATIENCE);
+        let url = provider
+            .authorization_url(&Attempt::new().asking())
+            .await
+            .unwrap();
+        let query = url.query().unwrap();
+        let seen = ["prompt=consent", "access_type=offline"].map(|pair| query.contains(pair));
+        assert_eq!(seen, asked, "{kind:?}: {query}");
+    }
 }
 
 #[tokio::test]
@@ -344,7 +371,7 @@ async fn endpoints_at_private_addresses_are_not_asked() {
 async fn a_name_that_resolves_to_loopback_is_not_asked_in_production() {
     let hostile = Hostile::start(Behaviour::default()).await;
     let issuer = hostile.issuer().replace("http://127.0.0.1", "https://localhost");
-    let connector = crate::config::ConnectorConfig {
+    let connector = ConnectorConfig {
         issuer,
         ..hostile.connector()
     };
@@ -386,7 +413,7 @@ async fn a_provider_that_is_down_is_named_so() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let issuer = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let connector = crate::config::ConnectorConfig {
+    let connector = ConnectorConfig {
         issuer,
         ..hostile.connector()
     };
