@@ -31,9 +31,7 @@ fn without_udp_agents_and_sessions_use_tcp() {
     let Some(world) = world(&settings) else { return };
     let mut session = world.session("far").unwrap();
     session.round_trip("over tcp").unwrap();
-    let agents = world.json("admin", &["agents", "ls"]);
-    let ours = world.agent_in(&agents);
-    assert_eq!(ours["connected"], true, "{agents}");
+    world.control_runs_over("tls");
 }
 
 #[test]
@@ -48,11 +46,18 @@ fn a_client_and_then_an_agent_that_change_their_addresses_are_served_again() {
     session.round_trip("from the new address").unwrap();
     world.recorded_from(walked);
 
+    world.control_runs_over("quic");
+    let before = world.control_connections();
     world.network.move_to("agent", 9).unwrap();
     let moved = Instant::now();
     let mut session = world.session_again("far", BACK_SECONDS_MAX);
     session.round_trip("to the agent's new address").unwrap();
     report("served after the agent's address changed", moved);
+    assert_eq!(
+        world.control_connections(),
+        before,
+        "the control connections moved along"
+    );
 }
 
 #[test]

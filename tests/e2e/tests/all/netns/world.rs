@@ -173,13 +173,30 @@ impl World {
         self.sessions_when(|all| all.iter().any(starts_with_it));
     }
 
-    /// The agent that serves `far`.
-    pub(super) fn agent_in<'a>(&self, agents: &'a Value) -> &'a Value {
-        let all = agents.as_array().unwrap();
-        let ours = all
-            .iter()
-            .find(|agent| agent["services"].to_string().contains("far"));
-        ours.unwrap_or_else(|| panic!("no agent serves far: {agents}"))
+    /// Waits until the agent of `far` says that it reaches both proxies that way, `quic` or `tls`.
+    pub(super) fn control_runs_over(&self, way: &str) {
+        let deadline = Instant::now() + Duration::from_secs(super::BACK_SECONDS_MAX);
+        loop {
+            let agents = self.json("admin", &["agents", "ls"]);
+            let all = agents.as_array().unwrap();
+            let ours = all
+                .iter()
+                .find(|agent| agent["services"].to_string().contains("far"));
+            let proxies = ours.and_then(|agent| agent["proxies"].as_array()).unwrap();
+            if proxies.len() == 2 && proxies.iter().all(|proxy| proxy["control"] == way) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not by {way}: {agents:#}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// How often the agent of `far` has connected to a proxy, by its log.
+    pub(super) fn control_connections(&self) -> usize {
+        let log = std::fs::read_to_string(self.plane.scratch().join("agent-far.log")).unwrap();
+        let connected = log.matches("control connection established").count();
+        assert!(connected >= 2, "{log}");
+        connected
     }
 
     pub(super) fn kill_first_proxy(&mut self) {
