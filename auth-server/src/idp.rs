@@ -122,6 +122,7 @@ fn facts(identity: &Identity) -> UserFacts {
         groups_vocabulary: None,
         auth_time: Some(identity.auth_time),
         mfa_time: identity.mfa_time,
+        acr: identity.acr.clone(),
         idp: identity.connector.clone(),
         login_method: "browser".to_owned(),
     }

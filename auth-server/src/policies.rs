@@ -135,6 +135,7 @@ pub fn facts_of_login(login: &UserLogin) -> UserFacts {
         groups_vocabulary: None,
         auth_time: Some(login.auth_time),
         mfa_time: login.mfa_time,
+        acr: login.idp.acr.clone(),
         idp: login.idp.connector.clone(),
         login_method: login.login_method.clone(),
     }

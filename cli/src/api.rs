@@ -177,7 +177,7 @@ pub fn failure(status: Status) -> Failure {
     match code {
         Some("denied") => Failure::denied(text),
         Some("login_required") => Failure::login_needed(text).next("iapctl login"),
-        Some("reauthenticate") => Failure::login_needed(text).next("iapctl login"),
+        Some("reauthenticate") => Failure::login_needed(text).next("iapctl login --fresh"),
         Some("invalid" | "conflict" | "not_found") => Failure::usage(text),
         Some("needs_force") => Failure::usage(text).next("--force, if that is meant"),
         Some(_) => Failure::failed(text),

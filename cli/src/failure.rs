@@ -66,6 +66,11 @@ impl Failure {
         self
     }
 
+    /// What to do next.
+    pub fn next_step(&self) -> Option<&str> {
+        self.next.as_deref()
+    }
+
     /// The exit status.
     pub fn status(&self) -> ExitStatus {
         self.status

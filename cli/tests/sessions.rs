@@ -80,6 +80,8 @@ async fn a_denial_exits_3_with_one_sentence_and_the_contact_and_the_command_neve
         code: "denied".to_owned(),
         text: "alice@example.com may not reach echo.".to_owned(),
         contact: Some("#platform".to_owned()),
+        session_id: None,
+        step_up: None,
     };
     let plane = Plane::start(Arc::new(move |_, _| denied.clone())).await;
     let mark = plane.home.path().join("ran");
@@ -108,6 +110,8 @@ async fn a_choice_of_logins_is_bad_input() {
         code: "login_choice".to_owned(),
         text: "which login: a or b?".to_owned(),
         contact: None,
+        session_id: None,
+        step_up: None,
     };
     let plane = Plane::start(Arc::new(move |_, _| choice.clone())).await;
     assert_eq!(plane.run(&["connect", "echo", "--", "true"]).await.code, 2);
@@ -333,6 +337,8 @@ async fn a_later_denial_reaches_a_postgres_client_in_its_own_words() {
         code: "denied_by_rule".to_owned(),
         text: "not any more.".to_owned(),
         contact: None,
+        session_id: None,
+        step_up: None,
     };
     let plane = Plane::start_for(
         "db-prod",

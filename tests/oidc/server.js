@@ -76,12 +76,21 @@ server.listen(Number(process.env.PORT ?? 0), '127.0.0.1', () => {
       groups: ['groups'],
     },
     findAccount: (_, name) => account(name),
+    acrValues: ['urn:example:two-factors'],
     pkce: { required: () => true },
     // As Keycloak does: with every login, whatever its scopes.
     issueRefreshToken: async (_, client) => client.grantTypeAllowed('refresh_token'),
     rotateRefreshToken: true,
     features: { devInteractions: { enabled: true }, revocation: { enabled: true } },
   });
+  // The person at the development pages does whatever is asked: a class of authentication that is wanted is reached.
+  const finished = provider.interactionFinished.bind(provider);
+  provider.interactionFinished = async (request, response, result, options) => {
+    const { params } = await provider.interactionDetails(request, response);
+    const acr = params.acr_values?.split(' ')[0];
+    const reached = result.login && acr ? { ...result, login: { ...result.login, acr } } : result;
+    return finished(request, response, reached, options);
+  };
   // The plane under test gets free ports, which are not known when the provider starts.
   provider.Client.prototype.redirectUriAllowed = (asked) => withoutPort(asked) === withoutPort(redirectUri);
   provider.on('refresh_token.saved', (token) => {

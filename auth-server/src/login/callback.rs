@@ -71,7 +71,8 @@ impl Logins {
             redirect_uri: &redirect_uri,
             state,
             cookie,
-            prompt_login: prompts(row.method),
+            prompt_login: prompts(&row),
+            acr_values: provider.acr_values(&row.proof),
         };
         let identity = match code(answer) {
             Ok(code) => {

@@ -15,13 +15,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::config::ConnectorConfig;
+use crate::config::{ConnectorConfig, ConnectorKind};
 use crate::store::Identity;
 
 /// The longest display name that is taken over.
 const NAME_BYTES_MAX: usize = 128;
 /// The longest subject; OpenID Connect Core §2 allows 255 ASCII characters.
 const SUBJECT_BYTES_MAX: usize = 255;
+/// The longest authentication context class that is taken over.
+const ACR_BYTES_MAX: usize = 255;
 /// The most groups of one person; certificates carry those that the policy names.
 const GROUPS_MAX: usize = 2_000;
 
@@ -38,6 +40,8 @@ pub(crate) struct Claims {
     pub(crate) email: Option<String>,
     pub(crate) email_verified: bool,
     pub(crate) preferred_username: Option<String>,
+    /// When the person proved who they are, if the provider says.
+    pub(crate) auth_time: Option<OffsetDateTime>,
     pub(crate) acr: Option<String>,
     pub(crate) amr: Vec<String>,
     pub(crate) other: BTreeMap<String, Value>,
@@ -200,6 +204,9 @@ impl Claims {
         let email = person::owned_email(&self, connector);
         let name = person::name(&self, email.as_deref(), connector, owned)?;
         let subject = person::subject(&self, connector)?;
+        // A provider's clock may be ahead of ours; nobody has authenticated in the future.
+        let auth_time = self.auth_time.map_or(now, |told| told.min(now));
+        let acr = self.class(connector);
         let user_id = UserId::derive(&connector.name, &connector.issuer, &subject);
         Ok(Identity {
             user_id,
@@ -209,20 +216,39 @@ impl Claims {
             name,
             email,
             groups,
-            auth_time: now,
-            mfa_time: self.used_several_factors(connector).then_some(now),
-            acr: self.acr,
+            auth_time,
+            mfa_time: self
+                .used_several_factors(acr.as_ref(), connector)
+                .then_some(auth_time),
+            acr,
         })
     }
 
     /// RFC 8176 §2: "mfa" is the one value that says that several factors were used; an `acr` says so where the
     /// connector knows it.
-    fn used_several_factors(&self, connector: &ConnectorConfig) -> bool {
+    fn used_several_factors(&self, acr: Option<&String>, connector: &ConnectorConfig) -> bool {
         self.amr.iter().any(|method| method == "mfa")
-            || self
-                .acr
-                .as_ref()
-                .is_some_and(|acr| connector.mfa_acr.contains(acr))
+            || acr.is_some_and(|acr| connector.mfa_acr.contains(acr))
+    }
+
+    /// The authentication context class. Entra ID lists those reached in `acrs`; one that means several factors
+    /// says the most.
+    fn class(&self, connector: &ConnectorConfig) -> Option<String> {
+        let listed = match connector.kind {
+            ConnectorKind::Entra => self.other.get("acrs").and_then(Value::as_array),
+            ConnectorKind::Oidc | ConnectorKind::Okta | ConnectorKind::Google | ConnectorKind::Keycloak => {
+                None
+            }
+        };
+        let listed: Vec<&str> = listed.into_iter().flatten().filter_map(Value::as_str).collect();
+        let strongest = connector
+            .mfa_acr
+            .iter()
+            .find(|acr| listed.contains(&acr.as_str()))
+            .map(String::as_str);
+        let class = strongest.or_else(|| listed.first().copied());
+        let class = class.map(str::to_owned).or_else(|| self.acr.clone())?;
+        usable(class, ACR_BYTES_MAX)
     }
 }
 

@@ -129,7 +129,7 @@ impl Logins {
         let store = &self.context.store;
         let deadline = self.deadline(row, now).await?;
         let login = self.facts(row, &identity, deadline);
-        store.upsert_user(&user_row(&identity, now)).await?;
+        store.upsert_user(&user_row(&identity, row, now)).await?;
         let issued = match self.context.authority.issue_user(&login, request).await {
             Ok(issued) => issued,
             Err(error) => {
@@ -177,7 +177,7 @@ impl Logins {
             login_method: row.method.as_str().to_owned(),
             mfa_time: identity.mfa_time,
             groups: identity.groups.clone(),
-            groups_as_of: identity.auth_time,
+            groups_as_of: row.created_at,
         }
     }
 
@@ -212,7 +212,8 @@ impl Logins {
     }
 }
 
-fn user_row(identity: &Identity, now: OffsetDateTime) -> UserRow {
+/// The groups are at least as new as the login's start.
+fn user_row(identity: &Identity, row: &LoginRow, now: OffsetDateTime) -> UserRow {
     UserRow {
         user_id: identity.user_id.clone(),
         connector: identity.connector.clone(),
@@ -221,7 +222,7 @@ fn user_row(identity: &Identity, now: OffsetDateTime) -> UserRow {
         name: identity.name.clone(),
         email: identity.email.clone(),
         groups: identity.groups.clone(),
-        groups_as_of: identity.auth_time,
+        groups_as_of: row.created_at,
         last_login: now,
     }
 }

@@ -236,11 +236,12 @@ fn source_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether the person must prove to the provider anew who they are: a code typed elsewhere may have been
-/// handed over by somebody else, and a provider's standing session would wave it through.
-fn prompts(method: LoginMethod) -> bool {
-    match method {
+/// Whether the person must prove to the provider anew who they are: because that was asked for, or because a
+/// code typed elsewhere may have been handed over by somebody else. A provider's standing session would wave
+/// either through.
+fn prompts(row: &LoginRow) -> bool {
+    match row.method {
         LoginMethod::Headless => true,
-        LoginMethod::Browser | LoginMethod::NoBrowser => false,
+        LoginMethod::Browser | LoginMethod::NoBrowser => row.proof.is_anything(),
     }
 }

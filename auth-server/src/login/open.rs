@@ -85,7 +85,8 @@ impl Logins {
             redirect_uri: &redirect_uri,
             state: &state,
             cookie: &cookie,
-            prompt_login: prompts(row.method),
+            prompt_login: prompts(row),
+            acr_values: provider.acr_values(&row.proof),
         };
         let url = match provider.authorization_url(&asking).await {
             Ok(url) => url,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use openidconnect::core::CoreJsonWebKeySet;
 use openidconnect::url::Url;
 use serde::Deserialize;
+use serde_json::json;
 use tokio::sync::Mutex;
 
 use super::addresses::Reach;
@@ -20,6 +21,7 @@ use super::claims::ClaimsError;
 use super::outbound::{Ask, Outbound, OutboundError};
 use super::secrets::{Secret, pkce_challenge};
 use crate::config::{ConnectorConfig, ConnectorKind};
+use crate::store::ProofAsked;
 
 pub(crate) use examine::Examined;
 pub(crate) use exchange::{Answered, Identified, refusal_error};
@@ -191,6 +193,8 @@ pub(crate) struct Asking<'a> {
     pub(crate) cookie: &'a Secret,
     /// Whether the person must prove who they are anew.
     pub(crate) prompt_login: bool,
+    /// Authentication context classes, of which one is to be reached, the preferred first.
+    pub(crate) acr_values: Vec<String>,
 }
 
 impl Provider {
@@ -225,6 +229,12 @@ impl Provider {
     /// The connector's name.
     pub(crate) fn name(&self) -> &str {
         &self.connector.name
+    }
+
+    /// What to ask for in `acr_values` when this is to be proven.
+    pub(crate) fn acr_values(&self, proof: &ProofAsked) -> Vec<String> {
+        let several_factors = self.connector.mfa_acr.first().filter(|_| proof.mfa);
+        proof.acr.iter().chain(several_factors).cloned().collect()
     }
 
     /// The host a person is sent to, for buttons.
@@ -269,6 +279,21 @@ impl Provider {
         }
         if !prompts.is_empty() {
             query.append_pair("prompt", &prompts.join(" "));
+        }
+        if let Some(first) = asking.acr_values.first() {
+            match self.connector.kind {
+                // Its classes are Conditional Access contexts, which only a claims request reaches.
+                ConnectorKind::Entra => {
+                    let acrs = json!({"id_token": {"acrs": {"essential": true, "value": first}}});
+                    query.append_pair("claims", &acrs.to_string());
+                }
+                ConnectorKind::Oidc
+                | ConnectorKind::Okta
+                | ConnectorKind::Google
+                | ConnectorKind::Keycloak => {
+                    query.append_pair("acr_values", &asking.acr_values.join(" "));
+                }
+            }
         }
         drop(query);
         Ok(url)

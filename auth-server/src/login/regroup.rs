@@ -128,6 +128,7 @@ fn facts(user: &UserRow) -> UserFacts {
         groups: user.groups.clone(),
         groups_vocabulary: None,
         auth_time: Some(user.last_login),
+        acr: None,
         mfa_time: None,
         idp: user.connector.clone(),
         login_method: "browser".to_owned(),

@@ -11,6 +11,7 @@ use super::{FinishError, Finished, Logins, StartError, StartRequest, WaitError, 
 use crate::authority::issued_to_wire;
 use crate::policies::facts_of_login;
 use crate::rpc::{Caller, ErrorCode, RpcError};
+use crate::store::ProofAsked;
 
 /// The RPCs of a login.
 #[derive(Clone, Debug)]
@@ -55,6 +56,11 @@ impl v1::login_server::Login for LoginRpc {
             user_name: asked.user_name,
             redirect_port: asked.redirect_port,
             client_version: asked.client_version,
+            proof: ProofAsked {
+                fresh: asked.fresh,
+                mfa: asked.mfa,
+                acr: Some(asked.acr).filter(|acr| !acr.is_empty()),
+            },
         };
         let started = self.logins.start(asked, client).await.map_err(RpcError::from)?;
         Ok(Response::new(v1::LoginStarted {

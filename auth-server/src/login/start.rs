@@ -10,12 +10,14 @@ use time::OffsetDateTime;
 use super::secrets::Secret;
 use super::{HEADLESS_LIFE, LOGIN_LIFE, Logins, REMEMBERED, source_of, words};
 use crate::context::NoRandomness;
-use crate::store::{Hash, LoginMethod, LoginRow, LoginState, StoreError};
+use crate::store::{Hash, LoginMethod, LoginRow, LoginState, ProofAsked, StoreError};
 
 /// The longest host name and user name, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 /// The longest version text, in bytes.
 const VERSION_BYTES_MAX: usize = 64;
+/// The longest authentication context class, in bytes.
+const ACR_BYTES_MAX: usize = 255;
 /// How often expired logins are swept out, in seconds.
 const SWEEP_INTERVAL_SECONDS: i64 = 60;
 
@@ -36,6 +38,8 @@ pub struct StartRequest {
     pub redirect_port: u32,
     /// The program's version.
     pub client_version: String,
+    /// What the person is to prove.
+    pub proof: ProofAsked,
 }
 
 /// A login under way.
@@ -135,6 +139,7 @@ impl Logins {
             state: LoginState::Started,
             method: asked.method,
             connector: asked.connector,
+            proof: request.proof.clone(),
             key_thumbprint: asked.key_thumbprint,
             host_name: shown(&request.host_name, NAME_BYTES_MAX),
             user_name: shown(&request.user_name, NAME_BYTES_MAX),
@@ -195,6 +200,17 @@ impl Logins {
             }
             (LoginMethod::Browser | LoginMethod::NoBrowser, port) => port,
         };
+        let unusable = |acr: &str| {
+            acr.is_empty()
+                || acr.len() > ACR_BYTES_MAX
+                || acr.contains(|letter: char| letter.is_whitespace() || letter.is_control())
+        };
+        if request.proof.acr.as_deref().is_some_and(unusable) {
+            return Err(malformed(
+                "acr",
+                "one class, without spaces, of at most 255 bytes",
+            ));
+        }
         let connector = self.connector_asked(&request.connector)?;
         Ok(Asked {
             method,

@@ -224,6 +224,7 @@ impl Trial {
             state: &self.state,
             cookie: &self.cookie,
             prompt_login: false,
+            acr_values: Vec::new(),
         }
     }
 }

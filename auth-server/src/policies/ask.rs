@@ -199,6 +199,7 @@ pub(super) fn facts_of_user(known: UserRow) -> UserFacts {
         groups_vocabulary: None,
         auth_time: Some(known.last_login),
         mfa_time: None,
+        acr: None,
         idp: known.connector,
         login_method: "browser".to_owned(),
     }
@@ -226,6 +227,7 @@ async fn other_user(context: &AppContext, user: &str) -> Result<(UserFacts, bool
         groups_vocabulary: None,
         auth_time: Some(context.clock.now()),
         mfa_time: None,
+        acr: None,
         idp,
         login_method: "browser".to_owned(),
     };

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use iap_identity::{GroupName, LoginId, UserId};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{Hash, StoreError};
@@ -105,6 +106,25 @@ pub struct Identity {
     pub acr: Option<String>,
 }
 
+/// What the person has to prove to the provider, beyond what it asks of everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofAsked {
+    /// Who they are, anew.
+    pub fresh: bool,
+    /// Several factors.
+    pub mfa: bool,
+    /// This authentication context class.
+    pub acr: Option<String>,
+}
+
+impl ProofAsked {
+    /// Whether the provider must not wave a standing session through.
+    #[must_use]
+    pub fn is_anything(&self) -> bool {
+        self.fresh || self.mfa || self.acr.is_some()
+    }
+}
+
 /// One login from `Login.Start` to its certificate.
 #[derive(Clone, Debug)]
 pub struct LoginRow {
@@ -116,6 +136,8 @@ pub struct LoginRow {
     pub method: LoginMethod,
     /// The connector asked for, or chosen on the page.
     pub connector: Option<String>,
+    /// What the person has to prove.
+    pub proof: ProofAsked,
     /// SHA-256 of the SubjectPublicKeyInfo that the certificate will be for.
     pub key_thumbprint: Hash,
     /// What asked, as the approval page shows it.

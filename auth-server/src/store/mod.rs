@@ -18,7 +18,7 @@ pub use inventory::{
 };
 pub use logins::{
     AnsweredRequest, GenerationRow, Identity, LoginChange, LoginMethod, LoginRow, LoginState, LoginStore,
-    UserRow,
+    ProofAsked, UserRow,
 };
 pub use records::{
     Appended, Fault, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,

@@ -6,6 +6,7 @@ mod stdio;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use clap::Args;
@@ -17,10 +18,22 @@ use crate::arguments::Output;
 use crate::context::Context;
 use crate::exit::ExitStatus;
 use crate::failure::{self, Failure};
+use crate::home::ClusterHome;
 use crate::identity::{self, Identity};
 use crate::services::POSTGRES;
 use crate::session::{LocalListener, Serving, Session, Sessions, Wanted, listen_address, stable_port};
 use client::LocalEnvironment;
+
+/// Programs of PostgreSQL's that reach a server through libpq.
+const LIBPQ_PROGRAMS: [&str; 7] = [
+    "psql",
+    "pgbench",
+    "pg_dump",
+    "pg_dumpall",
+    "pg_restore",
+    "pg_isready",
+    "vacuumdb",
+];
 
 /// `connect`.
 #[derive(Debug, Args)]
@@ -95,10 +108,11 @@ async fn connect(arguments: ConnectArguments, context: &Context) -> anyhow::Resu
     let names = client::Names::of(&identity, sessions.wanted(), &first);
     if let Some(program) = program {
         let rest = arguments.command.get(1..).unwrap_or_default();
-        return run_command(context, sessions, first, names, &program, rest).await;
+        let command = (program.as_path(), rest);
+        return run_command(context, &identity.home, sessions, first, names, command).await;
     }
     if first.protocol == POSTGRES && listen.is_none() {
-        return start_psql(context, sessions, first, names).await;
+        return start_psql(context, &identity.home, sessions, first, names).await;
     }
     listen_until_interrupted(context, &identity, sessions, first, listen, arguments.output).await
 }
@@ -117,6 +131,7 @@ fn wanted(arguments: &ConnectArguments) -> Result<Wanted, Failure> {
 
 async fn start_psql(
     context: &Context,
+    home: &ClusterHome,
     sessions: Arc<Sessions>,
     first: Session,
     names: client::Names,
@@ -130,21 +145,28 @@ async fn start_psql(
             ))
             .into());
     };
-    run_command(context, sessions, first, names, &psql, &[]).await
+    run_command(context, home, sessions, first, names, (&psql, &[])).await
 }
 
 /// Listens on a port of its own, runs the command, and ends every session with it.
 async fn run_command(
     context: &Context,
+    home: &ClusterHome,
     sessions: Arc<Sessions>,
     first: Session,
     names: client::Names,
-    program: &std::path::Path,
-    arguments: &[OsString],
+    command: (&Path, &[OsString]),
 ) -> anyhow::Result<ExitStatus> {
+    let (program, arguments) = command;
     let listener = LocalListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?;
+    let listener = if first.protocol == POSTGRES && uses_libpq(program) {
+        listener.with_postgres_socket(home, &context.printer)
+    } else {
+        listener
+    };
     let environment = LocalEnvironment {
         address: listener.address,
+        socket_folder: listener.socket_folder().map(Path::to_owned),
         names,
     };
     let child = child::Child::start(program, arguments, &environment)?;
@@ -156,6 +178,12 @@ async fn run_command(
         Some(first),
     ));
     serving.run(listener, child.wait()).await
+}
+
+/// PostgreSQL's own programs, which know Unix sockets. Others may take a host for a name and nothing else.
+fn uses_libpq(program: &Path) -> bool {
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    LIBPQ_PROGRAMS.contains(&name.as_ref())
 }
 
 async fn listen_until_interrupted(

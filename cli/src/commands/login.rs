@@ -11,7 +11,7 @@ use crate::exit::ExitStatus;
 use crate::failure::Failure;
 use crate::home::ClusterHome;
 use crate::identity::Identity;
-use crate::login::{self, Method};
+use crate::login::{self, Method, Proof};
 use crate::renewer;
 use crate::trust;
 
@@ -36,6 +36,15 @@ pub struct LoginArguments {
     /// Which identity provider, where there are several
     #[arg(long, value_name = "NAME")]
     connector: Option<String>,
+    /// Prove anew who you are, whatever session there is at the identity provider
+    #[arg(long)]
+    fresh: bool,
+    /// Prove it with several factors
+    #[arg(long)]
+    mfa: bool,
+    /// Prove it in this authentication context class
+    #[arg(long, value_name = "CLASS")]
+    acr: Option<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -51,11 +60,18 @@ pub(super) async fn run(arguments: LoginArguments, context: &Context) -> anyhow:
     let request = login::LoginRequest {
         method: method(&arguments),
         connector: arguments.connector.clone().unwrap_or_default(),
+        proof: Proof {
+            fresh: arguments.fresh || arguments.mfa || arguments.acr.is_some(),
+            mfa: arguments.mfa,
+            acr: arguments.acr.clone(),
+        },
         url_on_stdout: !arguments.output.is_json(),
     };
     let home = context.home.cluster(&address.cluster);
     let turn = login::turn(&home, &context.printer).await?;
-    let identity = match turn.shared(&home)? {
+    // What was asked to be proven is proven here.
+    let shared = turn.shared(&home)?.filter(|_| request.proof == Proof::default());
+    let identity = match shared {
         Some(shared) => {
             context.printer.talk("Using the login that was just made here.");
             shared

@@ -1,5 +1,7 @@
 //! `iapctl proxy NAME...|--all`.
 
+mod detached;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use crate::context::Context;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
 use crate::identity::{self, Identity};
-use crate::services::KnownService;
+use crate::services::{KnownService, POSTGRES};
 use crate::session::{LocalListener, Serving, Sessions, Wanted, stable_port};
 use crate::table::Listing;
 
@@ -28,11 +30,23 @@ pub struct ProxyArguments {
     /// Every service you may reach
     #[arg(long, conflicts_with = "services")]
     all: bool,
+    /// Go on in the background once the listeners are there
+    #[arg(long)]
+    detach: bool,
+    /// We are the one in the background
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    in_background: bool,
     #[command(flatten)]
     output: Output,
 }
 
 pub(super) async fn run(arguments: ProxyArguments, context: &Context) -> anyhow::Result<ExitStatus> {
+    if arguments.detach {
+        return detach(&arguments, context).await;
+    }
+    if arguments.in_background {
+        leave_the_terminal();
+    }
     let identity = identity::require(context).await?;
     let (known, fresh) = known(&identity).await?;
     let names = if arguments.all {
@@ -47,10 +61,56 @@ pub(super) async fn run(arguments: ProxyArguments, context: &Context) -> anyhow:
     for name in names {
         let port = stable_port(&identity.home, &name).await?;
         let listener = LocalListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
+        let listener = if protocol(&known, &name) == POSTGRES {
+            listener.with_postgres_socket(&identity.home, &context.printer)
+        } else {
+            listener
+        };
         listeners.push((name, listener));
     }
     print(context, arguments.output, &listeners, &known)?;
     serve(context, &identity, &known, listeners).await
+}
+
+/// Starts the same in the background, and says where the listeners are and how they end.
+async fn detach(arguments: &ProxyArguments, context: &Context) -> anyhow::Result<ExitStatus> {
+    // Who has to log in does so here, where they can be asked.
+    let identity = identity::require(context).await?;
+    let home = context.home.path().display().to_string();
+    let cluster = identity.home.cluster().as_str().to_owned();
+    let mut again: Vec<String> = ["--home", &home, "-c", &cluster, "proxy", "--in-background"]
+        .map(str::to_owned)
+        .to_vec();
+    again.extend(["--format", "json"].map(str::to_owned));
+    match arguments.all {
+        true => again.push("--all".to_owned()),
+        false => again.extend(arguments.services.iter().cloned()),
+    }
+    let started = detached::start(&again, &identity.home.file(detached::LOG)).await?;
+    if arguments.output.is_json() {
+        context.printer.json(&json!({
+            "pid": started.pid,
+            "listeners": started.listeners,
+        }))?;
+    } else {
+        let mut listing = Listing::new(&["SERVICE", "PROTOCOL", "ADDRESS"]);
+        for listener in &started.listeners {
+            let text = |key: &str| listener.get(key).and_then(Value::as_str).unwrap_or_default();
+            listing.row(["service", "protocol", "address"].map(|key| text(key).to_owned()));
+        }
+        context.printer.result(&listing.render())?;
+    }
+    context
+        .printer
+        .talk(&format!("In the background; ends with: kill {}", started.pid));
+    Ok(ExitStatus::Done)
+}
+
+/// A session of our own, so that neither Ctrl-C nor the end of the terminal reaches us.
+fn leave_the_terminal() {
+    #[cfg(unix)]
+    // It fails only for the leader of a group, who has none to leave.
+    let _ = rustix::process::setsid();
 }
 
 /// Every listener until Ctrl-C; then they all end together.
@@ -146,6 +206,7 @@ fn print(
                 "host": listener.address.ip().to_string(),
                 "port": listener.address.port(),
                 "address": listener.address.to_string(),
+                "socket_folder": listener.socket_folder().map(|folder| folder.display().to_string()),
             })
         };
         context

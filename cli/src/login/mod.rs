@@ -12,6 +12,7 @@ mod start;
 use std::fs::File;
 use std::time::Duration;
 
+use iap_tunnel::StepUp;
 use time::OffsetDateTime;
 
 use crate::address::ClusterAddress;
@@ -38,8 +39,31 @@ pub struct LoginRequest {
     pub method: Method,
     /// The identity provider's name; empty for the only one.
     pub connector: String,
+    /// What the person is to prove beyond what the provider asks of everybody.
+    pub proof: Proof,
     /// Whether the URL may go to stdout as well, for programs.
     pub url_on_stdout: bool,
+}
+
+/// What a login is to prove.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// Who one is, anew, whatever session there is at the provider.
+    pub fresh: bool,
+    /// With several factors.
+    pub mfa: bool,
+    /// Of this authentication context class.
+    pub acr: Option<String>,
+}
+
+impl From<&StepUp> for Proof {
+    fn from(needed: &StepUp) -> Self {
+        Self {
+            fresh: true,
+            mfa: needed.mfa,
+            acr: needed.acr.clone(),
+        }
+    }
 }
 
 /// Logs in with a person at the other end.
@@ -98,7 +122,12 @@ pub async fn again(context: &Context, home: &ClusterHome) -> anyhow::Result<Iden
     if let Standing::Valid(identity) = identity::load(home, OffsetDateTime::now_utc())? {
         return Ok(*identity);
     }
-    renewing(context, home, log_in_again(context, home, turn).await?).await
+    renewing(
+        context,
+        home,
+        log_in_again(context, home, turn, Proof::default()).await?,
+    )
+    .await
 }
 
 /// Logs in again although the login is valid: the auth server wants a fresh one. Shared as well: a login that
@@ -108,10 +137,29 @@ pub async fn again(context: &Context, home: &ClusterHome) -> anyhow::Result<Iden
 /// Why it failed.
 pub async fn forced(context: &Context, home: &ClusterHome) -> anyhow::Result<Identity> {
     let turn = turn(home, &context.printer).await?;
-    if let Some(shared) = turn.shared(home)? {
+    let is_fresh = |shared: &Identity| shared.peer.auth_time >= turn.asked_at - SHARED_SECONDS_MAX;
+    if let Some(shared) = turn.shared(home)?.filter(is_fresh) {
         return Ok(shared);
     }
-    renewing(context, home, log_in_again(context, home, turn).await?).await
+    let proof = Proof {
+        fresh: true,
+        ..Proof::default()
+    };
+    renewing(context, home, log_in_again(context, home, turn, proof).await?).await
+}
+
+/// Logs in again with the proof that a rule asks for.
+///
+/// # Errors
+/// Why it failed.
+pub async fn step_up(context: &Context, home: &ClusterHome, needed: &StepUp) -> anyhow::Result<Identity> {
+    let turn = turn(home, &context.printer).await?;
+    renewing(
+        context,
+        home,
+        log_in_again(context, home, turn, needed.into()).await?,
+    )
+    .await
 }
 
 /// The right to log in to a cluster, one at a time on this home.
@@ -160,12 +208,21 @@ impl Turn {
             return Ok(None);
         }
         match identity::load(home, OffsetDateTime::now_utc())? {
-            Standing::Valid(identity) if identity.peer.auth_time >= self.asked_at - SHARED_SECONDS_MAX => {
+            Standing::Valid(identity) if begun(&identity) >= self.asked_at - SHARED_SECONDS_MAX => {
                 Ok(Some(*identity))
             }
             Standing::Valid(_) | Standing::NoLogin(_) => Ok(None),
         }
     }
+}
+
+/// When a login was begun; its id is a UUIDv7. The provider may have seen the person long before.
+fn begun(identity: &Identity) -> OffsetDateTime {
+    let stamp = identity.peer.login_id.as_uuid().get_timestamp();
+    let seconds = stamp.and_then(|stamp| i64::try_from(stamp.to_unix().0).ok());
+    seconds
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
+        .unwrap_or(identity.peer.auth_time)
 }
 
 /// Leaves a renewer running, unless the person does not want one. A login without one is a login all the same.
@@ -183,7 +240,12 @@ pub async fn renewing(context: &Context, home: &ClusterHome, identity: Identity)
     Ok(identity)
 }
 
-async fn log_in_again(context: &Context, home: &ClusterHome, _turn: Turn) -> anyhow::Result<Identity> {
+async fn log_in_again(
+    context: &Context,
+    home: &ClusterHome,
+    _turn: Turn,
+    proof: Proof,
+) -> anyhow::Result<Identity> {
     let record = home.record()?;
     let first = record.and_then(|record| record.addresses.into_iter().next());
     let Some(first) = first else {
@@ -195,6 +257,7 @@ async fn log_in_again(context: &Context, home: &ClusterHome, _turn: Turn) -> any
     let trust = trust::establish(home, &address, None).await?;
     let request = LoginRequest {
         connector: identity::last_peer(home).map_or_else(String::new, |peer| peer.idp.connector),
+        proof,
         ..LoginRequest::default()
     };
     Box::pin(run(context, &address, trust, request)).await

@@ -90,6 +90,9 @@ pub(super) async fn start(
         user_name: shown(&account_name()),
         redirect_port: u32::from(redirect_port),
         client_version: env!("CARGO_PKG_VERSION").to_owned(),
+        fresh: request.proof.fresh,
+        mfa: request.proof.mfa,
+        acr: request.proof.acr.clone().unwrap_or_default(),
     };
     let started = api::answer(client.start(message).await)?;
     check_url(&started.url, address)?;

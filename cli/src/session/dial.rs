@@ -5,7 +5,7 @@ use std::time::Duration;
 use iap_identity::{ConnectId, ServerName, SessionId};
 use iap_runtime::net::{self, HostPort};
 use iap_runtime::tls::{self, AlertDescription, ClientStream, HandshakeError, Replay};
-use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status};
+use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -43,6 +43,8 @@ pub struct Session {
 pub(super) enum Answer {
     Granted(Box<Session>),
     Renew,
+    /// Another login would change the denial.
+    StepUp(StepUp, String),
 }
 
 pub(super) async fn dial(
@@ -117,9 +119,18 @@ async fn ask(
             protocol,
         }))),
         Status::Renew => Ok(Answer::Renew),
-        Status::Denied { code, text, contact } => {
-            Err(denied(&identity.peer.name, wanted, &code, text, contact))
-        }
+        Status::Denied {
+            text,
+            step_up: Some(needed),
+            ..
+        } => Ok(Answer::StepUp(needed, text)),
+        Status::Denied {
+            code,
+            text,
+            contact,
+            session_id: _,
+            step_up: None,
+        } => Err(denied(&identity.peer.name, wanted, &code, text, contact)),
         Status::Unavailable { text, retry } => Err(unavailable(wanted, text, retry)),
     }
 }

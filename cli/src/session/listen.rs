@@ -1,17 +1,22 @@
 //! Local listeners: each accepted connection becomes a session.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use iap_runtime::pump::Cancellation;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+#[cfg(unix)]
+use super::socket::LocalSocket;
 use super::{Session, Sessions, peer, refusal};
 use crate::failure::Failure;
+use crate::home::ClusterHome;
 use crate::printer::Printer;
 use crate::services::POSTGRES;
 
@@ -24,9 +29,11 @@ const REFUSAL_SECONDS_MAX: u64 = 5;
 /// How long to rest when the system is out of sockets.
 const ACCEPT_RETRY_MILLISECONDS: u64 = 100;
 
-/// A bound port.
+/// A bound port, and for PostgreSQL a Unix socket beside it.
 pub struct LocalListener {
     listener: TcpListener,
+    #[cfg(unix)]
+    socket: Option<LocalSocket>,
     /// Where it listens.
     pub address: SocketAddr,
 }
@@ -56,8 +63,62 @@ impl LocalListener {
         };
         let listener = TcpListener::bind(address).await.map_err(refuse)?;
         let address = listener.local_addr().map_err(refuse)?;
-        Ok(Self { listener, address })
+        Ok(Self {
+            listener,
+            #[cfg(unix)]
+            socket: None,
+            address,
+        })
     }
+
+    /// Adds the Unix socket that libpq looks for. Where there can be none the port has to do.
+    #[must_use]
+    pub fn with_postgres_socket(self, home: &ClusterHome, printer: &Printer) -> Self {
+        #[cfg(unix)]
+        match LocalSocket::bind(home, self.address.port()) {
+            Ok(socket) => {
+                return Self {
+                    socket: Some(socket),
+                    ..self
+                };
+            }
+            Err(error) => printer.verbose(&format!("no Unix socket: {error:#}")),
+        }
+        #[cfg(not(unix))]
+        let _ = (home, printer);
+        self
+    }
+
+    /// The folder of the Unix socket, which libpq takes for a host.
+    pub fn socket_folder(&self) -> Option<&Path> {
+        #[cfg(unix)]
+        return self.socket.as_ref().map(|socket| socket.folder.as_path());
+        #[cfg(not(unix))]
+        None
+    }
+
+    async fn accept(&self) -> std::io::Result<Accepted> {
+        let port = async {
+            let (stream, from) = self.listener.accept().await?;
+            Ok(Accepted::Port(stream, from))
+        };
+        #[cfg(unix)]
+        if let Some(socket) = &self.socket {
+            return tokio::select! {
+                accepted = port => accepted,
+                accepted = socket.accept() => accepted.map(Accepted::Socket),
+            };
+        }
+        port.await
+    }
+}
+
+/// A local connection.
+enum Accepted {
+    Port(TcpStream, SocketAddr),
+    /// Whose it is has been looked at.
+    #[cfg(unix)]
+    Socket(tokio::net::UnixStream),
 }
 
 impl Serving {
@@ -81,9 +142,9 @@ impl Serving {
         let outcome = loop {
             tokio::select! {
                 outcome = &mut end => break outcome,
-                accepted = listener.listener.accept() => match accepted {
-                    Ok((stream, from)) => {
-                        connections.spawn(Arc::clone(&self).serve(stream, listener.address, from));
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => {
+                        connections.spawn(Arc::clone(&self).serve(accepted, listener.address));
                     }
                     Err(error) => {
                         self.printer.warn(&format!("cannot accept a local connection: {error}"));
@@ -116,14 +177,24 @@ impl Serving {
         }
     }
 
-    async fn serve(self: Arc<Self>, mut stream: TcpStream, local: SocketAddr, from: SocketAddr) {
-        let local = stream.local_addr().unwrap_or(local);
-        if let Err(why) = admit(local, from) {
-            self.printer
-                .warn(&format!("refused a local connection from {from}: {why}"));
-            return;
+    async fn serve(self: Arc<Self>, accepted: Accepted, local: SocketAddr) {
+        match accepted {
+            Accepted::Port(stream, from) => {
+                let local = stream.local_addr().unwrap_or(local);
+                if let Err(why) = admit(local, from) {
+                    self.printer
+                        .warn(&format!("refused a local connection from {from}: {why}"));
+                    return;
+                }
+                let _ = iap_runtime::net::tune(&stream);
+                Box::pin(self.carry(stream, &from.to_string())).await;
+            }
+            #[cfg(unix)]
+            Accepted::Socket(stream) => Box::pin(self.carry(stream, "the Unix socket")).await,
         }
-        let _ = iap_runtime::net::tune(&stream);
+    }
+
+    async fn carry<L: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: L, from: &str) {
         match self.session().await {
             Ok(session) => {
                 self.printer

@@ -7,6 +7,8 @@ mod port;
 mod refusal;
 #[cfg(target_os = "linux")]
 mod sock_diag;
+#[cfg(unix)]
+mod socket;
 mod source;
 
 pub use dial::{Session, SessionStream};

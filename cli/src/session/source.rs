@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use iap_identity::{ConnectId, LoginName, ServiceName};
+use iap_tunnel::StepUp;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use uuid::Uuid;
@@ -14,6 +15,7 @@ use crate::context::Context;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
 use crate::identity::{self, Identity, Standing};
+use crate::login;
 
 /// A command that ends sooner leaves the renewal to the next.
 const RENEW_AFTER_SECONDS: u64 = 5;
@@ -68,6 +70,32 @@ impl Sessions {
         match dial::dial(&identity, &self.wanted, self.connect_id).await? {
             Answer::Granted(session) => Ok(*session),
             Answer::Renew => self.open_renewed(&identity).await,
+            Answer::StepUp(needed, text) => self.open_stepped_up(&identity, needed, text).await,
+        }
+    }
+
+    /// A rule asks for more proof than the login brought: on a terminal, log in with it and ask once more.
+    async fn open_stepped_up(
+        &self,
+        identity: &Identity,
+        needed: StepUp,
+        text: String,
+    ) -> Result<Session, Failure> {
+        if !self.context.interactive {
+            return Err(Failure::login_needed(text).next(needed.command()));
+        }
+        self.context.printer.talk(&text);
+        let stronger = Box::pin(login::step_up(&self.context, &identity.home, &needed));
+        let stronger = Arc::new(stronger.await.map_err(classified)?);
+        *self.identity.lock().await = Arc::clone(&stronger);
+        match dial::dial(&stronger, &self.wanted, self.connect_id).await? {
+            Answer::Granted(session) => Ok(*session),
+            Answer::Renew => {
+                Err(Failure::login_needed("the policy has changed since you logged in").next("iapctl login"))
+            }
+            Answer::StepUp(_, text) => Err(Failure::denied(text)
+                .because("the identity provider did not vouch for what the rule asks for")
+                .next("ask your operator: docs/policy.md, \"Step-up\"")),
         }
     }
 
@@ -88,6 +116,7 @@ impl Sessions {
             Answer::Renew => {
                 Err(Failure::login_needed("the policy has changed since you logged in").next("iapctl login"))
             }
+            Answer::StepUp(needed, text) => self.open_stepped_up(&renewed, needed, text).await,
         }
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct Condition {
     pub(crate) variables: BTreeSet<String>,
     /// The groups it may be about.
     pub(crate) group_literals: BTreeSet<String>,
+    /// Where it looks at `user.acr`: the texts it may compare that with.
+    pub(crate) acr_literals: BTreeSet<String>,
     /// Whether it looks at groups that it does not name.
     pub(crate) scans_groups: bool,
     /// Whether time alone can change its value.
@@ -61,6 +63,18 @@ impl Condition {
             .iter()
             .any(|variable| variables::is_time_dependent(variable));
         let target_dependent = uses.variables.contains("login") || uses.variables.contains("database");
+        let looks_at_acr = ["user.acr", "user"]
+            .iter()
+            .any(|variable| uses.variables.contains(*variable));
+        let acr_literals = if looks_at_acr {
+            uses.literals
+                .iter()
+                .filter(|text| could_be_acr(text))
+                .cloned()
+                .collect()
+        } else {
+            BTreeSet::new()
+        };
         let mut group_literals = uses.asked_groups;
         if uses.scans_groups {
             group_literals.extend(uses.literals);
@@ -69,6 +83,7 @@ impl Condition {
             source: source.to_owned(),
             expression,
             group_literals,
+            acr_literals,
             scans_groups: uses.scans_groups,
             variables: uses.variables,
             time_dependent,
@@ -99,6 +114,11 @@ impl Condition {
             Err(error) => format!("unknown ({error})"),
         }
     }
+}
+
+/// OpenID Connect Core §3.1.2.1: `acr_values` are separated by spaces.
+fn could_be_acr(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|letter: char| letter.is_whitespace() || letter.is_control())
 }
 
 /// Caps, parses and checks an expression of either dialect.

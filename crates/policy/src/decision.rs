@@ -5,6 +5,8 @@ use std::time::Duration;
 use iap_identity::LoginName;
 use serde::{Deserialize, Serialize};
 
+use crate::step_up::StepUp;
+
 /// What the policy says to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
@@ -93,6 +95,8 @@ pub enum DenialCode {
     ConditionFailed,
     /// The service may be reached, but not as this login (or on this database).
     LoginNotAllowed,
+    /// Nothing allows this now, but a rule would after another login: with fresh proof, or with more.
+    StepUpNeeded(StepUp),
     /// It depends on a group that the certificate is too old to carry: renew it and ask again.
     RenewNeeded,
     /// Several logins are possible and none is the obvious one. With `logins = ["*"]` the list may be empty.
@@ -108,6 +112,7 @@ impl DenialCode {
             DenialCode::DeniedByRule => "denied_by_rule",
             DenialCode::ConditionFailed => "condition_failed",
             DenialCode::LoginNotAllowed => "login_not_allowed",
+            DenialCode::StepUpNeeded(_) => "step_up_needed",
             DenialCode::RenewNeeded => "renew_needed",
             DenialCode::LoginChoice(_) => "login_choice",
         }

@@ -76,6 +76,7 @@ pub(crate) struct TestUserEntry {
     pub(crate) login_method: Option<Located<String>>,
     pub(crate) auth_age: Option<Located<String>>,
     pub(crate) mfa_age: Option<Located<String>>,
+    pub(crate) acr: Option<Located<String>>,
 }
 
 /// The whole document.
@@ -318,6 +319,7 @@ fn read_test_user(section: &Section<'_, '_>, errors: &mut Errors) -> TestUserEnt
             "login_method",
             "auth_age",
             "mfa_age",
+            "acr",
         ],
         errors,
     );
@@ -332,5 +334,6 @@ fn read_test_user(section: &Section<'_, '_>, errors: &mut Errors) -> TestUserEnt
         login_method: user.string("login_method", errors),
         auth_age: user.string("auth_age", errors),
         mfa_age: user.string("mfa_age", errors),
+        acr: user.string("acr", errors),
     }
 }

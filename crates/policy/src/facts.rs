@@ -79,6 +79,8 @@ pub struct UserFacts {
     pub auth_time: Option<OffsetDateTime>,
     /// When the user last proved a second factor.
     pub mfa_time: Option<OffsetDateTime>,
+    /// The authentication context class the provider told, if it did.
+    pub acr: Option<String>,
     /// The connector they came through.
     pub idp: String,
     /// `browser`, `no-browser`, `headless`, ...
@@ -97,6 +99,7 @@ impl UserFacts {
             groups_vocabulary: Some(peer.groups_vocabulary),
             auth_time: Some(peer.auth_time),
             mfa_time: peer.mfa_time,
+            acr: peer.idp.acr.clone(),
             idp: peer.idp.connector.clone(),
             login_method: peer.login_method.clone(),
         }
@@ -113,6 +116,7 @@ impl UserFacts {
             groups_vocabulary: None,
             auth_time: None,
             mfa_time: None,
+            acr: None,
             idp: String::new(),
             login_method: String::new(),
         }

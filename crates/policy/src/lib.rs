@@ -31,6 +31,7 @@ mod policy;
 mod rule;
 mod selector;
 mod spans;
+mod step_up;
 mod suite;
 mod target;
 mod warnings;
@@ -48,6 +49,7 @@ pub use limits::POLICY_STACK_BYTES;
 pub use options::{Connectors, LoadOptions, RESERVED_LOGINS};
 pub use policy::Policy;
 pub use rule::Effect;
+pub use step_up::StepUp;
 pub use suite::{TestFailure, TestsPassed};
 
 #[cfg(test)]

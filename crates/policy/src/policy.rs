@@ -105,13 +105,21 @@ impl Policy {
     /// The answer to `question`. Default is denial; a deny rule wins; rules are looked at in the
     /// document's order.
     pub fn evaluate(&self, question: &Question<'_>, vocabulary: &Vocabulary) -> Decision {
-        Deciding::new(self, question, vocabulary).decide()
+        match Deciding::new(self, question, vocabulary).decide() {
+            Decision::Grant(grant) => Decision::Grant(grant),
+            Decision::Denial(denial) => Decision::Denial(self.with_step_up(denial, question, vocabulary)),
+        }
     }
 
     /// The same answer, with what led to it.
     #[must_use]
     pub fn explain(&self, question: &Question<'_>, vocabulary: &Vocabulary) -> Explanation {
-        Deciding::new(self, question, vocabulary).explain()
+        let mut explanation = Deciding::new(self, question, vocabulary).explain();
+        if let Decision::Denial(denial) = self.evaluate(question, vocabulary) {
+            explanation.code = Some(denial.code.as_str().to_owned());
+            explanation.detail = denial.detail;
+        }
+        explanation
     }
 
     /// What `user` would see of `service` in a listing; `None` if nothing.

@@ -265,6 +265,7 @@ fn read_user(
     });
     let auth_age = read(what, entry.auth_age.as_ref(), errors, parse_span);
     let mfa_age = read(what, entry.mfa_age.as_ref(), errors, parse_span);
+    let acr = entry.acr.as_ref().map(|acr| acr.value.clone());
     let name = entry.name.as_ref()?.value.clone();
     let text = |entry: &Option<Located<String>>, default: &str| {
         entry
@@ -279,6 +280,7 @@ fn read_user(
         groups_vocabulary: None,
         auth_time: now.map(|now| now - auth_age.unwrap_or(AUTH_AGE)),
         mfa_time: now.zip(mfa_age).map(|(now, age)| now - age),
+        acr,
         idp: text(&entry.idp, connector),
         login_method: text(&entry.login_method, "browser"),
     })

@@ -177,7 +177,11 @@ fn a_second_factor_never_shown_fails_the_condition_that_asks_for_its_age() {
     on_big_stack(|| {
         let question = staging(&[]).with_login("app");
         let policy = load(&with_condition("allow", "user.mfa_age < duration('1h')"));
-        assert_eq!(question.answer(&policy), Err(DenialCode::ConditionFailed));
+        let several_factors = iap_policy::StepUp { mfa: true, acr: None };
+        assert_eq!(
+            question.answer(&policy),
+            Err(DenialCode::StepUpNeeded(several_factors))
+        );
         let policy = load(&with_condition("allow", "!has(user.mfa_age)"));
         assert!(question.is_allowed(&policy));
     });

@@ -54,7 +54,7 @@ fn question() -> Ask {
 fn a_denial_names_the_rule_and_why_its_condition_failed() {
     let explanation = explain(&question().with_login("app"));
     assert_eq!(explanation.effect, Effect::Deny);
-    assert_eq!(explanation.code.as_deref(), Some("condition_failed"));
+    assert_eq!(explanation.code.as_deref(), Some("step_up_needed"));
     assert_eq!(explanation.rule.as_deref(), Some("needs a second factor"));
     assert_eq!(explanation.policy_version, 9);
     assert_eq!(

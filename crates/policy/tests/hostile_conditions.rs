@@ -232,7 +232,6 @@ fn a_failing_allow_does_not_allow_and_a_failing_deny_denies() {
         let question = ask(user("alice", &[]), service("web", Protocol::Http, &[]));
         for failing in [
             "service.labels.env == 'prod'",
-            "user.mfa_age < duration('1h')",
             "1 / 0 == 1",
             "user.groups[7] == 'x'",
             "int(user.name) == 1",

@@ -10,7 +10,7 @@
 
 mod support;
 
-use iap_policy::{DenialCode, Policy, Protocol, RESERVED_LOGINS, ServiceFacts, UserFacts};
+use iap_policy::{DenialCode, Policy, Protocol, RESERVED_LOGINS, ServiceFacts, StepUp, UserFacts};
 use proptest::prelude::*;
 use support::{Ask, ask, load, login, on_big_stack, service, user};
 
@@ -46,7 +46,7 @@ impl Condition {
         match self {
             Condition::True => "1 < 2",
             Condition::False => "false",
-            Condition::Fails => "user.mfa_age < duration('1h')",
+            Condition::Fails => "service.labels.nowhere == 'x'",
             Condition::LoginIsApp => "login == 'app'",
             Condition::DatabaseIsOrders => "database == 'orders'",
             Condition::FreshLogin => "user.auth_age < duration('5m')",
@@ -77,6 +77,8 @@ enum Answer {
 struct Model<'a> {
     rules: &'a [ModelRule],
     ask: &'a Ask,
+    /// Whether the user has just logged in.
+    fresh: bool,
 }
 
 impl Model<'_> {
@@ -147,6 +149,7 @@ impl Model<'_> {
             Some(Condition::LoginIsApp) => is(login, "app"),
             Some(Condition::DatabaseIsOrders) => is(database, "orders"),
             Some(Condition::FreshLogin) if self.ask.user.auth_time.is_none() => Answer::Fails,
+            Some(Condition::FreshLogin) if self.fresh => Answer::Yes,
             // Every user of these tests logged in ten minutes ago.
             Some(Condition::FreshLogin) => Answer::No,
             Some(Condition::InGroupA) => self.in_group("a"),
@@ -346,7 +349,18 @@ fn model_answer(rules: &[ModelRule], ask: &Ask) -> Result<usize, DenialCode> {
         Protocol::Postgres if inspected => ask.database.as_deref().map_or(Target::None, Target::Named),
         Protocol::Tcp | Protocol::Postgres => Target::Unseen,
     };
-    Model { rules, ask }.decide(login, database)
+    let model = |fresh| Model { rules, ask, fresh }.decide(login, database);
+    let answer = model(false);
+    let is_person = ask.user.kind == iap_identity::Class::User;
+    let would_change = rules
+        .iter()
+        .any(|rule| rule.condition == Some(Condition::FreshLogin));
+    match answer {
+        Err(code) if code != DenialCode::RenewNeeded && is_person && would_change && model(true).is_ok() => {
+            Err(DenialCode::StepUpNeeded(StepUp::default()))
+        }
+        answer => answer,
+    }
 }
 
 fn policy_answer(policy: &Policy, ask: &Ask) -> Result<usize, DenialCode> {

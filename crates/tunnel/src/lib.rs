@@ -1,11 +1,12 @@
 //! What the proxy, the agent and `iapctl` say to each other, as values: control messages, the dial-back
-//! preface and its one-use tokens, the table of routes, the `iap/1` frames and the PostgreSQL preamble.
+//! preface and its one-use tokens, the table of routes, the `iap/1` frames, the PostgreSQL preamble and last words.
 //!
 //! Nothing here reads a clock, draws a random number or touches a socket: time, randomness and bytes are
 //! arguments, so that every rule can be tested with hostile input and virtual time.
 
 pub mod alpn;
 pub mod control;
+pub mod fatal;
 pub mod frame;
 pub mod pending;
 pub mod pool;
@@ -19,11 +20,12 @@ pub use alpn::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP};
 pub use control::{
     CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, RefusedService, Side, Violation,
 };
+pub use fatal::{Boundaries, Fatal, NotPostgres, StartupMachine, StartupStep};
 pub use frame::{FrameError, LengthPrefixed};
 pub use pending::{IssueError, PendingOpens, RedeemError};
 pub use pool::{Pool, PoolLimits, PoolRefusal};
 pub use postgres::{CancelRequest, PreambleError, PreambleMachine, PreambleStep};
 pub use preface::{PREFACE_BYTES, PoolPreface, Preface, PrefaceError, Token};
 pub use routes::Routes;
-pub use status::{FRAME_BYTES_MAX, Hello, Status, StatusError};
+pub use status::{FRAME_BYTES_MAX, Hello, Status, StatusError, StepUp};
 pub use ways::{ControlWay, DataOffer, DataWay};

@@ -48,6 +48,33 @@ impl Hello {
     }
 }
 
+/// What a new login would have to bring for the same question to be answered with yes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StepUp {
+    /// Several factors; without it and a class, fresh proof is enough.
+    #[serde(default)]
+    pub mfa: bool,
+    /// An authentication context class (OpenID Connect Core §2, `acr`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acr: Option<String>,
+}
+
+impl StepUp {
+    /// The command that logs in so.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let mut command = "iapctl login --fresh".to_owned();
+        if self.mfa {
+            command += " --mfa";
+        }
+        if let Some(acr) = &self.acr {
+            let quoted = acr.replace('\'', r"'\''");
+            command += &format!(" --acr '{quoted}'");
+        }
+        command
+    }
+}
+
 /// What an agent answers, once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "snake_case")]
@@ -74,6 +101,12 @@ pub enum Status {
         /// Whom to ask, from the service's record.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         contact: Option<String>,
+        /// What the refusal is called in the record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session_id: Option<SessionId>,
+        /// Code `step_up`: which login would change the answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        step_up: Option<StepUp>,
     },
     /// The certificate's groups are older than the policy that names them: renew it and ask once more.
     Renew,
@@ -202,6 +235,8 @@ mod tests {
             code: "no_rule_matches".into(),
             text: "No.".into(),
             contact: None,
+            session_id: None,
+            step_up: None,
         };
         let unavailable = Status::Unavailable {
             text: "The backend is down.".into(),
@@ -217,6 +252,37 @@ mod tests {
             assert_eq!(json["status"], word);
             assert_eq!(Status::decode(&payload).unwrap(), status);
         }
+    }
+
+    /// A client that knows nothing of `step_up` reads the keys it knows.
+    #[test]
+    fn a_denial_that_a_login_would_change_is_a_denial_to_older_clients() {
+        #[derive(Deserialize)]
+        #[serde(tag = "status", rename_all = "snake_case")]
+        enum Older {
+            Denied { code: String, text: String },
+        }
+        let status = Status::Denied {
+            code: "step_up".into(),
+            text: "To reach db, log in anew.".into(),
+            contact: None,
+            session_id: None,
+            step_up: Some(StepUp {
+                mfa: true,
+                acr: Some("it's".into()),
+            }),
+        };
+        let payload = payload(&status.encode().unwrap());
+        let Older::Denied { code, text } = serde_json::from_slice(&payload).unwrap();
+        assert_eq!(
+            (code.as_str(), text.as_str()),
+            ("step_up", "To reach db, log in anew.")
+        );
+        let Status::Denied { step_up, .. } = Status::decode(&payload).unwrap() else {
+            panic!("{status:?}")
+        };
+        let command = step_up.unwrap().command();
+        assert_eq!(command, r"iapctl login --fresh --mfa --acr 'it'\''s'");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use iap_audit::{CloseReason, DecisionRecord, Effect};
 use iap_identity::{Lock, LockKind};
 use iap_policy::{Denial, DenialCode};
+use iap_tunnel::StepUp;
 
 use crate::view::View;
 
@@ -112,6 +113,10 @@ impl Refusal {
                 code: code @ DenialCode::LoginChoice(_),
                 ..
             }) => code.as_str(),
+            Self::Denied(Denial {
+                code: DenialCode::StepUpNeeded(_),
+                ..
+            }) => "step_up",
             Self::NotServed | Self::Denied(_) | Self::Ceiling(_) => "denied",
         }
     }
@@ -168,6 +173,26 @@ impl Refusal {
                 ..
             })
         )
+    }
+
+    /// The login that would change the answer, if one would.
+    #[must_use]
+    pub fn step_up(&self) -> Option<StepUp> {
+        match self {
+            Self::Denied(Denial {
+                code: DenialCode::StepUpNeeded(needed),
+                ..
+            }) => Some(StepUp {
+                mfa: needed.mfa,
+                acr: needed.acr.clone(),
+            }),
+            Self::Denied(_)
+            | Self::Outage(_)
+            | Self::Locked(_)
+            | Self::Killed(_)
+            | Self::NotServed
+            | Self::Ceiling(_) => None,
+        }
     }
 
     /// The decision as records carry it.

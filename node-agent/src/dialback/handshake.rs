@@ -11,7 +11,7 @@ use iap_runtime::tls::{self, FixedIdentity, PeerVerifier, Replay, ServerStream};
 use super::greet::{ALPN_IAP_NAME, Greeted, Talk};
 use super::read_ahead::ReadAhead;
 use super::stream::DataStream;
-use super::verifier::{Decided, deciding_verifier, verifier};
+use super::verifier::{Decided, Tell, deciding_verifier, verifier};
 use crate::decide::{Attempt, Gate, Permit, Refusal};
 use crate::session::Caller;
 
@@ -50,6 +50,8 @@ pub(super) enum Entry {
     Framed,
     /// The decision was made in the handshake.
     Raw(Permit),
+    /// It was a refusal, and the service's protocol has words for that.
+    Refused(Refusal),
 }
 
 /// Why there was no handshake.
@@ -116,7 +118,14 @@ pub(super) async fn shake_hands(
     let decided = Decided::default();
     let clients = Arc::new(match greeted.talk {
         Talk::Framed => verifier(&view, gate),
-        Talk::Raw => deciding_verifier(&view, gate, seed, &decided),
+        Talk::Raw => {
+            // A PostgreSQL client shows its user an error message, and of an alert only the name.
+            let tell = match view.protocol_of(&greeted.service) {
+                Some(Protocol::Postgres) => Tell::Afterwards,
+                Some(Protocol::Tcp | Protocol::Ssh | Protocol::Http) | None => Tell::ByAlert,
+            };
+            deciding_verifier(&view, gate, seed, &decided, tell)
+        }
     });
     let answer = answer(&greeted, view.protocol_of(&greeted.service));
     let identity = Arc::new(FixedIdentity(Arc::clone(&greeted.leaf.certified)));
@@ -135,7 +144,7 @@ fn entered(stream: ClientStream, clients: &PeerVerifier, decided: &Decided) -> R
     let entry = match decided.get() {
         None => Entry::Framed,
         Some((_, Ok(permit))) => Entry::Raw(permit.clone()),
-        Some((_, Err(refusal))) => return Err(NotEntered::Refused(Box::new(caller), refusal.clone())),
+        Some((_, Err(refusal))) => Entry::Refused(refusal.clone()),
     };
     Ok(Entered {
         stream,

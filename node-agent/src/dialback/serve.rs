@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use iap_audit::{Event, EventKind};
 use iap_identity::{ConnectId, LoginName, SessionId};
+use iap_policy::Protocol;
 use iap_proto::AuditMode;
 use iap_runtime::big_stack;
 use iap_runtime::tls::ClientHelloLimits;
@@ -18,7 +19,8 @@ use super::hello::{read_hello, say_last};
 use super::{Entrance, Open};
 use crate::control::Link;
 use crate::decide::{Permit, Refusal};
-use crate::handlers::{self, Client, Visit};
+use crate::handlers::{self, Client, Visit, farewell};
+use crate::journal::Denied;
 use crate::session::{Caller, Live, SessionFacts, review};
 
 /// Serves one connection; `place` is its share of the unauthenticated ones.
@@ -35,13 +37,21 @@ pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place
     let Some(entered) = passage.shake_hands(greeted, seed.clone()).await else {
         return;
     };
-    drop(place);
-    // The two ways of going on are large futures; boxed, an idle session costs only its own.
+    // The ways of going on are large futures; boxed, an idle session costs only its own.
     match entered.entry {
-        Entry::Framed => Box::pin(passage.go_on_framed(entered.stream, entered.caller, seed)).await,
+        Entry::Refused(refusal) => {
+            Box::pin(passage.turn_away(entered.stream, entered.caller, seed, refusal)).await;
+            // Whoever is refused keeps their place among the unauthenticated until they have been told.
+            drop(place);
+        }
+        Entry::Framed => {
+            drop(place);
+            Box::pin(passage.go_on_framed(entered.stream, entered.caller, seed)).await;
+        }
         Entry::Raw(permit) => {
+            drop(place);
             let asked = Asked::default();
-            let client = Client::raw(entered.stream);
+            let client = passage.raw_client(entered.stream, &seed, &permit);
             Box::pin(passage.admit(client, entered.caller, seed, permit, asked)).await;
         }
     }
@@ -167,18 +177,53 @@ impl Passage {
         }
     }
 
+    fn raw_client(&self, stream: ClientStream, seed: &AttemptSeed, permit: &Permit) -> Client {
+        match permit.service().facts.protocol {
+            Protocol::Postgres => {
+                let patience = self.entrance.parts.limits.handshake();
+                Client::postgres(stream, seed.session_id, patience)
+            }
+            Protocol::Tcp | Protocol::Ssh | Protocol::Http => Client::raw(stream),
+        }
+    }
+
+    /// Answers a client that was refused, in the words of the service's protocol.
+    async fn turn_away(&self, mut stream: ClientStream, caller: Caller, seed: AttemptSeed, refusal: Refusal) {
+        self.record_denial(&caller, &seed, &refusal);
+        let parts = &self.entrance.parts;
+        let contact = self.contact(&seed);
+        let fatal = farewell::denied(
+            &refusal,
+            seed.session_id,
+            &caller.record().name,
+            &seed.service,
+            contact.as_deref(),
+        );
+        farewell::tell_postgres(&mut stream, &fatal, parts.limits.handshake()).await;
+    }
+
+    /// Whom to ask, by the service's record.
+    fn contact(&self, seed: &AttemptSeed) -> Option<String> {
+        let parts = &self.entrance.parts;
+        let view = parts.gate.view()?;
+        let service = view.service_for(&seed.service, &parts.agent_id)?;
+        Some(service.contact.clone()).filter(|contact| !contact.is_empty())
+    }
+
     fn record_denial(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
         let parts = &self.entrance.parts;
         parts.metrics.denied(refusal.code());
         let decision = refusal.decision(parts.gate.view().as_deref());
-        parts.journal.denied(
-            caller,
-            seed.service.clone(),
-            seed.client,
-            self.link.proxy,
-            refusal,
+        parts.journal.denied(Denied {
+            session_id: seed.session_id,
+            caller: caller.clone(),
+            service: seed.service.clone(),
+            client: seed.client,
+            asserted_by: self.link.proxy,
+            refusal: refusal.clone(),
             decision,
-        );
+            at: parts.gate.now(),
+        });
     }
 
     fn refusal_status(&self, seed: &AttemptSeed, refusal: &Refusal) -> Status {
@@ -191,16 +236,12 @@ impl Passage {
                 retry: false,
             };
         }
-        let parts = &self.entrance.parts;
-        let view = parts.gate.view();
-        let service = view.and_then(|view| view.service_for(&seed.service, &parts.agent_id));
-        let contact = service
-            .map(|service| service.contact.clone())
-            .filter(|contact| !contact.is_empty());
         Status::Denied {
             code: refusal.public_code().to_owned(),
             text: refusal.text(),
-            contact,
+            contact: self.contact(seed),
+            session_id: Some(seed.session_id),
+            step_up: refusal.step_up(),
         }
     }
 

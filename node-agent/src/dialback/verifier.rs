@@ -20,6 +20,15 @@ use crate::view::View;
 /// What was decided inside a handshake.
 pub(super) type Decided = Arc<OnceLock<(Caller, Result<Permit, Refusal>)>>;
 
+/// How a client learns of a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tell {
+    /// The handshake fails.
+    ByAlert,
+    /// The handshake goes on, and whoever reads `decided` tells it.
+    Afterwards,
+}
+
 /// A verifier for one handshake whose decision comes after it.
 pub(super) fn verifier(view: &View, gate: &Gate) -> PeerVerifier {
     PeerVerifier::new(Arc::clone(view.bundle()), session_classes(), Demand::Required).not_before(gate.now())
@@ -31,13 +40,17 @@ pub(super) fn deciding_verifier(
     gate: &Arc<Gate>,
     seed: AttemptSeed,
     decided: &Decided,
+    tell: Tell,
 ) -> PeerVerifier {
     let (deciding, decided) = (Arc::clone(gate), Arc::clone(decided));
     verifier(view, gate).with_hook(Box::new(move |peer: &VerifiedPeer| {
         let caller = Caller::of(peer.clone()).ok_or(tls::Refusal::AccessDenied)?;
         let (gate, attempt) = (Arc::clone(&deciding), seed.attempt(caller.clone()));
         let decision = wait(big_stack::run_async(move || gate.decide_here(&attempt)));
-        let verdict = decision.as_ref().map(|_| ()).map_err(alert_of);
+        let verdict = match (&decision, tell) {
+            (Ok(_), _) | (Err(_), Tell::Afterwards) => Ok(()),
+            (Err(refusal), Tell::ByAlert) => Err(alert_of(refusal)),
+        };
         let _ = decided.set((caller, decision));
         verdict
     }))

@@ -1,9 +1,12 @@
 //! The client's side of a session, before bytes flow: what it is told, in the way it understands.
 
 use std::io;
+use std::time::Duration;
 
+use iap_identity::SessionId;
 use iap_tunnel::Status;
 
+use super::farewell;
 use crate::dialback::{ClientStream, say_last, write_status};
 use crate::session::Started;
 
@@ -11,14 +14,28 @@ use crate::session::Started;
 #[derive(Debug)]
 pub struct Client {
     stream: ClientStream,
-    framed: bool,
+    speech: Speech,
+}
+
+/// What it understands before bytes flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    /// `iap/1`, and it waits for its status.
+    Framed,
+    /// PostgreSQL, so that it can be answered once it has begun.
+    Postgres { session: SessionId, patience: Duration },
+    /// The backend's bytes alone.
+    Bytes,
 }
 
 impl Client {
     /// A client that speaks `iap/1` and waits for its status.
     #[must_use]
     pub fn framed(stream: ClientStream) -> Self {
-        Self { stream, framed: true }
+        Self {
+            stream,
+            speech: Speech::Framed,
+        }
     }
 
     /// A client that sends and expects the backend's bytes alone.
@@ -26,7 +43,16 @@ impl Client {
     pub fn raw(stream: ClientStream) -> Self {
         Self {
             stream,
-            framed: false,
+            speech: Speech::Bytes,
+        }
+    }
+
+    /// The same for a PostgreSQL service; `patience` is for its startup message, should it have to be answered here.
+    #[must_use]
+    pub fn postgres(stream: ClientStream, session: SessionId, patience: Duration) -> Self {
+        Self {
+            stream,
+            speech: Speech::Postgres { session, patience },
         }
     }
 
@@ -35,7 +61,7 @@ impl Client {
     /// # Errors
     /// When the client has gone.
     pub async fn granted(mut self, started: &Started) -> io::Result<ClientStream> {
-        if self.framed {
+        if self.speech == Speech::Framed {
             let status = Status::Granted {
                 session_id: started.session_id(),
                 login: started.grant().login().cloned(),
@@ -49,17 +75,25 @@ impl Client {
 
     /// Tells the client, where it can be told, that there will be no session, and closes.
     pub async fn unavailable(mut self, text: &str, retry: bool) {
-        if self.framed {
-            say_last(
-                &mut self.stream,
-                &Status::Unavailable {
-                    text: text.to_owned(),
-                    retry,
-                },
-            )
-            .await;
-        } else {
-            let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await;
+        match self.speech {
+            Speech::Framed => {
+                say_last(
+                    &mut self.stream,
+                    &Status::Unavailable {
+                        text: text.to_owned(),
+                        retry,
+                    },
+                )
+                .await;
+            }
+            Speech::Postgres { session, patience } => {
+                let fatal = farewell::unavailable(text, session);
+                // Boxed, because every session would hold its size for what hardly ever happens.
+                Box::pin(farewell::tell_postgres(&mut self.stream, &fatal, patience)).await;
+            }
+            Speech::Bytes => {
+                let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await;
+            }
         }
     }
 }

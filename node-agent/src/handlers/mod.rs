@@ -5,6 +5,7 @@
 //! A new protocol is a new folder here and one more arm in [`serve`].
 
 pub mod client;
+pub(crate) mod farewell;
 mod tcp;
 
 use iap_identity::ClusterName;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use iap_audit::{DecisionRecord, Event, EventKind};
-use iap_identity::{AgentId, ProxyId, ServiceName};
+use iap_identity::{AgentId, ProxyId, ServiceName, SessionId};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -15,6 +15,8 @@ use crate::session::Caller;
 /// One refusal of a proven caller.
 #[derive(Debug, Clone)]
 pub struct Denied {
+    /// The session there would have been, as the caller was told.
+    pub session_id: SessionId,
     /// Who.
     pub caller: Caller,
     /// Which service.
@@ -113,6 +115,7 @@ impl Denials {
 #[must_use]
 pub fn event(denied: &Denied, agent: &AgentId, at: OffsetDateTime) -> Event {
     let event = Event::new(EventKind::SessionDenied, at, Uuid::now_v7())
+        .session(&denied.session_id)
         .user(&denied.caller.record())
         .serial(denied.caller.peer().serial())
         .service(&denied.service)

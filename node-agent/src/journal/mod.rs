@@ -5,13 +5,12 @@ pub mod denials;
 pub mod live_set;
 mod recover;
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use iap_audit::{CloseReason, DecisionRecord, Event, EventKind};
-use iap_identity::{AgentId, ProxyId, ServiceName};
+use iap_audit::{CloseReason, Event, EventKind};
+use iap_identity::AgentId;
 use iap_proto::AuditMode;
 use iap_runtime::spool::{Receipt, Room, Spool, SpoolError, SpoolLimits, SpoolOpenError};
 use time::OffsetDateTime;
@@ -21,12 +20,13 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::clock::TrustedClock;
-use crate::decide::{Permit, Refusal};
+use crate::decide::Permit;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::session::{Caller, Ending, SessionFacts, Started};
+use crate::session::{Ending, SessionFacts, Started};
 use crate::state::{StateDir, StateError, names};
-use denials::{Denials, Denied};
+use denials::Denials;
+pub use denials::Denied;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How often a full spool is tried again, and an end record that found no room.
@@ -220,25 +220,8 @@ impl Journal {
     }
 
     /// Records or counts a refusal of somebody who proved who they are.
-    pub fn denied(
-        &self,
-        caller: &Caller,
-        service: ServiceName,
-        client: SocketAddr,
-        asserted_by: ProxyId,
-        refusal: &Refusal,
-        decision: DecisionRecord,
-    ) {
-        let (caller, refusal, at) = (caller.clone(), refusal.clone(), self.0.clock.now());
-        let denied = Denied {
-            caller,
-            service,
-            client,
-            asserted_by,
-            refusal,
-            decision,
-            at,
-        };
+    pub fn denied(&self, denied: Denied) {
+        let at = denied.at;
         let first = self.denials().take(denied);
         if let Some(denied) = first {
             self.note(denials::event(&denied, &self.0.agent_id, at));

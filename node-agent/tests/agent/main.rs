@@ -13,6 +13,7 @@ mod client;
 mod plane;
 mod proxy;
 
+mod farewells;
 mod joining;
 mod outage_table;
 mod outages;

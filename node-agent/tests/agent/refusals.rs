@@ -19,7 +19,14 @@ async fn a_denied_caller_is_told_in_a_frame_and_recorded() {
     let (plane, running) = Plane::started().await;
     let bob = plane.cluster.user("bob@example.com", &["support"]).unwrap();
     let (mut stream, answer) = framed(&plane, "echo", &bob).await;
-    let Status::Denied { code, text, contact } = answer else {
+    let Status::Denied {
+        code,
+        text,
+        contact,
+        session_id: _,
+        step_up: _,
+    } = answer
+    else {
         panic!("{answer:?}")
     };
     assert_eq!((code.as_str(), contact.as_deref()), ("denied", Some("#platform")));

@@ -48,6 +48,7 @@ fn measure() -> anyhow::Result<f64> {
         groups_vocabulary: None,
         auth_time: Some(OffsetDateTime::now_utc()),
         mfa_time: None,
+        acr: None,
         idp: "dev".to_owned(),
         login_method: "browser".to_owned(),
     };

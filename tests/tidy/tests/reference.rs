@@ -158,7 +158,12 @@ fn paths_and_tests_that_the_documents_name_exist() {
         "deploy/",
         "proto/",
     ];
-    for document in ["ARCHITECTURE.md", "SECURITY.md", "CONTRIBUTING.md"] {
+    for document in [
+        "ARCHITECTURE.md",
+        "SECURITY.md",
+        "CONTRIBUTING.md",
+        "docs/denials.md",
+    ] {
         let text = std::fs::read_to_string(root.join(document)).unwrap();
         for word in quoted(&text) {
             let is_path = tops.iter().any(|top| word.starts_with(top)) && !word.contains(['<', ' ']);

@@ -1,6 +1,7 @@
 //! Claims from the JSON of a token's payload, for trying a connector out without its provider.
 
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
 
 use super::Claims;
 
@@ -34,6 +35,10 @@ impl Claims {
                 self.email.as_ref().map(|_| Value::Bool(self.email_verified)),
             ),
             ("preferred_username", text(&self.preferred_username)),
+            (
+                "auth_time",
+                self.auth_time.map(|at| Value::from(at.unix_timestamp())),
+            ),
             ("acr", text(&self.acr)),
             (
                 "amr",
@@ -61,6 +66,10 @@ impl Claims {
             email: text("email"),
             email_verified: payload.get("email_verified").and_then(Value::as_bool) == Some(true),
             preferred_username: text("preferred_username"),
+            auth_time: payload
+                .get("auth_time")
+                .and_then(Value::as_i64)
+                .and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok()),
             acr: text("acr"),
             amr: amr
                 .into_iter()

@@ -9,7 +9,6 @@
 mod shapes;
 
 use super::*;
-use crate::config::ConnectorKind;
 use serde_json::json;
 
 fn connector() -> ConnectorConfig {
@@ -193,4 +192,47 @@ fn entra_names_people_by_tenant_and_object() {
             .identity(&entra, &entra.domains, OffsetDateTime::UNIX_EPOCH)
             .is_err()
     );
+}
+
+#[test]
+fn the_providers_time_of_authentication_counts_and_never_lies_ahead() {
+    let now = OffsetDateTime::from_unix_timestamp(1_000_000).unwrap();
+    let at = |seconds: Option<i64>| {
+        let claims = Claims {
+            auth_time: seconds.map(|at| OffsetDateTime::from_unix_timestamp(at).unwrap()),
+            amr: vec!["mfa".to_owned()],
+            ..claims(json!([]))
+        };
+        let identity = claims.identity(&connector(), &connector().domains, now).unwrap();
+        assert_eq!(identity.mfa_time, Some(identity.auth_time));
+        identity.auth_time.unix_timestamp()
+    };
+    assert_eq!(at(Some(990_000)), 990_000);
+    assert_eq!(at(Some(1_000_050)), 1_000_000, "its clock is ahead of ours");
+    assert_eq!(at(None), 1_000_000, "where it says nothing, the login is when");
+}
+
+#[test]
+fn the_class_that_means_several_factors_is_the_one_told() {
+    let connector = ConnectorConfig {
+        kind: ConnectorKind::Entra,
+        issuer: "https://login.microsoftonline.com/t/v2.0".to_owned(),
+        groups_claim: None,
+        mfa_acr: vec!["c1".to_owned()],
+        ..connector()
+    };
+    let mut claims = claims(json!([]));
+    for (name, value) in [
+        ("tid", json!("t")),
+        ("oid", json!("o")),
+        ("acrs", json!(["p1", "c1"])),
+        ("xms_edov", json!(true)),
+    ] {
+        claims.other.insert(name.to_owned(), value);
+    }
+    let identity = claims
+        .identity(&connector, &connector.domains, OffsetDateTime::UNIX_EPOCH)
+        .unwrap();
+    assert_eq!(identity.acr.as_deref(), Some("c1"));
+    assert!(identity.mfa_time.is_some());
 }

@@ -132,6 +132,9 @@ fn taken_over(claims: &SignedClaims) -> Claims {
         email: claims.email().map(|email| email.as_str().to_owned()),
         email_verified: claims.email_verified().unwrap_or(false),
         preferred_username: claims.preferred_username().map(|name| name.as_str().to_owned()),
+        auth_time: claims
+            .auth_time()
+            .and_then(|at| OffsetDateTime::from_unix_timestamp(at.timestamp()).ok()),
         acr: claims.auth_context_ref().map(|class| class.as_str().to_owned()),
         amr: claims
             .auth_method_refs()

@@ -281,3 +281,32 @@ async fn the_first_page_reopened_in_another_browser_takes_the_login_along() {
     assert_eq!(page.status, StatusCode::BAD_REQUEST);
     assert!(!page.body.contains(ORIGIN));
 }
+
+#[tokio::test]
+async fn a_login_that_asks_for_fresh_proof_refuses_a_session_that_stood_before() {
+    let long_ago = time::OffsetDateTime::now_utc() - Duration::hours(1);
+    let claims = vec![("auth_time", serde_json::json!(long_ago.unix_timestamp()))];
+    let behaviour = Behaviour {
+        claims,
+        ..Behaviour::default()
+    };
+    let plane = Plane::with(behaviour, "").await;
+    let fresh = crate::store::ProofAsked {
+        fresh: true,
+        ..Default::default()
+    };
+    for (proof, is_let_in) in [(Default::default(), true), (fresh, false)] {
+        let key = KeyPair::generate().unwrap();
+        let request = crate::login::StartRequest {
+            proof,
+            ..Plane::request(&key, "browser")
+        };
+        let started = plane.logins.start(request, HERE).await.unwrap();
+        let mut visitor = plane.visitor();
+        let sent = visitor.get(&started.url).await.location();
+        assert_eq!(sent.contains("prompt=login"), !is_let_in, "{sent}");
+        let code = plane.hostile.sign_in(&sent);
+        let back = visitor.get(&callback(&sent, &code)).await;
+        assert_eq!(back.status == StatusCode::SEE_OTHER, is_let_in, "{}", back.body);
+    }
+}

@@ -22,6 +22,7 @@ struct Attempt {
     cookie: Secret,
     state: Secret,
     prompt_login: bool,
+    acr_values: Vec<String>,
 }
 
 impl Attempt {
@@ -31,6 +32,7 @@ impl Attempt {
             cookie: Secret::fresh(&random).unwrap(),
             state: Secret::fresh(&random).unwrap(),
             prompt_login: false,
+            acr_values: Vec::new(),
         }
     }
 
@@ -40,6 +42,7 @@ impl Attempt {
             state: &self.state,
             cookie: &self.cookie,
             prompt_login: self.prompt_login,
+            acr_values: self.acr_values.clone(),
         }
     }
 
@@ -471,5 +474,37 @@ async fn a_refusal_is_quoted_without_control_characters() {
     assert_eq!(
         error.to_string(),
         "the identity provider answered `access_denied`: no[31m"
+    );
+}
+
+#[tokio::test]
+async fn a_class_that_is_asked_for_is_in_the_request_in_the_providers_way() {
+    let hostile = Hostile::start(Behaviour::default()).await;
+    let attempt = Attempt {
+        acr_values: vec!["gold".to_owned(), "silver".to_owned()],
+        ..Attempt::new()
+    };
+    let asked = async |kind| {
+        let connector = ConnectorConfig {
+            kind,
+            ..hostile.connector()
+        };
+        let provider = Provider::with_time(connector, PATIENCE);
+        let url = provider.authorization_url(&attempt.asking()).await.unwrap();
+        let find = |name: &str| {
+            url.query_pairs()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.into_owned())
+        };
+        (find("acr_values"), find("claims"))
+    };
+    let (classes, claims) = asked(ConnectorKind::Oidc).await;
+    assert_eq!((classes.as_deref(), claims), (Some("gold silver"), None));
+    let (classes, claims) = asked(ConnectorKind::Entra).await;
+    let claims: Value = serde_json::from_str(&claims.unwrap()).unwrap();
+    assert_eq!(classes, None);
+    assert_eq!(
+        claims,
+        json!({"id_token": {"acrs": {"essential": true, "value": "gold"}}})
     );
 }

@@ -68,6 +68,7 @@ fn login_from(row: &SqliteRow) -> Result<LoginRow, StoreError> {
         state: columns.named("state", LoginState::parse)?,
         method: columns.named("method", LoginMethod::parse)?,
         connector: columns.text_or_none("connector")?,
+        proof: columns.json_or_none("proof")?.unwrap_or_default(),
         key_thumbprint: columns.hash("key_thumbprint")?,
         host_name: columns.text("host_name")?,
         user_name: columns.text("user_name")?,
@@ -143,8 +144,8 @@ impl LoginStore for SqliteStore {
         sqlx::query(
             "INSERT INTO logins (login_id, state, method, connector, key_thumbprint, host_name, user_name,
                 redirect_port, client_version, client_address, words, created_at, expires_at,
-                user_code_hash, poll_secret_hash, state_hash, cookie_hash, code_hash, identity, denial, tries)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                user_code_hash, poll_secret_hash, state_hash, cookie_hash, code_hash, identity, denial, tries, proof)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(row.login_id.as_bytes().as_slice())
         .bind(row.state.as_str())
@@ -167,6 +168,7 @@ impl LoginStore for SqliteStore {
         .bind(identity.as_ref().map(json).transpose()?)
         .bind(&row.denial)
         .bind(i64::from(row.tries))
+        .bind(json(&row.proof)?)
         .execute(&self.writer)
         .await?;
         Ok(())

@@ -27,7 +27,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every change of the schema, in order: number, what it does, the statements. What has been released is
 /// never edited again.
-const MIGRATIONS: [(i64, &str, &str); 4] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
     (
         2,
@@ -40,6 +40,11 @@ const MIGRATIONS: [(i64, &str, &str); 4] = [
         include_str!("../../../migrations/0003_restored.sql"),
     ),
     (4, "renewal", include_str!("../../../migrations/0004_renewal.sql")),
+    (
+        5,
+        "login proof",
+        include_str!("../../../migrations/0005_login_proof.sql"),
+    ),
 ];
 
 /// The store in one SQLite file.

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::*;
 use crate::store::{
     AnsweredRequest, Counter, GenerationRow, GrantRow, GrantStore as _, Identity, LoginChange, LoginMethod,
-    LoginRow, LoginState, LoginStore as _, RuleStore as _,
+    LoginRow, LoginState, LoginStore as _, ProofAsked, RuleStore as _,
 };
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
@@ -48,6 +48,11 @@ fn login() -> LoginRow {
         identity: None,
         denial: None,
         tries: 0,
+        proof: ProofAsked {
+            fresh: true,
+            mfa: true,
+            acr: Some("urn:example:two-factors".to_owned()),
+        },
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::identity::Identity;
 use crate::services::{self, POSTGRES};
@@ -27,6 +28,8 @@ pub(super) struct Names {
 #[derive(Clone, Debug)]
 pub(super) struct LocalEnvironment {
     pub(super) address: SocketAddr,
+    /// Where there is a Unix socket too, its folder; for clients of libpq.
+    pub(super) socket_folder: Option<PathBuf>,
     pub(super) names: Names,
 }
 
@@ -56,8 +59,12 @@ impl LocalEnvironment {
         let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
         let mut variables = vec![("IAP_HOST", host.clone()), ("IAP_PORT", port.clone())];
         if let Some((login, database)) = &self.names.postgres {
+            let folder = self.socket_folder.as_ref();
             variables.extend([
-                ("PGHOST", host),
+                (
+                    "PGHOST",
+                    folder.map_or(host, |folder| folder.display().to_string()),
+                ),
                 ("PGPORT", port),
                 ("PGUSER", login.clone()),
                 ("PGDATABASE", database.clone()),
@@ -89,6 +96,7 @@ mod tests {
     fn environment(postgres: bool) -> LocalEnvironment {
         LocalEnvironment {
             address: SocketAddr::from(([127, 0, 0, 1], 4711)),
+            socket_folder: None,
             names: Names {
                 postgres: postgres.then(|| ("app".to_owned(), "shop".to_owned())),
             },
@@ -111,6 +119,21 @@ mod tests {
                 .set()
                 .iter()
                 .all(|(name, _)| name.starts_with("IAP_"))
+        );
+    }
+
+    #[test]
+    fn a_client_of_libpq_is_led_to_the_unix_socket() {
+        let environment = LocalEnvironment {
+            socket_folder: Some("/home/alice/.iapctl/clusters/x/sockets".into()),
+            ..environment(true)
+        };
+        let set = environment.set();
+        assert!(set.contains(&("PGHOST", "/home/alice/.iapctl/clusters/x/sockets".to_owned())));
+        assert!(set.contains(&("PGPORT", "4711".to_owned())));
+        assert!(
+            set.contains(&("IAP_HOST", "127.0.0.1".to_owned())),
+            "for everybody else"
         );
     }
 

@@ -115,6 +115,7 @@ fn user(what_if: &WhatIf, now: OffsetDateTime) -> Result<UserFacts, String> {
         groups_vocabulary: None,
         auth_time: Some(now - time::Duration::seconds(AUTH_AGE_SECONDS)),
         mfa_time: None,
+        acr: None,
         idp,
         login_method: "browser".to_owned(),
     })

@@ -15,7 +15,7 @@ use crate::facts::{ServiceFacts, UserFacts};
 use crate::limits::CONDITION_LIST_VALUES_MAX;
 
 /// Fields of `user`.
-pub(crate) const USER_FIELDS: [(&str, Kind); 9] = [
+pub(crate) const USER_FIELDS: [(&str, Kind); 10] = [
     ("name", Kind::String),
     ("local", Kind::String),
     ("id", Kind::String),
@@ -23,6 +23,7 @@ pub(crate) const USER_FIELDS: [(&str, Kind); 9] = [
     ("kind", Kind::String),
     ("auth_age", Kind::Duration),
     ("mfa_age", Kind::Duration),
+    ("acr", Kind::String),
     ("idp", Kind::String),
     ("login_method", Kind::String),
 ];
@@ -85,6 +86,7 @@ impl Variables<'_> {
             "local" => Some(string(self.user.local())),
             "id" => Some(string(&self.user.id)),
             "kind" => Some(string(self.user.kind.as_str())),
+            "acr" => self.user.acr.as_deref().map(string),
             "idp" => Some(string(&self.user.idp)),
             "login_method" => Some(string(&self.user.login_method)),
             "groups" => self.groups(),

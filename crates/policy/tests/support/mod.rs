@@ -73,6 +73,7 @@ pub(crate) fn user(name: &str, groups: &[&str]) -> UserFacts {
         groups_vocabulary: Some(1),
         auth_time: Some(now() - Duration::minutes(10)),
         mfa_time: None,
+        acr: None,
         idp: "okta".to_owned(),
         login_method: "browser".to_owned(),
     }

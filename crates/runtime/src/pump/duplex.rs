@@ -28,6 +28,23 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
+    copy_saying(client, backend, limits, counters, cancellation, async |_, _| {}).await
+}
+
+/// The same, with a word to the client once nothing moves any more and before it is closed. Word and close have a
+/// second.
+pub async fn copy_saying<C, B>(
+    client: C,
+    backend: B,
+    limits: &PumpLimits,
+    counters: &Counters,
+    cancellation: &Cancellation,
+    last_words: impl AsyncFnOnce(&mut C, &CloseReason),
+) -> Closed
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
     let activity = Activity::start();
     let mut relay = Relay::new(client, backend, counters, &activity);
     let reason = tokio::select! {
@@ -37,7 +54,8 @@ where
         () = activity.ran_out(limits) => CloseReason::Idle,
     };
     let closed = Closed::new(counters, reason);
-    relay.farewell().await;
+    // Boxed, so that a session at rest does not hold its size.
+    Box::pin(relay.farewell(&closed.reason, last_words)).await;
     closed
 }
 
@@ -94,8 +112,9 @@ where
     }
 
     /// Lets both peers know that it is over (a TLS close_notify, a FIN) if they still listen.
-    async fn farewell(mut self) {
+    async fn farewell(mut self, reason: &CloseReason, last_words: impl AsyncFnOnce(&mut C, &CloseReason)) {
         let both = async {
+            last_words(&mut self.client, reason).await;
             let _ = tokio::join!(self.client.shutdown(), self.backend.shutdown());
         };
         let _ = tokio::time::timeout(FAREWELL, both).await;

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use cancel::Cancellation;
-pub use duplex::copy;
+pub use duplex::{copy, copy_saying};
 pub use splice::splice;
 
 /// When a session ends for want of traffic.

@@ -3,9 +3,11 @@
 mod hold;
 
 use iap_audit::CloseReason;
+use iap_policy::Protocol;
 use iap_runtime::pump::{self, Closed, PumpLimits};
 
 use super::Visit;
+use super::farewell::{self, Delivered};
 use crate::backend::{self, BackendStream};
 use crate::dialback::ClientStream;
 use crate::session::{Ending, Live};
@@ -63,7 +65,24 @@ async fn move_bytes(
         idle: started.grant().limits().idle,
         ..PumpLimits::default()
     };
-    let closed = pump::copy(client, backend, &limits, started.counters(), live.switch()).await;
+    let client = Delivered::new(client, started.facts().protocol == Protocol::Postgres);
+    let last_words = async |client: &mut Delivered<ClientStream>, reason: &pump::CloseReason| {
+        let ending = match reason {
+            pump::CloseReason::Cancelled(_) => cut_ending(live),
+            pump::CloseReason::Idle => Ending::plain(CloseReason::IdleLimit),
+            pump::CloseReason::ClientClosed
+            | pump::CloseReason::BackendClosed
+            | pump::CloseReason::ClientFailed(_)
+            | pump::CloseReason::BackendFailed(_) => return,
+        };
+        let permit = live.permit();
+        let (facts, contact) = (started.facts(), permit.service().contact.as_str());
+        if let Some(fatal) = farewell::ended(&ending, facts.session_id, &facts.service, contact) {
+            client.say(&fatal).await;
+        }
+    };
+    let switch = live.switch();
+    let closed = pump::copy_saying(client, backend, &limits, started.counters(), switch, last_words).await;
     ending_of(closed, started.grant().rule(), live)
 }
 

@@ -76,8 +76,13 @@ impl Provider {
         self.plane_with("")
     }
 
-    /// The same with further configuration of the auth server.
+    /// The same with further configuration of the auth server, behind the connector's table.
     pub(super) fn plane_with(&self, more: &str) -> Plane {
+        self.plane_whose_rule_says(more, "")
+    }
+
+    /// The same with more in the rule too.
+    pub(super) fn plane_whose_rule_says(&self, more: &str, rule: &str) -> Plane {
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("secret");
         let mut file = std::fs::OpenOptions::new()
@@ -98,8 +103,10 @@ impl Provider {
         std::fs::write(&connectors, table).unwrap();
         let plane = Plane::start(&["--demo", "--connectors", connectors.to_str().unwrap()]).unwrap();
         let policy = std::fs::read_to_string(plane.dir().join("config/policy.toml")).unwrap();
-        let rule = "[[rule]]\nname = \"engineers of the certified provider\"\neffect = \"allow\"\n\
-                    users = { groups = [\"certified:engineering\"] }\nservices = { names = [\"db-prod\", \"echo\"] }\n\n";
+        let rule = format!(
+            "[[rule]]\nname = \"engineers of the certified provider\"\neffect = \"allow\"\n\
+             users = {{ groups = [\"certified:engineering\"] }}\nservices = {{ names = [\"db-prod\", \"echo\"] }}\n{rule}\n"
+        );
         let changed = plane.scratch().join("policy.toml");
         std::fs::write(&changed, format!("{rule}{policy}")).unwrap();
         plane.log_in("admin").unwrap();
@@ -129,7 +136,7 @@ pub(super) fn browser(plane: &Plane) -> Browser {
 }
 
 /// `iapctl login` through the certified provider, in the background, and the first line of `read` that `wanted` accepts.
-fn login(plane: &Plane, user: &str, method: &str) -> Background {
+pub(super) fn login(plane: &Plane, user: &str, method: &str) -> Background {
     let arguments = login_arguments(plane, method);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     Background(plane.command(user, &arguments).unwrap().spawn().unwrap())
@@ -176,7 +183,11 @@ fn login_arguments(plane: &Plane, method: &str) -> Vec<String> {
 }
 
 /// Signs in at the provider, consents, and presses "approve" on our page.
-async fn sign_in_and_approve(browser: &mut Browser, page: Page, user: &str) -> anyhow::Result<Page> {
+pub(super) async fn sign_in_and_approve(
+    browser: &mut Browser,
+    page: Page,
+    user: &str,
+) -> anyhow::Result<Page> {
     let approval = browser.sign_in(page, user).await?;
     anyhow::ensure!(
         approval.url.host_str() == Some("iap.localhost"),

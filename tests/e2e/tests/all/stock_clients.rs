@@ -46,7 +46,13 @@ fn psql_connects_with_verify_full_and_without_iapctl_in_the_path() {
     bobs.insert("PGSSLKEY".to_owned(), own["IAP_KEY"].clone());
     let denied = psql(&bobs);
     assert_ne!(denied.code, 0);
-    assert!(denied.stderr.contains("alert access denied"), "{}", denied.stderr);
+    assert!(
+        denied
+            .stderr
+            .contains("FATAL:  Policy does not allow bob@example.com"),
+        "{}",
+        denied.stderr
+    );
 }
 
 #[test]

@@ -68,6 +68,8 @@ pub(crate) fn seeds() -> Seeds {
         code: "no_rule_matches".to_owned(),
         text: "No rule lets you reach db-prod.".to_owned(),
         contact: Some("#db".to_owned()),
+        session_id: None,
+        step_up: None,
     };
     let unavailable = Status::Unavailable {
         text: "The backend is down.".to_owned(),

@@ -124,6 +124,7 @@ fn subjects() -> [(UserFacts, ServiceFacts); 2] {
         groups_vocabulary: Some(1),
         auth_time: Some(now() - Duration::minutes(10)),
         mfa_time,
+        acr: None,
         idp: "okta".to_owned(),
         login_method: "browser".to_owned(),
     };

@@ -1,0 +1,127 @@
+//! PostgreSQL clients without `iap/1` read why, before a session and in the midst of one.
+
+use iap_identity::LockKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::client::{Stream, raw};
+use crate::plane::Plane;
+use crate::proxy::WAIT;
+
+fn startup() -> Vec<u8> {
+    let body = b"user\0app\0database\0shop\0\0";
+    let length = u32::try_from(8 + body.len()).unwrap();
+    [&length.to_be_bytes()[..], &196_608u32.to_be_bytes(), body].concat()
+}
+
+fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(4 + body.len()).unwrap();
+    [&[kind][..], &length.to_be_bytes(), body].concat()
+}
+
+/// Everything until the agent closes.
+async fn rest(stream: &mut Stream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    tokio::time::timeout(WAIT, stream.read_to_end(&mut rest))
+        .await
+        .expect("the connection ends")
+        .unwrap();
+    rest
+}
+
+/// The fields of one `ErrorResponse`, by their kind.
+fn field(response: &[u8], kind: char) -> String {
+    assert_eq!(response.first(), Some(&b'E'), "{response:?}");
+    let length = u32::from_be_bytes(response[1..5].try_into().unwrap()) as usize;
+    assert_eq!(length + 1, response.len(), "one message and nothing else");
+    let text = String::from_utf8(response[5..].to_vec()).unwrap();
+    let found = text.split('\0').find_map(|field| field.strip_prefix(kind));
+    found.unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_postgres_client_reads_a_sentence_the_session_and_whom_to_ask() {
+    let (plane, running) = Plane::started().await;
+    let bob = plane.cluster.user("bob@example.com", &["support"]).unwrap();
+    let (id, mut stream) = raw(&plane, "db-prod", &bob).await;
+    assert!(plane.proxy.verdict(id).await, "who he is was proven");
+    stream.write_all(&startup()).await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert_eq!(
+        (field(&answer, 'S'), field(&answer, 'C')),
+        ("FATAL".into(), "28000".into())
+    );
+    assert!(field(&answer, 'M').contains("bob@example.com"), "{answer:?}");
+    assert!(field(&answer, 'H').contains("#platform"), "{answer:?}");
+    let denied = plane.event("session.denied").await;
+    let session = denied["session_id"].as_str().unwrap();
+    assert_eq!(field(&answer, 'D'), format!("Session {session}."));
+    running.stop().await;
+    let started = |record: &iap_audit::RecordView| record.event == "session.start";
+    assert!(!plane.auth.records().iter().any(started));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_client_that_asks_for_encryption_again_or_speaks_something_else_is_bounded() {
+    let (plane, running) = Plane::started().await;
+    let bob = plane.cluster.user("bob@example.com", &["support"]).unwrap();
+    let (_, mut stream) = raw(&plane, "db-prod", &bob).await;
+    stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await.unwrap();
+    assert_eq!(stream.read_u8().await.unwrap(), b'N');
+    stream.write_all(&startup()).await.unwrap();
+    assert_eq!(field(&rest(&mut stream).await, 'C'), "28000");
+    let (_, mut stream) = raw(&plane, "db-prod", &bob).await;
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert!(rest(&mut stream).await.is_empty());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_postgres_client_reads_that_access_is_locked() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut live = raw(&plane, "echo", &alice).await.1;
+    plane.lock(LockKind::User, "alice@example.com", "stolen laptop");
+    // Once the live session is cut, the lock has arrived.
+    rest(&mut live).await;
+    let (_, mut stream) = raw(&plane, "db-prod", &alice).await;
+    stream.write_all(&startup()).await.unwrap();
+    let answer = rest(&mut stream).await;
+    assert_eq!(field(&answer, 'C'), "28000");
+    assert!(field(&answer, 'M').contains("stolen laptop"), "{answer:?}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_postgres_session_is_told_between_two_messages_and_never_within_one() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    // The backend says what it is sent: what the client writes is what it would be delivered.
+    let whole = [message(b'R', &[0; 4]), message(b'Z', b"I")].concat();
+    let half = whole[..whole.len() - 1].to_vec();
+    let mut between = raw(&plane, "db-prod", &alice).await.1;
+    let mut within = raw(&plane, "db-prod", &alice).await.1;
+    for (stream, said) in [(&mut between, &whole), (&mut within, &half)] {
+        stream.write_all(said).await.unwrap();
+        let mut back = vec![0; said.len()];
+        stream.read_exact(&mut back).await.unwrap();
+        assert_eq!(&back, said);
+    }
+    plane.lock(LockKind::User, "alice@example.com", "stolen laptop");
+    let told = rest(&mut between).await;
+    assert_eq!(field(&told, 'C'), "57P01");
+    assert_eq!(field(&told, 'M'), "Access is locked.");
+    assert!(field(&told, 'D').starts_with("Session "));
+    assert!(rest(&mut within).await.is_empty());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_session_of_another_protocol_is_only_closed() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut stream = raw(&plane, "echo", &alice).await.1;
+    crate::client::echoes(&mut stream, "R\0\0\0\u{4}").await;
+    plane.lock(LockKind::User, "alice@example.com", "stolen laptop");
+    assert!(rest(&mut stream).await.is_empty());
+    running.stop().await;
+}
