@@ -240,7 +240,7 @@ mod tests {
         SealKeys::load_or_create(&path, &Random::system()).unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(
             SealKeys::load_or_create(&path, &Random::system()),
             Err(KeysError::File(_))
