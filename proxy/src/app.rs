@@ -35,6 +35,8 @@ use crate::trust::Trust;
 
 const STOPPING: &str = "the proxy is stopping";
 const DRAIN_POLL: Duration = Duration::from_millis(50);
+/// What calls to the auth server get to end by themselves once the sessions are over. An agent's feed never does.
+const CALLS: Duration = Duration::from_secs(1);
 /// For closing what the drain did not see end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -249,18 +251,25 @@ async fn drain(door: &Door, seconds_max: Duration, shutdown: &Shutdown) -> Drain
         "draining"
     );
     let idle = async {
-        while door.admission.taken() != (0, 0) {
-            tokio::time::sleep(DRAIN_POLL).await;
-        }
+        until(|| door.admission.taken().0 == 0 && board.sessions() == 0).await;
+        let calls = until(|| door.admission.taken() == (0, 0));
+        // Whoever is cut off here asks again by another proxy, or this one when it is back.
+        let _ = tokio::time::timeout(CALLS, calls).await;
     };
     let in_time = tokio::time::timeout(seconds_max, idle).await;
-    let left = door.admission.taken().1;
+    let left = board.sessions();
     door.end.cancel(STOPPING);
     board.cut_all(STOPPING);
     let ended = shutdown.drain(LAST_WORDS).await;
     match in_time {
         Ok(()) => ended,
         Err(_) => Drained::Abandoned { tasks: left },
+    }
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(DRAIN_POLL).await;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The proxy and the auth server: forwarding, the feed, renewal, joining.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use iap_identity::{JoinToken, LockKind, Profile, ProxyId, ProxyProfile, SignedKind};
 use iap_proto::v1::feed_event::Event;
@@ -10,6 +11,7 @@ use iap_proxy::metrics::Refusal;
 use iap_runtime::files::{self, DataDir};
 use iap_runtime::net::HostPort;
 use iap_runtime::proxy_protocol;
+use iap_runtime::shutdown::Drained;
 use iap_testkit::{TestCluster, new_uuid};
 use iap_tunnel::ALPN_CONTROL;
 use prost::Message as _;
@@ -40,6 +42,26 @@ async fn the_auth_servers_names_go_there_with_the_clients_address_in_front() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_call_to_the_auth_server_that_never_ends() {
+    let auth = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = HostPort::from(auth.local_addr().unwrap());
+    let plane = Plane::start_with(|config| {
+        config.auth = address;
+        config.limits.drain_seconds_max = Duration::from_secs(3600);
+    })
+    .await;
+    let hello = hello(&plane.cluster, &format!("auth.{CLUSTER}"));
+    let mut call = dial(plane.address, &hello).await;
+    let mut accepted = soon(auth.accept()).await.unwrap().0;
+    while take(&mut accepted, 1).await != [0x0d] {
+        accepted = soon(auth.accept()).await.unwrap().0;
+    }
+    plane.shutdown.trigger("test");
+    assert_eq!(soon(plane.run).await.unwrap(), Drained::Complete);
+    rest(&mut call).await;
 }
 
 #[tokio::test]
