@@ -108,6 +108,8 @@ pub struct AuditConfig {
 pub struct Limits {
     /// Connections whose clients have proven nothing yet, or show no certificate.
     pub unauthenticated_connections_max: usize,
+    /// The same from one source (/32, /64).
+    pub unauthenticated_connections_per_source_max: usize,
     /// How long an API connection without a certificate lasts; a login takes at most ten minutes.
     pub unauthenticated_timeout: Duration,
     /// From accept to a finished handshake, the PROXY header included.
@@ -118,6 +120,14 @@ pub struct Limits {
     pub streams_per_connection_max: u32,
     /// One gRPC message.
     pub message_bytes_max: usize,
+    /// Certificates of one user within an hour.
+    pub certificates_per_user_per_hour_max: u32,
+    /// The same of one bot.
+    pub certificates_per_bot_per_hour_max: u32,
+    /// The same of one agent, those of its services included.
+    pub certificates_per_agent_per_hour_max: u32,
+    /// The same of one proxy.
+    pub certificates_per_proxy_per_hour_max: u32,
     /// How long SIGTERM waits for requests under way.
     pub drain_timeout: Duration,
 }

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::audit::AuditLog;
-use crate::authority::{Authority, AuthorityKeys, DATABASE_FILE, KeysError};
+use crate::authority::{Authority, AuthorityKeys, DATABASE_FILE, KeysError, Quotas};
 use crate::config::Config;
 use crate::feed::{Feed, FeedError};
 use crate::login::SealKeys;
@@ -126,6 +126,7 @@ impl AppContext {
             keys,
             bundle: Arc::new(bundle),
             user_life: config.login.ttl.try_into().unwrap_or(time::Duration::HOUR),
+            quotas: Quotas::new(&config.limits),
             audit: audit.clone(),
             policies: policies.clone(),
             store: Arc::clone(&store),

@@ -48,6 +48,7 @@ pub async fn add(context: &AppContext, author: &UserRecord, new: NewLock) -> Res
     context.audit.record(event).await?;
     context.store.add_lock(&lock).await?;
     context.feed.publish_locks().await?;
+    list_proxies_anew(context, lock.kind).await?;
     Ok(lock)
 }
 
@@ -60,7 +61,20 @@ pub async fn remove(context: &AppContext, author: &UserRecord, id: Uuid) -> Resu
     context.audit.record(event).await?;
     context.store.remove_lock(id).await?.ok_or_else(not_found)?;
     context.feed.publish_locks().await?;
-    Ok(())
+    list_proxies_anew(context, lock.kind).await
+}
+
+/// Nobody is sent to a proxy that is locked.
+async fn list_proxies_anew(context: &AppContext, kind: LockKind) -> Result<(), RpcError> {
+    match kind {
+        LockKind::Proxy => Ok(context.feed.publish_snapshot().await?),
+        LockKind::User
+        | LockKind::Login
+        | LockKind::Session
+        | LockKind::Agent
+        | LockKind::Device
+        | LockKind::Serial => Ok(()),
+    }
 }
 
 fn describe(event: Event, author: &UserRecord, lock: &Lock) -> Event {
@@ -92,12 +106,11 @@ fn check(new: &NewLock) -> Result<(), RpcError> {
     };
     match new.kind {
         LockKind::User | LockKind::Device => Ok(()),
-        LockKind::Login | LockKind::Session | LockKind::Agent if is_uuid() => Ok(()),
+        LockKind::Login | LockKind::Session | LockKind::Agent | LockKind::Proxy if is_uuid() => Ok(()),
         LockKind::Serial if is_hex() => Ok(()),
-        LockKind::Login | LockKind::Session | LockKind::Agent => Err(RpcError::invalid(format!(
-            "{:?} is no id: a lower-case UUID is needed",
-            new.target
-        ))),
+        LockKind::Login | LockKind::Session | LockKind::Agent | LockKind::Proxy => Err(RpcError::invalid(
+            format!("{:?} is no id: a lower-case UUID is needed", new.target),
+        )),
         LockKind::Serial => Err(RpcError::invalid(format!(
             "{:?} is no serial: lower-case hex is needed",
             new.target

@@ -15,7 +15,7 @@ use iap_runtime::net::HostPort;
 use iap_runtime::reloading::Reloading;
 use iap_runtime::service_manager::ServiceManager;
 use iap_runtime::shutdown::{Hangups, Shutdown};
-use iap_runtime::{admin, telemetry, tls};
+use iap_runtime::{admin, descriptors, telemetry, tls};
 
 /// Bad arguments or a bad configuration, as clap says it too.
 const EXIT_USAGE: u8 = 2;
@@ -207,6 +207,7 @@ fn one_command() -> std::io::Result<tokio::runtime::Runtime> {
 async fn serve(config: Config, reloading: Reloading) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals()?;
     let hangups = Hangups::listen()?;
+    descriptors::raise_limit();
     let app = App::build(config.clone(), Clock::system(), Random::system()).await?;
     if app.is_first_start() {
         printer::first_start(&config, &app.pin());

@@ -51,7 +51,7 @@ impl Auth {
         )?);
         let config = tls::client_config(Arc::new(verifier), Some(Arc::new(certificate)), &[ALPN_H2])?;
         Ok(Self {
-            channel: channel(identity.proxy()?, cluster, config)?,
+            channel: channel(identity.proxies()?, cluster, config)?,
         })
     }
 
@@ -74,15 +74,19 @@ pub fn first_contact(address: &ClusterAddress, trust: &Trust) -> anyhow::Result<
     let verifier = PinVerifier::new(trust.pin, address.cluster.clone());
     let config = tls::client_config(Arc::new(verifier), None, &[ALPN_H2])?;
     channel(
-        HostPort::new(address.cluster.as_str(), address.port)?,
+        vec![HostPort::new(address.cluster.as_str(), address.port)?],
         &address.cluster,
         config,
     )
 }
 
-fn channel(address: HostPort, cluster: &ClusterName, config: Arc<ClientConfig>) -> anyhow::Result<Channel> {
+fn channel(
+    addresses: Vec<HostPort>,
+    cluster: &ClusterName,
+    config: Arc<ClientConfig>,
+) -> anyhow::Result<Channel> {
     Ok(rpc::channel_outwards(
-        address,
+        addresses,
         &ServerName::Auth.host(cluster),
         config,
     )?)
@@ -149,6 +153,7 @@ pub async fn refresh_services(identity: &Identity) -> Result<Vec<KnownService>, 
                 "the auth server did not answer within {SERVICES_SECONDS_MAX} s"
             ))
         })??;
+    identity.home.learn_proxies(&reply.proxies).map_err(broken)?;
     let mut services: Vec<_> = reply
         .services
         .into_iter()

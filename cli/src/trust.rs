@@ -84,17 +84,23 @@ pub fn remember(home: &Home, address: &ClusterAddress, trust: &Trust) -> anyhow:
     cluster.write_record(&record(&cluster, address, trust)?)
 }
 
-/// `cluster.json` for this address and pin; what was chosen before is kept.
+/// `cluster.json` for this address and pin; what was chosen before and proxies learnt are kept.
 ///
 /// # Errors
 /// When the stored one is malformed.
 pub fn record(home: &ClusterHome, address: &ClusterAddress, trust: &Trust) -> anyhow::Result<ClusterRecord> {
     let stored = home.record()?;
     let no_renew = stored.as_ref().is_some_and(|record| record.no_renew);
-    let ports = stored.map(|record| record.ports).unwrap_or_default();
+    let (ports, mut known) = match stored {
+        Some(record) => (record.ports, record.addresses),
+        None => Default::default(),
+    };
+    let first = address.host_port();
+    known.retain(|known| *known != first);
+    known.insert(0, first);
     Ok(ClusterRecord {
         cluster: address.cluster.clone(),
-        addresses: vec![address.host_port()],
+        addresses: known,
         pin: trust.pin.to_string(),
         ports,
         no_renew,

@@ -189,7 +189,7 @@ async fn ask(
         proxy: proxy.clone(),
         reason,
     };
-    let channel = rpc::channel_outwards(proxy.clone(), &host, tls_config)
+    let channel = rpc::channel_outwards(vec![proxy.clone()], &host, tls_config)
         .map_err(|error| unreachable(error.to_string()))?;
     let request = v1::JoinRequest {
         secret: token.secret().to_vec(),

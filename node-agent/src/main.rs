@@ -13,7 +13,7 @@ use iap_runtime::net::HostPort;
 use iap_runtime::reloading::Reloading;
 use iap_runtime::service_manager::ServiceManager;
 use iap_runtime::shutdown::{Hangups, Shutdown};
-use iap_runtime::{admin, telemetry, tls};
+use iap_runtime::{admin, descriptors, telemetry, tls};
 
 /// Lets people and programs of a cluster reach the private services beside this host.
 #[derive(Debug, Parser)]
@@ -191,6 +191,7 @@ async fn examine(config: Config, arguments: &Doctor) -> anyhow::Result<()> {
 async fn serve(config: Config, path: &Path) -> anyhow::Result<()> {
     let level = telemetry::init(config.log.format, &config.log.level)?;
     let shutdown = Shutdown::on_signals()?;
+    descriptors::raise_limit();
     let hangups = Hangups::listen()?;
     let app = App::build(config).await?;
     let reloading = Reloading {

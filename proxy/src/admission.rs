@@ -1,10 +1,15 @@
 //! Who may take a place: bounds on waiting and routed connections, in all and by source, and the throttle
-//! that agents' verdicts feed. A blind proxy cannot tell good callers from bad ones; it can count them.
+//! that agents' verdicts feed. A blind proxy cannot tell good callers from bad ones; it can count them, and favour
+//! sources from which somebody was good lately: they are never throttled, and never give way to strangers in the
+//! waiting room.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+pub use iap_runtime::waiting_room::Source;
+use iap_runtime::waiting_room::{NoPlace, Place, Standing, WaitingRoom};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::config::Limits;
 use crate::metrics::Refusal;
@@ -12,41 +17,26 @@ use crate::metrics::Refusal;
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 /// How long one good session excuses its source's bad ones.
 const PROVEN_FOR: Duration = Duration::from_secs(600);
-const IPV6_SITE_BITS: u32 = 64;
-
-/// Where connections come from, as far as limits tell sources apart: an IPv4 address, or an IPv6 /64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Source(IpAddr);
-
-impl Source {
-    /// The source of an address.
-    pub fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(address) => Self(address.into()),
-            IpAddr::V6(address) => {
-                Self(Ipv6Addr::from_bits(address.to_bits() >> IPV6_SITE_BITS << IPV6_SITE_BITS).into())
-            }
-        }
-    }
-}
+/// Between two searches for sources that may be forgotten: each looks at all of them.
+const FORGETTING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The proxy's places.
 #[derive(Debug, Clone)]
 pub struct Admission {
     limits: Arc<Limits>,
+    waiting: WaitingRoom,
     places: Arc<Mutex<Places>>,
 }
 
 #[derive(Debug, Default)]
 struct Places {
-    waiting: usize,
     routed: usize,
+    forgot_at: Option<Instant>,
     by_source: HashMap<Source, Record>,
 }
 
 #[derive(Debug, Default)]
 struct Record {
-    waiting: usize,
     routed: usize,
     failures: u32,
     window_began: Option<Instant>,
@@ -57,8 +47,7 @@ struct Record {
 #[derive(Debug)]
 pub struct WaitingPlace {
     admission: Admission,
-    /// `None` while only a balancer is known.
-    source: Option<Source>,
+    place: Place,
 }
 
 /// A place among the routed. Dropping it gives it back.
@@ -71,26 +60,28 @@ pub struct RoutedPlace {
 impl Admission {
     /// Empty, within these limits.
     pub fn new(limits: Arc<Limits>) -> Self {
+        let waiting = WaitingRoom::new(
+            limits.waiting_connections_max,
+            limits.waiting_connections_per_source_max,
+        );
         Self {
             limits,
+            waiting,
             places: Arc::default(),
         }
     }
 
     /// A place for a connection that was just accepted. `source` is `None` for a balancer, whose header will
-    /// tell.
+    /// tell. When all are taken, the stranger who has waited longest gives way.
     pub fn admit(&self, source: Option<Source>, now: Instant) -> Result<WaitingPlace, Refusal> {
-        let mut places = self.places();
-        if places.waiting >= self.limits.waiting_connections_max {
-            return Err(Refusal::TooManyWaiting);
-        }
-        if let Some(source) = source {
-            self.attribute(&mut places, source, now)?;
-        }
-        places.waiting += 1;
+        let standing = source.map_or(Standing::Stranger, |source| self.standing(source, now));
+        let place = self
+            .waiting
+            .enter(source, standing, now)
+            .map_err(too_many_waiting)?;
         Ok(WaitingPlace {
             admission: self.clone(),
-            source,
+            place,
         })
     }
 
@@ -117,23 +108,7 @@ impl Admission {
 
     /// How many are waiting and how many are routed.
     pub fn taken(&self) -> (usize, usize) {
-        let places = self.places();
-        (places.waiting, places.routed)
-    }
-
-    fn attribute(&self, places: &mut Places, source: Source, now: Instant) -> Result<(), Refusal> {
-        if !places.by_source.contains_key(&source) && places.by_source.len() >= self.limits.sources_max {
-            places.by_source.retain(|_, record| !record.is_forgettable(now));
-            if places.by_source.len() >= self.limits.sources_max {
-                return Err(Refusal::TooManyWaiting);
-            }
-        }
-        let record = places.by_source.entry(source).or_default();
-        if record.waiting >= self.limits.waiting_connections_per_source_max {
-            return Err(Refusal::TooManyWaiting);
-        }
-        record.waiting += 1;
-        Ok(())
+        (self.waiting.taken(), self.places().routed)
     }
 
     /// Whether this source's clients keep failing, and none of them was good lately. Asked before an agent is
@@ -147,11 +122,20 @@ impl Admission {
             .is_some_and(|record| record.is_throttled(failures_max, now))
     }
 
-    fn route(&self, source: Source) -> Result<RoutedPlace, Refusal> {
+    fn standing(&self, source: Source, now: Instant) -> Standing {
+        let places = self.places();
+        match places.by_source.get(&source) {
+            Some(record) if record.is_proven(now) => Standing::Favoured,
+            Some(_) | None => Standing::Stranger,
+        }
+    }
+
+    fn route(&self, source: Source, now: Instant) -> Result<RoutedPlace, Refusal> {
         let mut places = self.places();
         if places.routed >= self.limits.connections_max {
             return Err(Refusal::TooManyConnections);
         }
+        places.make_room_for(source, self.limits.sources_max, now)?;
         let record = places.by_source.entry(source).or_default();
         if record.routed >= self.limits.connections_per_source_max {
             return Err(Refusal::TooManyConnections);
@@ -170,38 +154,63 @@ impl Admission {
     }
 }
 
+impl Places {
+    fn make_room_for(&mut self, source: Source, sources_max: usize, now: Instant) -> Result<(), Refusal> {
+        if self.by_source.len() < sources_max || self.by_source.contains_key(&source) {
+            return Ok(());
+        }
+        let just_looked = self
+            .forgot_at
+            .is_some_and(|at| now.saturating_duration_since(at) < FORGETTING_INTERVAL);
+        if !just_looked {
+            self.forgot_at = Some(now);
+            self.by_source.retain(|_, record| !record.is_forgettable(now));
+        }
+        match self.by_source.len() < sources_max {
+            true => Ok(()),
+            false => Err(Refusal::TooManyConnections),
+        }
+    }
+}
+
+fn too_many_waiting(_: NoPlace) -> Refusal {
+    Refusal::TooManyWaiting
+}
+
 impl Record {
+    fn is_proven(&self, now: Instant) -> bool {
+        self.proven_at
+            .is_some_and(|at| now.duration_since(at) < PROVEN_FOR)
+    }
+
     fn is_throttled(&self, failures_max: u32, now: Instant) -> bool {
         let recent = |since: Option<Instant>, span| since.is_some_and(|at| now.duration_since(at) < span);
-        self.failures >= failures_max
-            && recent(self.window_began, FAILURE_WINDOW)
-            && !recent(self.proven_at, PROVEN_FOR)
+        self.failures >= failures_max && recent(self.window_began, FAILURE_WINDOW) && !self.is_proven(now)
     }
 
     fn is_forgettable(&self, now: Instant) -> bool {
         let over = |since: Option<Instant>, span| since.is_none_or(|at| now.duration_since(at) >= span);
-        self.waiting == 0
-            && self.routed == 0
-            && over(self.window_began, FAILURE_WINDOW)
-            && over(self.proven_at, PROVEN_FOR)
+        self.routed == 0 && over(self.window_began, FAILURE_WINDOW) && over(self.proven_at, PROVEN_FOR)
     }
 }
 
 impl WaitingPlace {
     /// The client behind a balancer is known now.
     pub fn attribute(&mut self, source: Source, now: Instant) -> Result<(), Refusal> {
-        let admission = self.admission.clone();
-        let mut places = admission.places();
-        admission.attribute(&mut places, source, now)?;
-        if let Some(before) = self.source.replace(source) {
-            release_waiting(&mut places, before);
-        }
-        Ok(())
+        let standing = self.admission.standing(source, now);
+        self.place
+            .attribute(source, standing, now)
+            .map_err(too_many_waiting)
+    }
+
+    /// Completes when the place was given to somebody else.
+    pub fn gave_way(&self) -> WaitForCancellationFutureOwned {
+        self.place.gave_way()
     }
 
     /// Trades the place for one among the routed.
-    pub fn route(self, source: Source) -> Result<RoutedPlace, Refusal> {
-        self.admission.route(source)
+    pub fn route(self, source: Source, now: Instant) -> Result<RoutedPlace, Refusal> {
+        self.admission.route(source, now)
     }
 }
 
@@ -209,16 +218,6 @@ impl RoutedPlace {
     /// Whose place it is.
     pub fn source(&self) -> Source {
         self.source
-    }
-}
-
-impl Drop for WaitingPlace {
-    fn drop(&mut self) {
-        let mut places = self.admission.places();
-        places.waiting = places.waiting.saturating_sub(1);
-        if let Some(source) = self.source {
-            release_waiting(&mut places, source);
-        }
     }
 }
 
@@ -232,12 +231,6 @@ impl Drop for RoutedPlace {
     }
 }
 
-fn release_waiting(places: &mut Places, source: Source) {
-    if let Some(record) = places.by_source.get_mut(&source) {
-        record.waiting = record.waiting.saturating_sub(1);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(
@@ -246,6 +239,8 @@ mod tests {
         clippy::panic,
         clippy::indexing_slicing
     )]
+    use std::net::IpAddr;
+
     use super::*;
 
     fn admission(change: impl FnOnce(&mut Limits)) -> Admission {
@@ -286,7 +281,7 @@ mod tests {
             admission
                 .admit(Some(source(last)), now)
                 .unwrap()
-                .route(source(last))
+                .route(source(last), now)
         };
         let first = route(1).unwrap();
         assert_eq!(route(1).err(), Some(Refusal::TooManyConnections));
@@ -297,11 +292,16 @@ mod tests {
         assert_eq!(admission.taken(), (0, 1));
     }
 
+    fn routed(admission: &Admission, last: u8, now: Instant) -> RoutedPlace {
+        let place = admission.admit(Some(source(last)), now).unwrap();
+        place.route(source(last), now).unwrap()
+    }
+
     #[test]
     fn a_source_that_keeps_failing_is_turned_away_for_a_minute() {
         let admission = admission(|limits| limits.failures_per_source_per_minute_max = 2);
         let now = Instant::now();
-        let _place = admission.admit(Some(source(1)), now).unwrap();
+        let _place = routed(&admission, 1, now);
         admission.judged(source(1), false, now);
         assert!(!admission.is_throttled(source(1), now));
         admission.judged(source(1), false, now);
@@ -314,12 +314,30 @@ mod tests {
     fn a_source_with_a_good_session_is_not_throttled() {
         let admission = admission(|limits| limits.failures_per_source_per_minute_max = 1);
         let now = Instant::now();
-        let _place = admission.admit(Some(source(1)), now).unwrap();
+        let _place = routed(&admission, 1, now);
         admission.judged(source(1), true, now);
         admission.judged(source(1), false, now);
         assert!(!admission.is_throttled(source(1), now));
         admission.judged(source(1), false, now + PROVEN_FOR);
         assert!(admission.is_throttled(source(1), now + PROVEN_FOR));
+    }
+
+    #[test]
+    fn a_source_with_a_good_session_gets_a_waiting_place_when_strangers_hold_all() {
+        let admission = admission(|limits| limits.waiting_connections_max = 2);
+        let now = Instant::now();
+        let _session = routed(&admission, 1, now);
+        admission.judged(source(1), true, now);
+        let strangers = [2, 3].map(|last| admission.admit(Some(source(last)), now).unwrap());
+        assert_eq!(
+            admission.admit(Some(source(4)), now).err(),
+            Some(Refusal::TooManyWaiting)
+        );
+        let good = admission.admit(Some(source(1)), now);
+        assert!(good.is_ok());
+        assert_eq!(admission.taken(), (2, 1));
+        drop(strangers);
+        assert_eq!(admission.taken(), (1, 1), "one of them had given its place away");
     }
 
     #[test]
@@ -337,22 +355,20 @@ mod tests {
     fn remembered_sources_are_bounded_and_idle_ones_are_forgotten() {
         let admission = admission(|limits| limits.sources_max = 16);
         let now = Instant::now();
-        let held: Vec<_> = (0..16)
-            .map(|last| admission.admit(Some(source(last)), now).unwrap())
-            .collect();
-        assert_eq!(
-            admission.admit(Some(source(99)), now).err(),
-            Some(Refusal::TooManyWaiting)
-        );
+        let held: Vec<_> = (0..16).map(|last| routed(&admission, last, now)).collect();
+        let another = |now| {
+            admission
+                .admit(Some(source(99)), now)
+                .unwrap()
+                .route(source(99), now)
+        };
+        assert_eq!(another(now).err(), Some(Refusal::TooManyConnections));
         drop(held);
-        assert!(admission.admit(Some(source(99)), now).is_ok());
-    }
-
-    #[test]
-    fn addresses_of_one_ipv6_site_are_one_source_and_mapped_ipv4_is_ipv4() {
-        let of = |text: &str| Source::of(text.parse().unwrap());
-        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_eq!(of("::ffff:203.0.113.1"), source(1));
+        assert_eq!(
+            another(now).err(),
+            Some(Refusal::TooManyConnections),
+            "they were looked at just now"
+        );
+        assert!(another(now + FORGETTING_INTERVAL).is_ok());
     }
 }

@@ -12,7 +12,7 @@ use iap_runtime::net::HostPort;
 use iap_runtime::reloading::Reloading;
 use iap_runtime::service_manager::ServiceManager;
 use iap_runtime::shutdown::{Hangups, Shutdown};
-use iap_runtime::{admin, telemetry, tls};
+use iap_runtime::{admin, descriptors, telemetry, tls};
 use time::OffsetDateTime;
 
 /// The user's fault, as `sysexits.h` numbers it in spirit: bad usage or configuration.
@@ -111,6 +111,7 @@ async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow:
         }
         None => {
             let shutdown = Shutdown::on_signals()?;
+            descriptors::raise_limit();
             let app = App::build(config).await?;
             for address in app.local_addresses() {
                 tracing::info!(%address, "listening");

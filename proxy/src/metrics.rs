@@ -46,6 +46,8 @@ pub enum Destination {
 pub enum Refusal {
     /// Too many connections wait, here or from this source.
     TooManyWaiting,
+    /// It waited longest when another needed its place.
+    GaveWay,
     /// Too many connections are routed, here or from this source.
     TooManyConnections,
     /// The source failed to authenticate too often.
@@ -118,6 +120,7 @@ impl Refusal {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::TooManyWaiting => "too_many_waiting",
+            Self::GaveWay => "gave_way",
             Self::TooManyConnections => "too_many_connections",
             Self::SourceThrottled => "source_throttled",
             Self::TimedOut => "timed_out",

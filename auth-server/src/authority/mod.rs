@@ -2,6 +2,7 @@
 
 pub mod generation;
 mod keys;
+pub mod quota;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ use crate::store::{GenerationRow, Hash, SharedStore, StoreError};
 pub use generation::Renewal;
 pub(crate) use keys::AUTH_ID_FILE;
 pub use keys::{AuthorityKeys, DATABASE_FILE, FeedSigner, Issuer, KeysError, SignError};
+pub use quota::{QuotaExceeded, Quotas};
 
 /// The facts of a login that a user's certificate carries.
 #[derive(Clone, Debug)]
@@ -64,6 +66,8 @@ pub struct Authority {
     pub audit: AuditLog,
     /// Which groups certificates carry.
     pub policies: Policies,
+    /// How much anybody is issued.
+    pub quotas: Quotas,
     /// Generations of logins.
     pub store: SharedStore,
     /// The time.
@@ -90,6 +94,9 @@ pub enum IssueError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The principal has had enough for now.
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     /// No serial could be drawn.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -305,6 +312,9 @@ impl Authority {
     ) -> Result<Issued, IssueError> {
         let now = self.clock.now();
         let class = profile.class().as_str();
+        if let Err(exceeded) = self.quotas.take(&profile, now) {
+            return self.refuse(exceeded, class, describe).await;
+        }
         let issuer = match profile.ca_class() {
             iap_identity::CaClass::System => &self.keys.system,
             iap_identity::CaClass::User => &self.keys.user,
@@ -328,6 +338,28 @@ impl Authority {
             );
         self.audit.record(describe(event)).await?;
         Ok(issued)
+    }
+}
+
+impl Authority {
+    /// Recorded once in an hour for each principal: the log is what the quota protects.
+    async fn refuse(
+        &self,
+        exceeded: QuotaExceeded,
+        class: &str,
+        describe: impl FnOnce(Event) -> Event,
+    ) -> Result<Issued, IssueError> {
+        if exceeded.is_news {
+            let event = self
+                .audit
+                .event(EventKind::CertificateRefused)?
+                .field("class", class)
+                .field("limit", exceeded.key)
+                .reason(&exceeded.to_string());
+            self.audit.record(describe(event)).await?;
+            tracing::warn!(%exceeded, "no certificate");
+        }
+        Err(exceeded.into())
     }
 }
 

@@ -108,11 +108,16 @@ struct RawAudit {
 #[derive(Clone, Debug, Default, Deserialize)]
 struct RawLimits {
     unauthenticated_connections_max: Option<usize>,
+    unauthenticated_connections_per_source_max: Option<usize>,
     unauthenticated_timeout: Option<ConfigDuration>,
     handshake_timeout: Option<ConfigDuration>,
     connections_max: Option<usize>,
     streams_per_connection_max: Option<u32>,
     message_bytes_max: Option<ByteSize>,
+    certificates_per_user_per_hour_max: Option<u32>,
+    certificates_per_bot_per_hour_max: Option<u32>,
+    certificates_per_agent_per_hour_max: Option<u32>,
+    certificates_per_proxy_per_hour_max: Option<u32>,
     drain_timeout: Option<ConfigDuration>,
 }
 
@@ -307,6 +312,9 @@ fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
         unauthenticated_connections_max: raw
             .unauthenticated_connections_max
             .unwrap_or(default.unauthenticated_connections_max),
+        unauthenticated_connections_per_source_max: raw
+            .unauthenticated_connections_per_source_max
+            .unwrap_or(default.unauthenticated_connections_per_source_max),
         unauthenticated_timeout: raw
             .unauthenticated_timeout
             .map_or(default.unauthenticated_timeout, ConfigDuration::get),
@@ -320,6 +328,18 @@ fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
         message_bytes_max: raw.message_bytes_max.map_or(default.message_bytes_max, |size| {
             usize::try_from(size.bytes()).unwrap_or(usize::MAX)
         }),
+        certificates_per_user_per_hour_max: raw
+            .certificates_per_user_per_hour_max
+            .unwrap_or(default.certificates_per_user_per_hour_max),
+        certificates_per_bot_per_hour_max: raw
+            .certificates_per_bot_per_hour_max
+            .unwrap_or(default.certificates_per_bot_per_hour_max),
+        certificates_per_agent_per_hour_max: raw
+            .certificates_per_agent_per_hour_max
+            .unwrap_or(default.certificates_per_agent_per_hour_max),
+        certificates_per_proxy_per_hour_max: raw
+            .certificates_per_proxy_per_hour_max
+            .unwrap_or(default.certificates_per_proxy_per_hour_max),
         drain_timeout: raw
             .drain_timeout
             .map_or(default.drain_timeout, ConfigDuration::get),
@@ -329,7 +349,27 @@ fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
             "limits.unauthenticated_connections_max",
             limits.unauthenticated_connections_max,
         ),
+        (
+            "limits.unauthenticated_connections_per_source_max",
+            limits.unauthenticated_connections_per_source_max,
+        ),
         ("limits.connections_max", limits.connections_max),
+        (
+            "limits.certificates_per_user_per_hour_max",
+            limits.certificates_per_user_per_hour_max as usize,
+        ),
+        (
+            "limits.certificates_per_bot_per_hour_max",
+            limits.certificates_per_bot_per_hour_max as usize,
+        ),
+        (
+            "limits.certificates_per_agent_per_hour_max",
+            limits.certificates_per_agent_per_hour_max as usize,
+        ),
+        (
+            "limits.certificates_per_proxy_per_hour_max",
+            limits.certificates_per_proxy_per_hour_max as usize,
+        ),
         (
             "limits.streams_per_connection_max",
             limits.streams_per_connection_max as usize,
@@ -353,11 +393,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             unauthenticated_connections_max: 1024,
+            unauthenticated_connections_per_source_max: 256,
             unauthenticated_timeout: Duration::from_secs(15 * 60),
             handshake_timeout: Duration::from_secs(5),
             connections_max: 8192,
             streams_per_connection_max: 64,
             message_bytes_max: 4 << 20,
+            certificates_per_user_per_hour_max: 120,
+            certificates_per_bot_per_hour_max: 600,
+            certificates_per_agent_per_hour_max: 4096,
+            certificates_per_proxy_per_hour_max: 60,
             drain_timeout: Duration::from_secs(5),
         }
     }

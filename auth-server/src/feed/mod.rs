@@ -9,7 +9,7 @@ mod watchers;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iap_identity::{Lock, Locks, LoginName, SignedKind};
+use iap_identity::{Lock, LockKind, Locks, LoginName, ProxyId, SignedKind};
 use iap_proto::convert::bundle::encode_bundle;
 use iap_proto::{Beat, LockList, ProxyAddress, ServiceRecord, Snapshot, v1};
 use iap_runtime::admin::Condition;
@@ -186,6 +186,7 @@ impl Feed {
         let expired = |lock: &Lock| !lock.is_in_force(now);
         if self.shared.locks.borrow().content.locks.iter().any(expired) {
             self.publish_locks().await?;
+            self.publish_snapshot().await?;
         }
         let age = now - self.snapshot().content.issued;
         if age >= self.shared.config.snapshot.max_age / 2 - self.shared.config.snapshot.beat {
@@ -228,6 +229,13 @@ impl Builder<'_> {
         let proxies = self.store.proxies().await?;
         let version = self.store.next(Counter::SnapshotVersion).await?;
         let issued = self.authority.clock.now();
+        let locks = self.store.locks(issued).await?;
+        let is_locked = |proxy: &ProxyId| {
+            let target = proxy.to_string();
+            locks
+                .iter()
+                .any(|lock| lock.kind == LockKind::Proxy && lock.target == target)
+        };
         let content = Snapshot {
             epoch: self.authority.bundle.epoch(),
             version,
@@ -240,6 +248,7 @@ impl Builder<'_> {
             services,
             proxies: proxies
                 .into_iter()
+                .filter(|proxy| !is_locked(&proxy.proxy_id))
                 .filter_map(|proxy| {
                     Some(ProxyAddress {
                         proxy_id: proxy.proxy_id,

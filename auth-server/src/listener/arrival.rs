@@ -57,6 +57,9 @@ pub(super) enum ArrivalError {
     /// The socket failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// It had proven nothing for the longest time when another needed its place, or too many came from its source.
+    #[error("gave way to others that have proven nothing yet either")]
+    GaveWay,
     /// Nobody serves any more.
     #[error("shutting down")]
     ShuttingDown,
@@ -72,6 +75,7 @@ impl ArrivalError {
             ArrivalError::UnknownName(_) => "unknown_name",
             ArrivalError::Handshake(_) => "handshake_failed",
             ArrivalError::Tls(_) | ArrivalError::Io(_) => "failed",
+            ArrivalError::GaveWay => "gave_way",
             ArrivalError::ShuttingDown => "shutting_down",
         }
     }

@@ -10,14 +10,16 @@ mod web;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use iap_identity::{Class, ClassSet};
 use iap_runtime::net;
+use iap_runtime::proxy_protocol;
 use iap_runtime::rpc::ALPN_H2;
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::tls::{self, Demand, Material, PeerVerifier};
+use iap_runtime::waiting_room::{NoPlace, Place, Source, Standing, WaitingRoom};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -33,8 +35,6 @@ pub use web::{WebCertificateError, WebTls};
 
 /// Accepted API connections that wait for the gRPC server.
 const API_QUEUE_MAX: usize = 64;
-/// After a failed accept (too many open files), before the next one.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Which classes may knock at `auth.<cluster>`; the table of RPCs says what each may call.
 const API_CLASSES: ClassSet = ClassSet::of(&[Class::User, Class::Bot, Class::Agent, Class::Proxy]);
@@ -48,7 +48,7 @@ pub struct Front {
     pages: Router,
     api: mpsc::Sender<ApiStream>,
     connections: Arc<Semaphore>,
-    unauthenticated: Arc<Semaphore>,
+    unauthenticated: WaitingRoom,
     metrics: Metrics,
     shutdown: Shutdown,
 }
@@ -56,7 +56,7 @@ pub struct Front {
 /// What a connection holds while it lasts.
 struct Slots {
     connection: OwnedSemaphorePermit,
-    unauthenticated: OwnedSemaphorePermit,
+    unauthenticated: Place,
 }
 
 impl Front {
@@ -73,7 +73,10 @@ impl Front {
         let limits = &context.config.limits;
         let front = Self {
             connections: Arc::new(Semaphore::new(limits.connections_max)),
-            unauthenticated: Arc::new(Semaphore::new(limits.unauthenticated_connections_max)),
+            unauthenticated: WaitingRoom::new(
+                limits.unauthenticated_connections_max,
+                limits.unauthenticated_connections_per_source_max,
+            ),
             context,
             material,
             web_tls,
@@ -89,30 +92,30 @@ impl Front {
     pub async fn run(self, listener: TcpListener) {
         let front = Arc::new(self);
         loop {
-            let accepted = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 () = front.shutdown.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                accepted = net::accept(&listener) => accepted,
             };
-            match accepted {
-                Ok((stream, peer)) => front.take(stream, peer),
-                Err(error) => {
-                    tracing::warn!(%error, "accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+            front.take(stream, peer);
         }
     }
 
-    /// Beyond the limits a connection is closed at once: making it wait would cost more.
+    /// Beyond the limits a connection is closed at once: making it wait would cost more. Among those that have
+    /// proven nothing, whoever has been there longest gives way.
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr) {
-        let Some(slots) = self.slots() else {
+        let Some(slots) = self.slots(peer) else {
             self.metrics.connection("over_limit");
             tracing::debug!(%peer, "connection refused: over the limit");
             return;
         };
         let front = Arc::clone(self);
         let serving = async move {
-            match front.serve(stream, peer, slots).await {
+            let gave_way = slots.unauthenticated.gave_way();
+            let served = tokio::select! {
+                served = front.serve(stream, peer, slots) => served,
+                () = gave_way => Err(ArrivalError::GaveWay),
+            };
+            match served {
                 Ok(()) => {}
                 Err(error) => {
                     front.metrics.connection(error.outcome());
@@ -129,14 +132,19 @@ impl Front {
         tokio::spawn(serving);
     }
 
-    fn slots(&self) -> Option<Slots> {
+    fn slots(&self, peer: SocketAddr) -> Option<Slots> {
+        let forwards = proxy_protocol::may_send(peer.ip(), &self.context.config.proxy_protocol_from);
+        let source = (!forwards).then(|| Source::of(peer.ip()));
         Some(Slots {
             connection: Arc::clone(&self.connections).try_acquire_owned().ok()?,
-            unauthenticated: Arc::clone(&self.unauthenticated).try_acquire_owned().ok()?,
+            unauthenticated: self
+                .unauthenticated
+                .enter(source, Standing::Stranger, Instant::now())
+                .ok()?,
         })
     }
 
-    async fn serve(&self, stream: TcpStream, peer: SocketAddr, slots: Slots) -> Result<(), ArrivalError> {
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr, mut slots: Slots) -> Result<(), ArrivalError> {
         net::tune(&stream)?;
         let timeout = self.context.config.limits.handshake_timeout;
         let deadline = tokio::time::Instant::now() + timeout;
@@ -147,6 +155,11 @@ impl Front {
                 .map_err(|_| ArrivalError::TimedOut {
                     milliseconds: timeout.as_millis(),
                 })??;
+        let source = Source::of(arrival.client.ip());
+        let place = &mut slots.unauthenticated;
+        place
+            .attribute(source, Standing::Stranger, Instant::now())
+            .map_err(|NoPlace| ArrivalError::GaveWay)?;
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
         match arrival.destination {
             Destination::Pages => self.serve_pages(arrival, left, slots).await,

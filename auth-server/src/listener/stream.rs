@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use iap_runtime::tls::{Replay, ServerStream};
+use iap_runtime::waiting_room::Place;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Sleep;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
 use crate::rpc::Connection;
@@ -28,14 +30,16 @@ pub struct ApiStream {
 /// What a connection without a certificate holds: a place among those, for a while.
 #[derive(Debug)]
 pub(super) struct Unauthenticated {
-    _slot: OwnedSemaphorePermit,
+    _place: Place,
+    gave_way: Pin<Box<WaitForCancellationFutureOwned>>,
     end: Pin<Box<Sleep>>,
 }
 
 impl Unauthenticated {
-    pub(super) fn new(slot: OwnedSemaphorePermit, life: Duration) -> Self {
+    pub(super) fn new(place: Place, life: Duration) -> Self {
         Self {
-            _slot: slot,
+            gave_way: Box::pin(place.gave_way()),
+            _place: place,
             end: Box::pin(tokio::time::sleep(life)),
         }
     }
@@ -73,7 +77,8 @@ impl AsyncRead for ApiStream {
     ) -> Poll<io::Result<()>> {
         // HTTP/2 reads all the time, so the end is always waited for.
         if let Some(unauthenticated) = &mut self.unauthenticated
-            && unauthenticated.end.as_mut().poll(context).is_ready()
+            && (unauthenticated.end.as_mut().poll(context).is_ready()
+                || unauthenticated.gave_way.as_mut().poll(context).is_ready())
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }

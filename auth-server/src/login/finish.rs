@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 
 use super::secrets::Secret;
 use super::{Logins, described, user_record};
-use crate::authority::UserLogin;
+use crate::authority::{IssueError, UserLogin};
 use crate::store::{Identity, LoginChange, LoginRow, LoginState, StoreError, UserRow};
 
 /// A certificate, and what comes with it.
@@ -29,6 +29,9 @@ pub enum FinishError {
     /// The person is locked out.
     #[error("{0} is locked: {1}")]
     Locked(String, String),
+    /// The person has had enough certificates for now.
+    #[error("{0}")]
+    TooMany(String),
     /// Ours, passing; the code is used up all the same.
     #[error("the auth server cannot issue a certificate at the moment; start again with `iapctl login`")]
     Unavailable,
@@ -108,7 +111,11 @@ impl Logins {
             .find(|lock| match lock.kind {
                 LockKind::User => lock.target == identity.user_id.to_string() || lock.target == identity.name,
                 LockKind::Login => lock.target == row.login_id.to_string(),
-                LockKind::Session | LockKind::Agent | LockKind::Device | LockKind::Serial => false,
+                LockKind::Session
+                | LockKind::Agent
+                | LockKind::Proxy
+                | LockKind::Device
+                | LockKind::Serial => false,
             });
         match hit {
             None => Ok(()),
@@ -134,7 +141,15 @@ impl Logins {
             Ok(issued) => issued,
             Err(error) => {
                 self.record_failure(row, "not_issued", &error.to_string()).await;
-                return Err(FinishError::Unavailable);
+                return Err(match error {
+                    IssueError::Quota(exceeded) => FinishError::TooMany(exceeded.to_string()),
+                    IssueError::LoginOver
+                    | IssueError::Prepare(_)
+                    | IssueError::Unsound(_)
+                    | IssueError::Record(_)
+                    | IssueError::Store(_)
+                    | IssueError::NoRandomness(_) => FinishError::Unavailable,
+                });
             }
         };
         self.record_success(row, &identity, &issued).await?;

@@ -135,6 +135,7 @@ impl From<FinishError> for RpcError {
     fn from(error: FinishError) -> Self {
         let code = match &error {
             FinishError::Refused | FinishError::Locked(..) => ErrorCode::Denied,
+            FinishError::TooMany(_) => ErrorCode::TooMany,
             FinishError::Request(_) => ErrorCode::Invalid,
             FinishError::Unavailable => ErrorCode::Internal,
         };

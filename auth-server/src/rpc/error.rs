@@ -26,6 +26,8 @@ pub enum ErrorCode {
     NotFound,
     /// Somebody else was faster, or the state does not allow it.
     Conflict,
+    /// Often enough for now.
+    TooMany,
     /// Possible, but only with `force`.
     NeedsForce,
     /// Ours; asking again may help.
@@ -42,6 +44,7 @@ impl ErrorCode {
             ErrorCode::Invalid => "invalid",
             ErrorCode::NotFound => "not_found",
             ErrorCode::Conflict => "conflict",
+            ErrorCode::TooMany => "too_many",
             ErrorCode::NeedsForce => "needs_force",
             ErrorCode::Internal => "internal",
         }
@@ -54,6 +57,7 @@ impl ErrorCode {
             ErrorCode::Invalid => Code::InvalidArgument,
             ErrorCode::NotFound => Code::NotFound,
             ErrorCode::Conflict => Code::Aborted,
+            ErrorCode::TooMany => Code::ResourceExhausted,
             ErrorCode::NeedsForce => Code::FailedPrecondition,
             ErrorCode::Internal => Code::Unavailable,
         }
@@ -122,6 +126,7 @@ impl From<RpcError> for Status {
             | ErrorCode::Invalid
             | ErrorCode::NotFound
             | ErrorCode::Conflict
+            | ErrorCode::TooMany
             | ErrorCode::NeedsForce => tracing::debug!(%error, "a call was refused"),
         }
         let mut status = Status::new(error.code.grpc(), error.text);
@@ -154,6 +159,7 @@ impl From<NoRandomness> for RpcError {
 impl From<IssueError> for RpcError {
     fn from(error: IssueError) -> Self {
         match error {
+            IssueError::Quota(exceeded) => RpcError::new(ErrorCode::TooMany, exceeded.to_string()),
             IssueError::LoginOver => RpcError::new(ErrorCode::LoginRequired, "your login is over"),
             IssueError::Prepare(_)
             | IssueError::Unsound(_)

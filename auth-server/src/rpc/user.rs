@@ -172,7 +172,12 @@ impl v1::user_server::User for UserRpc {
 
     async fn services(&self, request: Request<v1::Empty>) -> Result<Response<v1::VisibleServices>, Status> {
         let services = self.visible(&Caller::of(&request)?).await?;
-        Ok(Response::new(v1::VisibleServices { services }))
+        let snapshot = self.context.feed.snapshot();
+        let proxies = snapshot.content.proxies.iter().map(|proxy| proxy.address.clone());
+        Ok(Response::new(v1::VisibleServices {
+            services,
+            proxies: proxies.collect(),
+        }))
     }
 
     async fn whoami(&self, request: Request<v1::Empty>) -> Result<Response<v1::WhoamiReply>, Status> {

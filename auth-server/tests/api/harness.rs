@@ -69,6 +69,14 @@ impl Plane {
         Self::start_in(tempfile::tempdir().unwrap(), Offset::default()).await
     }
 
+    /// With another configuration than the tests' own.
+    pub(crate) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(&dir);
+        change(&mut config);
+        Self::start_as(config, dir, Offset::default()).await
+    }
+
     /// A cluster whose authorities are two months old, so that certificates can have expired.
     pub(crate) async fn start_aged() -> Self {
         let (dir, offset) = (tempfile::tempdir().unwrap(), Offset::default());
@@ -83,8 +91,12 @@ impl Plane {
     }
 
     async fn start_in(dir: TempDir, offset: Offset) -> Self {
+        Self::start_as(config(&dir), dir, offset).await
+    }
+
+    async fn start_as(config: Config, dir: TempDir, offset: Offset) -> Self {
         tls::install_provider();
-        let app = App::build(config(&dir), offset.clock(), Random::system())
+        let app = App::build(config, offset.clock(), Random::system())
             .await
             .unwrap();
         let (context, address) = (Arc::clone(app.context()), app.local_address().unwrap());

@@ -54,6 +54,35 @@ async fn a_renewal_is_for_the_current_key_and_a_refused_one_costs_no_generation(
 }
 
 #[tokio::test]
+async fn a_user_gets_so_many_certificates_an_hour_and_is_told_when_there_are_more() {
+    let plane = Plane::start_with(|config| config.limits.certificates_per_user_per_hour_max = 3).await;
+    let admin = plane.log_in(ADMIN).await;
+    let mut alice = plane.log_in("alice@example.com").await;
+    for _ in 0..2 {
+        alice = renew(&plane, &alice).await.unwrap();
+    }
+    for _ in 0..2 {
+        let refusal = renew(&plane, &alice).await.err().unwrap();
+        assert_eq!(refusal.code(), tonic::Code::ResourceExhausted);
+        let said = refusal.message();
+        assert!(
+            said.contains("alice@example.com") && said.contains("try again in 60 min"),
+            "{said}"
+        );
+        assert!(
+            said.contains("limits.certificates_per_user_per_hour_max"),
+            "{said}"
+        );
+    }
+    assert!(renew(&plane, &admin).await.is_ok(), "others are not held up");
+    let recorded = plane.records(&admin, "certificate.refused").await;
+    assert_eq!(recorded.len(), 1, "once in the hour: {recorded:?}");
+    assert_eq!(recorded[0]["user"]["name"], "alice@example.com");
+    plane.offset.set(Duration::minutes(61));
+    plane.log_in("alice@example.com").await;
+}
+
+#[tokio::test]
 async fn a_certificate_renewed_before_a_lock_falls_under_it() {
     let plane = Plane::start().await;
     let admin = plane.log_in(ADMIN).await;

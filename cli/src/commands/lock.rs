@@ -14,7 +14,7 @@ use crate::exit::ExitStatus;
 /// `lock`.
 #[derive(Debug, Subcommand)]
 pub enum LockCommand {
-    /// Cut off a user, a login, a session, an agent, a device or a certificate, at once
+    /// Cut off a user, a login, a session, an agent, a proxy, a device or a certificate, at once
     Add(AddArguments),
     /// List the locks in force
     #[command(visible_alias = "list")]
@@ -51,6 +51,9 @@ pub struct AddArguments {
     /// An agent
     #[arg(long, group = "target", value_name = "ID")]
     agent: Option<String>,
+    /// A proxy: it gets no feed, agents leave it, and nobody is sent to it
+    #[arg(long, group = "target", value_name = "ID")]
+    proxy: Option<String>,
     /// A device
     #[arg(long, group = "target", value_name = "ID")]
     device: Option<String>,
@@ -141,6 +144,7 @@ fn target(arguments: AddArguments) -> (&'static str, String) {
         ("login", arguments.login_id),
         ("session", arguments.session),
         ("agent", arguments.agent),
+        ("proxy", arguments.proxy),
         ("device", arguments.device),
         ("serial", arguments.serial),
     ];

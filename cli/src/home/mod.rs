@@ -26,12 +26,16 @@ use std::time::SystemTime;
 
 use anyhow::Context as _;
 use iap_identity::{ClusterName, Pin};
+use iap_runtime::net::HostPort;
 use serde::{Deserialize, Serialize};
 
 pub use files::{make_private_folder, write_private};
 pub use generation::{Credentials, Generation};
 
 use crate::services::KnownService;
+
+/// Proxies of one cluster that are remembered.
+const PROXIES_MAX: usize = 64;
 
 /// The home folder.
 #[derive(Clone, Debug)]
@@ -213,6 +217,27 @@ impl ClusterHome {
     pub fn write_record(&self, record: &ClusterRecord) -> anyhow::Result<()> {
         make_private_folder(&self.path)?;
         write_private(&self.file("cluster.json"), &serde_json::to_vec_pretty(record)?)
+    }
+
+    /// Remembers the cluster's proxies behind the address one logged in at, which stays the first choice.
+    ///
+    /// # Errors
+    /// When `cluster.json` is malformed or cannot be written.
+    pub fn learn_proxies(&self, proxies: &[String]) -> anyhow::Result<()> {
+        let Some(record) = self.record()? else {
+            return Ok(());
+        };
+        let mut addresses: Vec<String> = record.addresses.first().cloned().into_iter().collect();
+        let usable = proxies.iter().filter(|proxy| HostPort::parse(proxy).is_ok());
+        for proxy in usable.take(PROXIES_MAX) {
+            if !addresses.contains(proxy) {
+                addresses.push(proxy.clone());
+            }
+        }
+        if addresses == record.addresses {
+            return Ok(());
+        }
+        self.write_record(&ClusterRecord { addresses, ..record })
     }
 
     /// Remembers the root and the signed list of its authorities.

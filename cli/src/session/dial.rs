@@ -11,10 +11,13 @@ use tokio::net::TcpStream;
 
 use super::source::Wanted;
 use crate::clock;
+use crate::exit::ExitStatus;
 use crate::failure::Failure;
 use crate::identity::Identity;
 
 const CONNECT_SECONDS_MAX: u64 = 10;
+/// How long one proxy may hang before the next is tried beside it.
+const NEXT_PROXY_SECONDS: u64 = 2;
 /// Dial-back, decision, record and the backend's own answer, on the slowest link.
 const ANSWER_SECONDS_MAX: u64 = 30;
 const ALPN: &str = "iap/1";
@@ -52,10 +55,10 @@ pub(super) async fn dial(
     wanted: &Wanted,
     connect_id: ConnectId,
 ) -> Result<Answer, Failure> {
-    let tcp = connect(identity).await?;
+    let stream = reach(identity, wanted).await?;
     let talk = tokio::time::timeout(
         Duration::from_secs(ANSWER_SECONDS_MAX),
-        ask(identity, wanted, connect_id, tcp),
+        ask(identity, wanted, connect_id, stream),
     );
     talk.await.map_err(|_| {
         Failure::failed(format!(
@@ -65,19 +68,30 @@ pub(super) async fn dial(
     })?
 }
 
-/// Any proxy will do; the first that answers.
-async fn connect(identity: &Identity) -> Result<TcpStream, Failure> {
+/// Any proxy will do: the next is tried instead of one through which the service is not reached, and beside one that
+/// hangs.
+async fn reach(identity: &Identity, wanted: &Wanted) -> Result<ClientStream<TcpStream>, Failure> {
     let proxies = identity
         .proxies()
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
-    let mut failure = Failure::failed("no proxy is known");
-    for proxy in proxies {
+    let attempt = |proxy: HostPort| async move {
         match net::reach(&proxy, Duration::from_secs(CONNECT_SECONDS_MAX)).await {
-            Ok((stream, _route)) => return Ok(stream),
-            Err(error) => failure = unreachable_proxy(&proxy, &error),
+            Ok((tcp, _route)) => handshake(identity, wanted, tcp).await,
+            Err(error) => Err(unreachable_proxy(&proxy, &error)),
         }
-    }
-    Err(failure)
+    };
+    let raced = net::race(proxies.into(), attempt, Duration::from_secs(NEXT_PROXY_SECONDS)).await;
+    raced.map_err(|failures| telling(failures.into_iter().map(|(_, failure)| failure)))
+}
+
+/// What a proxy or an agent said counts more than that another could not be reached.
+fn telling(failures: impl Iterator<Item = Failure>) -> Failure {
+    failures.fold(Failure::failed("no proxy is known"), |told, next| {
+        match told.status() {
+            ExitStatus::Failed => next,
+            _ => told,
+        }
+    })
 }
 
 fn unreachable_proxy(proxy: &HostPort, error: &std::io::Error) -> Failure {
@@ -88,10 +102,9 @@ async fn ask(
     identity: &Identity,
     wanted: &Wanted,
     connect_id: ConnectId,
-    tcp: TcpStream,
+    mut stream: ClientStream<TcpStream>,
 ) -> Result<Answer, Failure> {
     let explain = |error: std::io::Error| explain(&error, identity, wanted);
-    let mut stream = handshake(identity, wanted, tcp).await?;
     let hello = Hello {
         version: iap_tunnel::status::HELLO_VERSION,
         connect_id,
@@ -233,6 +246,9 @@ fn explain_alert(alert: AlertDescription, identity: &Identity, wanted: &Wanted) 
             Failure::login_needed(format!("'{service}' does not accept this login")).next("iapctl login")
         }
         AlertDescription::UnrecognisedName => absent(identity, wanted),
+        AlertDescription::InternalError => Failure::failed(format!("'{service}' is not available"))
+            .because("no agent took the connection")
+            .next("try again in a moment"),
         other => Failure::failed(format!("'{service}' refused the connection"))
             .because(format!("TLS alert {other:?}")),
     }

@@ -1,4 +1,4 @@
-//! Locks: what revocation is here. A lock names a user, login, session, agent, device or serial, and
+//! Locks: what revocation is here. A lock names a user, login, session, agent, proxy, device or serial, and
 //! cuts whatever matches it for as long as it is in force.
 
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::ids::{AgentId, SessionId};
+use crate::ids::{AgentId, ProxyId, SessionId};
 use crate::peer::{BotPeer, UserPeer, VerifiedPeer};
 
 /// What a lock aims at.
@@ -20,6 +20,8 @@ pub enum LockKind {
     Session,
     /// One agent.
     Agent,
+    /// One proxy.
+    Proxy,
     /// One enrolled device.
     Device,
     /// One certificate, by serial in lower-case hex.
@@ -28,11 +30,12 @@ pub enum LockKind {
 
 impl LockKind {
     /// Every kind.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::User,
         Self::Login,
         Self::Session,
         Self::Agent,
+        Self::Proxy,
         Self::Device,
         Self::Serial,
     ];
@@ -44,6 +47,7 @@ impl LockKind {
             Self::Login => "login",
             Self::Session => "session",
             Self::Agent => "agent",
+            Self::Proxy => "proxy",
             Self::Device => "device",
             Self::Serial => "serial",
         }
@@ -124,7 +128,7 @@ impl Locks {
             LockKind::Login => lock.target == login_id,
             LockKind::Serial => lock.target == user.serial,
             LockKind::Device => user.device_id.as_deref() == Some(lock.target.as_str()),
-            LockKind::Session | LockKind::Agent => false,
+            LockKind::Session | LockKind::Agent | LockKind::Proxy => false,
         })
     }
 
@@ -142,6 +146,14 @@ impl Locks {
         })
     }
 
+    /// A lock on the proxy or its certificate.
+    pub fn matching_proxy(&self, proxy: &ProxyId, serial: &str, now: OffsetDateTime) -> Option<&Lock> {
+        let proxy = proxy.to_string();
+        self.first(now, |lock| {
+            lock.hits(LockKind::Proxy, &proxy) || lock.hits(LockKind::Serial, serial)
+        })
+    }
+
     /// A lock on the certificate.
     pub fn matching_serial(&self, serial: &str, now: OffsetDateTime) -> Option<&Lock> {
         self.first(now, |lock| lock.hits(LockKind::Serial, serial))
@@ -153,7 +165,7 @@ impl Locks {
             VerifiedPeer::User(user) => self.matching_user(user, now),
             VerifiedPeer::Agent(agent) => self.matching_agent(&agent.id, &agent.serial, now),
             VerifiedPeer::Bot(bot) => self.matching_bot(bot, now),
-            VerifiedPeer::Proxy(proxy) => self.matching_serial(&proxy.serial, now),
+            VerifiedPeer::Proxy(proxy) => self.matching_proxy(&proxy.id, &proxy.serial, now),
             VerifiedPeer::Auth(auth) => self.matching_serial(&auth.serial, now),
         }
     }
@@ -164,7 +176,7 @@ impl Locks {
             LockKind::User => lock.target == bot.name.as_str(),
             LockKind::Login => login_id.as_ref() == Some(&lock.target),
             LockKind::Serial => lock.target == bot.serial,
-            LockKind::Session | LockKind::Agent | LockKind::Device => false,
+            LockKind::Session | LockKind::Agent | LockKind::Proxy | LockKind::Device => false,
         })
     }
 

@@ -24,6 +24,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use crate::net;
 use crate::shutdown::Shutdown;
 
 const CONNECTIONS_MAX: usize = 64;
@@ -259,26 +260,18 @@ async fn accept_until_shutdown(listener: TcpListener, pages: Pages, shutdown: Sh
             return;
         };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = net::accept(&listener) => accepted,
             () = shutdown.cancelled(), if !told => {
                 draining.unmet("shutting down");
                 told = true;
                 continue;
             }
         };
-        match accepted {
-            Ok((stream, _)) => {
-                let pages = pages.clone();
-                tokio::spawn(async move {
-                    serve_connection(stream, pages).await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "admin address: accept failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
+        let ((stream, _), pages) = (accepted, pages.clone());
+        tokio::spawn(async move {
+            serve_connection(stream, pages).await;
+            drop(slot);
+        });
     }
 }
 

@@ -8,11 +8,13 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::net::TcpStream;
 
+pub mod accept;
 pub mod dial;
 pub mod http_proxy;
 pub mod no_proxy;
 
-pub use dial::connect;
+pub use accept::accept;
+pub use dial::{connect, race};
 pub use http_proxy::{HttpProxy, HttpProxyError, Route, proxied, reach};
 pub use no_proxy::NoProxy;
 

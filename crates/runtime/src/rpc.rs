@@ -24,6 +24,8 @@ use crate::tls::{self, ClientConfig, PeerVerifier};
 pub const ALPN_H2: &str = "h2";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one address may hang before the next is tried beside it.
+const NEXT_ADDRESS_DELAY: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,20 +43,33 @@ pub fn channel(
     channel_over(dial, sni, config)
 }
 
-/// The same, through an HTTP proxy where the environment says so ([`net::reach`]).
+/// A channel to the first of `addresses` that leads to a server which proves to be `sni`, through an HTTP proxy
+/// where the environment says so ([`net::reach`]). The next address is tried instead of one that fails, and beside
+/// one that hangs.
 pub fn channel_outwards(
-    address: HostPort,
+    addresses: Vec<HostPort>,
     sni: &str,
     config: Arc<ClientConfig>,
 ) -> Result<Channel, tonic::transport::Error> {
-    let dial = move || {
-        let address = address.clone();
-        async move {
-            let reached = net::reach(&address, CONNECT_TIMEOUT).await;
-            reached.map(|(stream, _route)| stream)
+    let sni: Arc<str> = Arc::from(sni);
+    let dial = {
+        let sni = Arc::clone(&sni);
+        move || {
+            let (addresses, sni, config) = (addresses.clone(), Arc::clone(&sni), Arc::clone(&config));
+            async move {
+                let attempt = |address: HostPort| {
+                    let (sni, config) = (Arc::clone(&sni), Arc::clone(&config));
+                    async move {
+                        let (stream, _route) = net::reach(&address, CONNECT_TIMEOUT).await?;
+                        secured(stream, &sni, config).await
+                    }
+                };
+                let raced = net::race(addresses.into(), attempt, NEXT_ADDRESS_DELAY).await;
+                raced.map_err(|failures| telling(failures.into_iter().map(|(_, error)| error)))
+            }
         }
     };
-    channel_over(dial, sni, config)
+    channel_with(dial, &sni)
 }
 
 /// A channel over connections that `dial` makes, for those who have several addresses to try.
@@ -68,20 +83,46 @@ where
     F: Future<Output = io::Result<S>> + Send + 'static,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let name: Arc<str> = Arc::from(sni);
+    let secure = move || {
+        let (dialling, name, config) = (dial(), Arc::clone(&name), Arc::clone(&config));
+        async move { secured(dialling.await?, &name, config).await }
+    };
+    channel_with(secure, sni)
+}
+
+async fn secured<S>(stream: S, sni: &str, config: Arc<ClientConfig>) -> io::Result<tls::ClientStream<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let connected = tls::connect(stream, sni, config, CONNECT_TIMEOUT).await;
+    connected.map_err(io::Error::other)
+}
+
+/// Somebody who answered and proved nothing says more than somebody who did not answer.
+fn telling(failures: impl Iterator<Item = io::Error>) -> io::Error {
+    let none = io::Error::new(io::ErrorKind::NotFound, "no address is known");
+    failures.fold(none, |told, next| match told.kind() {
+        io::ErrorKind::Other => told,
+        _ => next,
+    })
+}
+
+fn channel_with<D, F, S>(dial: D, sni: &str) -> Result<Channel, tonic::transport::Error>
+where
+    D: Fn() -> F + Send + Sync + 'static,
+    F: Future<Output = io::Result<S>> + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     // The scheme is http because TLS is the connector's affair, not tonic's.
     let endpoint = Endpoint::from_shared(format!("http://{sni}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let sni: Arc<str> = Arc::from(sni);
     let connector = tower::service_fn(move |_: Uri| {
-        let (dialling, sni, config) = (dial(), Arc::clone(&sni), Arc::clone(&config));
-        async move {
-            let stream = dialling.await?;
-            let connected = tls::connect(stream, &sni, config, CONNECT_TIMEOUT).await;
-            connected.map(TokioIo::new).map_err(io::Error::other)
-        }
+        let dialling = dial();
+        async move { dialling.await.map(TokioIo::new) }
     });
     Ok(endpoint.connect_with_connector_lazy(connector))
 }

@@ -83,6 +83,7 @@ pub(super) fn start(
         identity: Arc::clone(&shared.identity),
         offers: offers.clone(),
         entrance,
+        views: shared.views.clone(),
         connected: Arc::clone(&connected),
         limits: shared.limits.clone(),
         choice: config.control,

@@ -15,6 +15,7 @@ use iap_tunnel::{
     CONTROL_FRAME_BYTES_MAX, ControlMessage, Conversation, DataOffer, DataWay, FrameError, LengthPrefixed,
     Side, Violation,
 };
+use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -30,6 +31,7 @@ use crate::identity::OwnIdentity;
 use crate::leaves::Offer;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::view::View;
 
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -79,6 +81,14 @@ pub enum ConnectionError {
         /// Which.
         proxy: ProxyId,
     },
+    /// The proxy is locked.
+    #[error("proxy {proxy} is locked: {reason}")]
+    Locked {
+        /// Which.
+        proxy: ProxyId,
+        /// Why.
+        reason: String,
+    },
     /// The agent has a new certificate; the connection was made with the old one.
     #[error("the agent's certificate was renewed")]
     CertificateRenewed,
@@ -93,6 +103,8 @@ pub struct Connector {
     pub offers: watch::Receiver<Arc<Offer>>,
     /// Where `Open` leads.
     pub entrance: Arc<Entrance>,
+    /// Which proxies are locked.
+    pub views: watch::Receiver<Option<Arc<View>>>,
     /// Who is connected.
     pub connected: Arc<Connected>,
     /// The bounds.
@@ -121,7 +133,7 @@ impl Connector {
         let mut certificate = self.identity.changes();
         certificate.mark_unchanged();
         let line = self.dial(address, memory).await?;
-        let (proxy, mut way) = (line.proxy, line.way);
+        let (proxy, serial, mut way) = (line.proxy, line.serial.clone(), line.way);
         let data = self.data_choice.only().unwrap_or(DataWay::Tcp);
         let Some(place) = self.connected.enter(proxy, address, way, data) else {
             return Err(ConnectionError::Duplicate { proxy });
@@ -131,6 +143,11 @@ impl Connector {
         let mut replaced = None;
         loop {
             tokio::select! {
+                // First: a locked proxy is not even told what this agent serves.
+                biased;
+                reason = until_locked(self.views.clone(), proxy, serial.clone()) => {
+                    return Err(ConnectionError::Locked { proxy, reason });
+                }
                 ended = &mut current => return ended,
                 line = self.better(address, proxy), if self.may_improve(address, way) => {
                     way = line.way;
@@ -149,6 +166,7 @@ impl Connector {
         let Line {
             stream,
             proxy,
+            serial: _,
             route,
             way,
             quic,
@@ -273,6 +291,28 @@ async fn ended<F: Future<Output = Result<Infallible, ConnectionError>> + Unpin>(
     if let Some(conversation) = replaced {
         let Err(error) = conversation.await;
         tracing::debug!(%error, "the replaced control connection ended");
+    }
+}
+
+/// Waits until a lock hits the proxy; its reason.
+async fn until_locked(
+    mut views: watch::Receiver<Option<Arc<View>>>,
+    proxy: ProxyId,
+    serial: String,
+) -> String {
+    let lock_in = |view: &Option<Arc<View>>| {
+        let locks = view.as_ref()?.locks();
+        let lock = locks.matching_proxy(&proxy, &serial, OffsetDateTime::now_utc())?;
+        Some(lock.reason.clone())
+    };
+    loop {
+        if let Some(reason) = lock_in(&views.borrow_and_update()) {
+            return reason;
+        }
+        if views.changed().await.is_err() {
+            // The program ends.
+            return std::future::pending().await;
+        }
     }
 }
 

@@ -30,6 +30,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 pub(super) struct Line {
     pub(super) stream: Box<dyn Duplex>,
     pub(super) proxy: ProxyId,
+    /// Of its certificate.
+    pub(super) serial: String,
     /// To the address that answered.
     pub(super) route: Route,
     pub(super) way: ControlWay,
@@ -119,6 +121,7 @@ impl Connector {
         Ok(Line {
             stream: Box::new(stream),
             proxy: proxy_of(&server).map_err(ConnectionError::Tls)?,
+            serial: server.serial,
             route,
             way: ControlWay::Tls,
             quic: None,
@@ -154,6 +157,7 @@ impl Connector {
         Ok(Line {
             stream: Box::new(quic::urgent(send, recv)) as Box<dyn Duplex>,
             proxy,
+            serial: server.serial,
             route: tcp_route(target, connection.remote_address()),
             way: ControlWay::Quic,
             quic: Some(connection),

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use iap_runtime::descriptors;
 use iap_tunnel::{ALPN_DATA, DataWay, Preface};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -40,6 +41,11 @@ pub(super) enum FetchError {
 }
 
 impl FetchError {
+    /// Said once in a while for all of them, and not for each.
+    pub(super) fn is_for_want_of_descriptors(&self) -> bool {
+        matches!(self, Self::Dial(error) if descriptors::are_exhausted(error))
+    }
+
     /// Whether something between the two ends swallows what they send.
     fn went_silent(&self) -> bool {
         match self {

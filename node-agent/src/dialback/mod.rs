@@ -21,11 +21,13 @@ pub use stream::DataStream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use iap_identity::{AgentId, ClusterName, ConnectionId, ServiceName};
 use iap_runtime::shutdown::Shutdown;
+use iap_runtime::waiting_room::{GoodSources, Place, Source, WaitingRoom};
 use iap_tunnel::Token;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::control::Link;
 use crate::decide::Gate;
@@ -49,11 +51,17 @@ pub struct Open {
     pub pooled: Option<ConnectionId>,
 }
 
+/// Sources remembered for having sent somebody good.
+const GOOD_SOURCES_MAX: usize = 65_536;
+/// And for how long.
+const GOOD_FOR: Duration = Duration::from_secs(600);
+
 /// Where connections come in. Nothing behind it waits for the auth server.
 #[derive(Debug)]
 pub struct Entrance {
     parts: EntranceParts,
-    handshakes: Arc<Semaphore>,
+    handshakes: WaitingRoom,
+    good_sources: GoodSources,
 }
 
 /// Everything a session needs, shared by all of them.
@@ -83,15 +91,18 @@ impl Entrance {
     /// An entrance with room for `limits.handshakes_max` unauthenticated connections.
     #[must_use]
     pub fn new(parts: EntranceParts) -> Arc<Self> {
-        let handshakes = Arc::new(Semaphore::new(
-            parts.limits.handshakes_max.min(Semaphore::MAX_PERMITS),
-        ));
-        Arc::new(Self { parts, handshakes })
+        // The proxy has bounded each source already.
+        let handshakes = WaitingRoom::new(parts.limits.handshakes_max, parts.limits.handshakes_max);
+        Arc::new(Self {
+            parts,
+            handshakes,
+            good_sources: GoodSources::new(GOOD_SOURCES_MAX, GOOD_FOR),
+        })
     }
 
     /// Fetches a connection, or tells the proxy at once that it will not, so that it can ask another agent.
     pub fn open(self: Arc<Self>, open: Open, link: Link) {
-        match self.place() {
+        match self.place(open.client_address) {
             Ok(place) => {
                 let shutdown = self.parts.shutdown.clone();
                 shutdown.spawn(serve::serve(self, open, link, place));
@@ -104,14 +115,16 @@ impl Entrance {
         }
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, &'static str> {
+    fn place(&self, client: SocketAddr) -> Result<Place, &'static str> {
         if self.parts.shutdown.is_triggered() {
             return Err(metrics::STOPPING);
         }
         if !self.parts.registry.has_room() {
             return Err(metrics::SESSIONS_MAX);
         }
-        let place = Arc::clone(&self.handshakes).try_acquire_owned();
+        let (source, now) = (Source::of(client.ip()), Instant::now());
+        let standing = self.good_sources.standing(source, now);
+        let place = self.handshakes.enter(Some(source), standing, now);
         place.map_err(|_| metrics::HANDSHAKES_MAX)
     }
 }

@@ -1,6 +1,7 @@
 //! One connection from its `Open` to its end.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use iap_audit::{Event, EventKind};
 use iap_identity::{ConnectId, LoginName, SessionId};
@@ -8,8 +9,8 @@ use iap_policy::Protocol;
 use iap_proto::AuditMode;
 use iap_runtime::big_stack;
 use iap_runtime::tls::ClientHelloLimits;
+use iap_runtime::waiting_room::{Place, Source};
 use iap_tunnel::Status;
-use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use super::fetch;
@@ -24,17 +25,13 @@ use crate::journal::Denied;
 use crate::session::{Caller, Live, SessionFacts, review};
 
 /// Serves one connection; `place` is its share of the unauthenticated ones.
-pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place: OwnedSemaphorePermit) {
+pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place: Place) {
     let passage = Passage { entrance, open, link };
-    let Some(greeted) = passage.greet().await else {
-        return;
+    let came = tokio::select! {
+        came = Box::pin(passage.come_in()) => came,
+        () = place.gave_way() => return passage.gave_way(),
     };
-    let seed = AttemptSeed {
-        session_id: SessionId::from_uuid(Uuid::now_v7()),
-        service: greeted.service.clone(),
-        client: passage.open.client_address,
-    };
-    let Some(entered) = passage.shake_hands(greeted, seed.clone()).await else {
+    let Some((entered, seed)) = came else {
         return;
     };
     // The ways of going on are large futures; boxed, an idle session costs only its own.
@@ -73,12 +70,33 @@ struct Asked {
 }
 
 impl Passage {
+    /// Everything before the client is proven.
+    async fn come_in(&self) -> Option<(Entered, AttemptSeed)> {
+        let greeted = self.greet().await?;
+        let seed = AttemptSeed {
+            session_id: SessionId::from_uuid(Uuid::now_v7()),
+            service: greeted.service.clone(),
+            client: self.open.client_address,
+        };
+        let entered = self.shake_hands(greeted, seed.clone()).await?;
+        Some((entered, seed))
+    }
+
+    /// It kept its place too long when another needed it.
+    fn gave_way(&self) {
+        tracing::debug!(connection = %self.open.connection_id, client = %self.open.client_address, "gave way");
+        self.entrance.parts.metrics.handshake_failed("gave_way");
+        self.link.verdict(self.open.connection_id, false);
+    }
+
     async fn greet(&self) -> Option<Greeted> {
         let parts = &self.entrance.parts;
         let fetched = match Box::pin(fetch::fetch(&self.open, &self.link, &parts.limits)).await {
             Ok(fetched) => fetched,
             Err(error) => {
-                tracing::warn!(connection = %self.open.connection_id, %error, "not fetched");
+                if !error.is_for_want_of_descriptors() {
+                    tracing::warn!(connection = %self.open.connection_id, %error, "not fetched");
+                }
                 parts.metrics.handshake_failed("dial_back");
                 self.link
                     .refuse(self.open.connection_id, "the agent could not dial back");
@@ -131,6 +149,8 @@ impl Passage {
         match shaken {
             Ok(entered) => {
                 self.link.verdict(self.open.connection_id, true);
+                let source = Source::of(seed.client.ip());
+                self.entrance.good_sources.remember(source, Instant::now());
                 Some(entered)
             }
             Err(error) => {

@@ -333,32 +333,30 @@ async fn limits_turn_away_with_a_word_to_the_proxy() {
     let running = plane.start().await;
     plane.proxy.announced(&["echo", "db-prod"]).await;
     let (_, waiting) = plane.proxy.open("echo").await;
-    let (second, _) = plane.proxy.request("echo");
-    assert!(
-        plane
-            .proxy
-            .refusal(second)
-            .await
-            .contains("limits.handshakes_max")
-    );
-    drop(waiting);
     let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
-    // The place of the one that went is free as soon as the agent has noticed.
+    // Refused for the first moments; then the one that waited longest without a word gives way.
     let mut live = None;
     iap_testkit::wait_until_async(
         async || {
             let (id, arrives) = plane.proxy.request("echo");
-            let taken = tokio::select! {
+            live = tokio::select! {
                 stream = arrives => stream.ok(),
-                _ = plane.proxy.refusal(id) => None,
+                refusal = plane.proxy.refusal(id) => {
+                    assert!(refusal.contains("limits.handshakes_max"), "{refusal}");
+                    None
+                }
             };
-            live = taken;
             live.is_some()
         },
         WAIT,
     )
     .await
     .unwrap();
+    let mut waiting = waiting;
+    assert!(
+        matches!(waiting.read(&mut [0; 64]).await, Ok(0) | Err(_)),
+        "it is closed"
+    );
     drop(live);
     let (_, stream) = tokio::time::timeout(Duration::from_secs(10), async {
         loop {

@@ -42,6 +42,7 @@ impl ControlDoor {
         let address = attempt.address();
         let established = tokio::select! {
             established = Box::pin(self.establish_quic(attempt)) => established,
+            () = place.gave_way() => return self.metrics.refused(Refusal::GaveWay),
             _ = self.end.cancelled() => return,
         };
         let (agent, connection, stream) = match established {

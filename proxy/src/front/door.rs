@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use iap_identity::ServerName;
 use iap_runtime::net;
@@ -23,9 +23,6 @@ use crate::control::ControlDoor;
 use crate::metrics::{Counted, Destination, Metrics, Refusal};
 use crate::trust::Trust;
 
-/// A full table of file descriptors or the like; the system needs a moment.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// Everything behind the public port.
 pub(crate) struct Door {
     pub(crate) rules: Rules,
@@ -43,17 +40,11 @@ impl Door {
     /// Accepts until the shutdown. Connections are tracked by `shutdown` and outlive this.
     pub(crate) async fn accept(self: Arc<Self>, listener: TcpListener, shutdown: Shutdown) {
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            let (stream, peer) = tokio::select! {
+                accepted = net::accept(&listener) => accepted,
                 () = shutdown.cancelled() => return,
             };
-            match accepted {
-                Ok((stream, peer)) => self.enter(stream, peer, &shutdown),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+            self.enter(stream, peer, &shutdown);
         }
     }
 
@@ -75,9 +66,11 @@ impl Door {
         if let Err(error) = net::tune(&stream) {
             tracing::debug!(%peer, %error, "cannot tune the socket");
         }
+        let gave_way = place.gave_way();
         let known = |client: SocketAddr| place.attribute(Source::of(client.ip()), Instant::now());
         let greeting = tokio::select! {
             greeting = Box::pin(self.rules.greet(stream, peer, known)) => greeting,
+            () = gave_way => return self.metrics.refused(Refusal::GaveWay),
             _ = self.end.cancelled() => return,
         };
         drop(waiting);
@@ -104,10 +97,14 @@ impl Door {
     async fn client(&self, client: Client, place: WaitingPlace, shutdown: Shutdown) {
         if client.name == ServerName::Proxy {
             // An agent's line is counted by limits.agents_max; it waits until its handshake is done.
-            Box::pin(self.control.serve(client, place, shutdown)).await;
+            let gave_way = place.gave_way();
+            tokio::select! {
+                () = Box::pin(self.control.serve(client, place, shutdown)) => {}
+                () = gave_way => self.metrics.refused(Refusal::GaveWay),
+            }
             return;
         }
-        let routed = match place.route(Source::of(client.address.ip())) {
+        let routed = match place.route(Source::of(client.address.ip()), Instant::now()) {
             Ok(routed) => routed,
             Err(reason) => return self.refuse(client, reason, "limits.connections_max").await,
         };

@@ -1,6 +1,7 @@
 //! `make bench`: this path beside its peers, in one run. See docs/performance.md for the method.
 #![allow(clippy::print_stderr)]
 
+mod half_open;
 mod load;
 mod nginx;
 mod ours;
@@ -12,7 +13,7 @@ mod snapshot;
 mod system;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -44,6 +45,9 @@ struct Arguments {
     /// GiB in each bulk measurement.
     #[arg(long, default_value_t = 2)]
     gib: u64,
+    /// Measure 10,000 half-open connections alone, and replace the figures of that name.
+    #[arg(long)]
+    half_open: bool,
     /// Seconds of each measurement of new sessions.
     #[arg(long, default_value_t = 4)]
     seconds: u64,
@@ -65,6 +69,9 @@ fn main() -> anyhow::Result<()> {
         ..Results::default()
     };
 
+    if arguments.half_open {
+        return measure_half_open(&arguments, folder.path(), backend);
+    }
     eprintln!("starting nginx x3 and a plane of our own");
     let plane = Plane::start(&arguments.bin, &folder.path().join("plane"), backend)?;
     let home = plane.log_in("alice")?;
@@ -77,6 +84,8 @@ fn main() -> anyhow::Result<()> {
     }
     measure_bulk(&arguments, &systems, &mut results)?;
     measure_sessions(&arguments, &systems, &mut results)?;
+    eprintln!("10,000 half-open connections");
+    half_open::measure(&plane, systems.first().map_or(0, |own| own.port), &mut results)?;
     for system in systems {
         system.end();
     }
@@ -103,6 +112,15 @@ fn main() -> anyhow::Result<()> {
         arguments.report.display()
     );
     Ok(())
+}
+
+fn measure_half_open(arguments: &Arguments, folder: &Path, backend: u16) -> anyhow::Result<()> {
+    let mut results = Results::read(&arguments.results)?;
+    let plane = Plane::start(&arguments.bin, &folder.join("plane"), backend)?;
+    let own = plane.path(&plane.log_in("alice")?)?;
+    half_open::measure(&plane, own.port, &mut results)?;
+    own.end();
+    results.write(&arguments.results, &arguments.report)
 }
 
 fn measure_bulk(arguments: &Arguments, systems: &[System], results: &mut Results) -> anyhow::Result<()> {

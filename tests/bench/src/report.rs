@@ -133,6 +133,9 @@ more about the machine than about the programs.
   10,000 users, over 100 services: the snapshot's size, the time to apply it, until a verified copy is at an agent, and to compile it there, the resident
   memory of auth server and agent, and how much of it is more than with the demo policy. `lock_cut_ms_*` is the time from the call of `LockAdd` until the
   client of the locked session sees its end, over 250 locks, with that policy in force.
+- `new_session_ms_*_half_open` is the time from connecting to the connector until the first byte of the backend, of sessions opened one after another: `before`
+  alone, `among` while 10,000 connections are held half open, a quarter of them with a whole ClientHello for the same service, from 500 addresses other than
+  the honest one; whatever the proxy or the agent sends away comes back within a second (`half_open_came_back`).
 
 ## Limits
 

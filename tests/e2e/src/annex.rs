@@ -1,7 +1,7 @@
 //! More servers beside a development plane's own: proxies and agents that joined with a token, as an operator adds
 //! them. Nobody starts them again when they end.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -27,13 +27,16 @@ impl Annex {
     /// When it does not join.
     pub fn proxy(plane: &Plane, name: &str, address: SocketAddr, more: &str) -> anyhow::Result<Self> {
         let auth = setting(&plane.dir().join("config/proxy.toml"), "auth")?;
+        let admin = iap_testkit::free_port()?;
         let text = format!(
-            "cluster = \"iap.localhost\"\nlisten = [\"{address}\"]\npublic_address = \"{address}\"\nauth = \"{auth}\"\n{more}"
+            "cluster = \"iap.localhost\"\nlisten = [\"{address}\"]\npublic_address = \"{address}\"\nauth = \"{auth}\"\n\
+             admin_listen = \"127.0.0.1:{admin}\"\n{more}"
         );
         let mut annex = Self::write(plane, "iap-proxy", name, &text, &[])?;
         let token = annex.token(plane, &["proxy"])?;
         annex.join(&["--auth", &auth, "--token-file", &token])?;
         annex.start()?;
+        crate::wait_until("the proxy listens", || Ok(TcpStream::connect(address).is_ok()))?;
         Ok(annex)
     }
 

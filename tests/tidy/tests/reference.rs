@@ -138,6 +138,45 @@ fn the_identity_extension_is_documented_as_the_code_has_it() {
     assert_eq!(shown.join("\n"), asn1);
 }
 
+/// The rows of SECURITY.md's table of what strangers reach name keys that exist, at the server they stand for, and
+/// constants that exist.
+#[test]
+fn every_bound_before_authentication_that_the_documents_name_exists() {
+    let security = std::fs::read_to_string(iap_tidy::root().join("SECURITY.md")).unwrap();
+    let (_, inventory) = security.split_once("## Reachable before authentication").unwrap();
+    let inventory = inventory.split("\n## ").next().unwrap();
+    let configuration = page("configuration.md");
+    let keys_of = |server: &str| {
+        let (_, section) = configuration.split_once(&format!("\n## {server}\n")).unwrap();
+        section.split("\n## ").next().unwrap().to_owned()
+    };
+    let sources = iap_tidy::files(".", ".rs").unwrap();
+    let mut named = 0;
+    for row in inventory.lines().filter(|line| line.starts_with("| `iap-")) {
+        let mut words = quoted(row);
+        let section = keys_of(words.next().unwrap());
+        for word in words {
+            let is_constant = word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+            if is_constant {
+                let definition = format!("const {word}: ");
+                assert!(
+                    sources.iter().any(|(_, source)| source.contains(&definition)),
+                    "SECURITY.md names {word}, which does not exist"
+                );
+            } else if word.starts_with("limits.") || word == "proxy_protocol_from" {
+                assert!(
+                    section.contains(&format!("| `{word}` |")),
+                    "SECURITY.md names {word}, which is no key there"
+                );
+            } else {
+                continue;
+            }
+            named += 1;
+        }
+    }
+    assert!(named > 30, "only {named} bounds are named");
+}
+
 /// Everything between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)

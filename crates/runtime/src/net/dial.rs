@@ -11,6 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
 use super::{HostPort, tune};
+use crate::descriptors;
 
 /// How long an attempt may hang before the next address is tried beside it (RFC 8305 §5).
 pub const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -31,23 +32,32 @@ pub async fn connect(address: &HostPort, timeout: Duration) -> io::Result<TcpStr
 
 /// The first of these addresses that answers; the families take turns, beginning with the resolver's choice.
 async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    race(interleaved(addresses), TcpStream::connect, ATTEMPT_DELAY)
-        .await
-        .and_then(|stream| tune(&stream).map(|()| stream))
+    match race(interleaved(addresses), TcpStream::connect, ATTEMPT_DELAY).await {
+        Ok(stream) => tune(&stream).map(|()| stream),
+        Err(failures) => {
+            for (_, error) in &failures {
+                descriptors::complain(error, "connecting");
+            }
+            Err(one_error(failures))
+        }
+    }
 }
 
-async fn race<T, F>(
-    mut waiting: VecDeque<SocketAddr>,
-    attempt: impl Fn(SocketAddr) -> F,
+/// The first success of attempts that begin one after the other: the next as soon as one fails, and beside one that
+/// takes longer than `delay`. All failures, in their order, when none succeeds.
+pub async fn race<A, T, E, F>(
+    mut waiting: VecDeque<A>,
+    attempt: impl Fn(A) -> F,
     delay: Duration,
-) -> io::Result<T>
+) -> Result<T, Vec<(A, E)>>
 where
-    F: Future<Output = io::Result<T>>,
+    A: Clone,
+    F: Future<Output = Result<T, E>>,
 {
-    let mut failures = Failures::default();
+    let mut failures = Vec::new();
     let mut running = FuturesUnordered::new();
-    let attempt = |address| {
-        let attempt = attempt(address);
+    let attempt = |address: A| {
+        let attempt = attempt(address.clone());
         async move { (address, attempt.await) }
     };
     loop {
@@ -58,8 +68,8 @@ where
         tokio::select! {
             finished = running.next() => match finished {
                 Some((_, Ok(connected))) => return Ok(connected),
-                Some((address, Err(error))) => failures.add(address, error),
-                None => return Err(failures.into_error()),
+                Some((address, Err(error))) => failures.push((address, error)),
+                None => return Err(failures),
             },
             () = pause, if !waiting.is_empty() => {}
         }
@@ -84,35 +94,21 @@ fn interleaved(addresses: &[SocketAddr]) -> VecDeque<SocketAddr> {
     turns
 }
 
-/// What each address said, for one sentence about all.
-#[derive(Default)]
-struct Failures {
-    seen: Vec<(SocketAddr, io::Error)>,
-}
-
-impl Failures {
-    fn add(&mut self, address: SocketAddr, error: io::Error) {
-        self.seen.push((address, error));
+/// What each address said, in one sentence. A refusal says most: somebody is there. Otherwise the last word counts.
+fn one_error(mut failures: Vec<(SocketAddr, io::Error)>) -> io::Error {
+    if failures.len() == 1 {
+        return failures.remove(0).1;
     }
-
-    /// A refusal says most: somebody is there. Otherwise the last word counts.
-    fn into_error(mut self) -> io::Error {
-        if self.seen.len() == 1 {
-            return self.seen.remove(0).1;
-        }
-        let refused =
-            |(_, error): &&(SocketAddr, io::Error)| error.kind() == io::ErrorKind::ConnectionRefused;
-        let telling = self.seen.iter().find(refused).or(self.seen.last());
-        let kind = telling.map_or(io::ErrorKind::NotFound, |(_, error)| error.kind());
-        let words: Vec<_> = self
-            .seen
-            .iter()
-            .map(|(address, error)| format!("{address}: {error}"))
-            .collect();
-        match words.is_empty() {
-            true => io::Error::new(kind, "the name has no address"),
-            false => io::Error::new(kind, words.join("; ")),
-        }
+    let refused = |(_, error): &&(SocketAddr, io::Error)| error.kind() == io::ErrorKind::ConnectionRefused;
+    let telling = failures.iter().find(refused).or(failures.last());
+    let kind = telling.map_or(io::ErrorKind::NotFound, |(_, error)| error.kind());
+    let words: Vec<_> = failures
+        .iter()
+        .map(|(address, error)| format!("{address}: {error}"))
+        .collect();
+    match words.is_empty() {
+        true => io::Error::new(kind, "the name has no address"),
+        false => io::Error::new(kind, words.join("; ")),
     }
 }
 
@@ -157,7 +153,7 @@ mod tests {
             if address.is_ipv6() {
                 std::future::pending::<()>().await;
             }
-            Ok(address)
+            Ok::<_, io::Error>(address)
         };
         assert!(race(both.clone(), attempt, SOON).await.unwrap().is_ipv4());
         let held_up = tokio::time::timeout(SOON, race(both, attempt, NEVER)).await;
@@ -172,7 +168,7 @@ mod tests {
         let both: VecDeque<_> = addresses(&["[2001:db8::1]:1", "192.0.2.1:1"]).into();
         let attempt = |address: SocketAddr| async move {
             match address.is_ipv6() {
-                true => Err(io::ErrorKind::ConnectionRefused.into()),
+                true => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
                 false => Ok(address),
             }
         };
@@ -188,7 +184,7 @@ mod tests {
             async move {
                 if address.is_ipv4() {
                     second_has_failed.notify_one();
-                    return Err(io::ErrorKind::NetworkUnreachable.into());
+                    return Err(io::Error::from(io::ErrorKind::NetworkUnreachable));
                 }
                 second_has_failed.notified().await;
                 Ok(address)
@@ -201,19 +197,19 @@ mod tests {
     async fn when_all_fail_each_is_named_and_a_refusal_tells_the_kind() {
         let both: VecDeque<_> = addresses(&["192.0.2.1:1", "[2001:db8::1]:1"]).into();
         let attempt = |address: SocketAddr| async move {
-            Err::<(), _>(match address.is_ipv4() {
-                true => io::ErrorKind::ConnectionRefused.into(),
-                false => io::ErrorKind::NetworkUnreachable.into(),
-            })
+            Err::<(), _>(io::Error::from(match address.is_ipv4() {
+                true => io::ErrorKind::ConnectionRefused,
+                false => io::ErrorKind::NetworkUnreachable,
+            }))
         };
-        let error = race(both, attempt, NEVER).await.unwrap_err();
+        let error = one_error(race(both, attempt, NEVER).await.unwrap_err());
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         let said = error.to_string();
         assert!(
             said.contains("192.0.2.1:1: ") && said.contains("[2001:db8::1]:1: "),
             "{said}"
         );
-        let nothing = race(VecDeque::new(), attempt, NEVER).await.unwrap_err();
+        let nothing = one_error(race(VecDeque::new(), attempt, NEVER).await.unwrap_err());
         assert_eq!(nothing.kind(), io::ErrorKind::NotFound);
     }
 }

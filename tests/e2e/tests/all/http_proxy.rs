@@ -163,6 +163,8 @@ fn a_person_behind_an_http_proxy_reaches_services_and_the_auth_server_through_it
     assert!(listed.succeeded().unwrap().contains("db-prod"));
     assert!(http.asked().len() > sessions, "the list came through it too");
 
+    // With the list came the addresses that are reached directly.
+    knows_the_proxy_as(&plane, "alice", outside);
     let seen = http.asked().len();
     for list in ["example.test", ".test", "other.test,*"] {
         let direct = iapctl(&plane, &[("HTTPS_PROXY", &url), ("NO_PROXY", list)], &session);

@@ -6,6 +6,7 @@
     clippy::indexing_slicing
 )]
 
+mod abuse;
 mod blindness;
 mod configuration;
 mod contract;
@@ -23,6 +24,7 @@ mod netns;
 mod oidc;
 mod operator;
 mod outage;
+mod proxies;
 mod proxy_protocol;
 mod renewal;
 mod restore;

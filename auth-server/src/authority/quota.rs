@@ -1,0 +1,176 @@
+//! How many certificates one principal gets in an hour: a loop or a stolen key fills neither the log nor the disk.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use iap_identity::Profile;
+use time::{Duration, OffsetDateTime};
+
+use crate::config::Limits;
+
+/// The window counted in; it begins with a principal's first certificate.
+const WINDOW: Duration = Duration::HOUR;
+/// Principals counted at once. All are enrolled or logged in: beyond it, newcomers are not counted.
+const PRINCIPALS_MAX: usize = 262_144;
+
+/// The counts of this server.
+#[derive(Debug)]
+pub struct Quotas {
+    user: u32,
+    bot: u32,
+    agent: u32,
+    proxy: u32,
+    windows: Mutex<HashMap<String, Window>>,
+}
+
+#[derive(Debug)]
+struct Window {
+    began: OffsetDateTime,
+    issued: u32,
+    /// Whether its first refusal was recorded.
+    told: bool,
+}
+
+/// The principal has had as many certificates as it may have within an hour.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{principal} has had {max} certificates within an hour, as many as {key} allows; try again in {} min",
+    (.retry_after.whole_seconds() + 59) / 60
+)]
+pub struct QuotaExceeded {
+    /// Class and id.
+    pub principal: String,
+    /// The limit.
+    pub max: u32,
+    /// Its key in the configuration.
+    pub key: &'static str,
+    /// When there is another one.
+    pub retry_after: Duration,
+    /// Whether this is the first refusal of the hour, which is recorded.
+    pub is_news: bool,
+}
+
+impl Quotas {
+    /// Nothing issued yet.
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            user: limits.certificates_per_user_per_hour_max,
+            bot: limits.certificates_per_bot_per_hour_max,
+            agent: limits.certificates_per_agent_per_hour_max,
+            proxy: limits.certificates_per_proxy_per_hour_max,
+            windows: Mutex::default(),
+        }
+    }
+
+    /// Counts one certificate that is about to be issued. The auth server's own are not limited.
+    pub fn take(&self, profile: &Profile, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
+        let (principal, max, key) = match profile {
+            Profile::User(user) => (
+                format!("user {}", user.name),
+                self.user,
+                "limits.certificates_per_user_per_hour_max",
+            ),
+            Profile::Bot(bot) => (
+                format!("bot {}", bot.name),
+                self.bot,
+                "limits.certificates_per_bot_per_hour_max",
+            ),
+            Profile::Agent(agent) => (
+                format!("agent {}", agent.id),
+                self.agent,
+                "limits.certificates_per_agent_per_hour_max",
+            ),
+            Profile::ServiceLeaf { agent, .. } => (
+                format!("agent {agent}"),
+                self.agent,
+                "limits.certificates_per_agent_per_hour_max",
+            ),
+            Profile::Proxy(proxy) => (
+                format!("proxy {}", proxy.id),
+                self.proxy,
+                "limits.certificates_per_proxy_per_hour_max",
+            ),
+            Profile::Auth(_) => return Ok(()),
+        };
+        self.count(principal, max, key, now)
+    }
+
+    fn count(
+        &self,
+        principal: String,
+        max: u32,
+        key: &'static str,
+        now: OffsetDateTime,
+    ) -> Result<(), QuotaExceeded> {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        if windows.len() >= PRINCIPALS_MAX && !windows.contains_key(&principal) {
+            windows.retain(|_, window| !window.is_over(now));
+            if windows.len() >= PRINCIPALS_MAX {
+                return Ok(());
+            }
+        }
+        let fresh = || Window {
+            began: now,
+            issued: 0,
+            told: false,
+        };
+        let window = windows.entry(principal.clone()).or_insert_with(fresh);
+        if window.is_over(now) {
+            *window = fresh();
+        }
+        if window.issued < max {
+            window.issued += 1;
+            return Ok(());
+        }
+        Err(QuotaExceeded {
+            principal,
+            max,
+            key,
+            retry_after: window.began + WINDOW - now,
+            is_news: !std::mem::replace(&mut window.told, true),
+        })
+    }
+}
+
+impl Window {
+    /// Also when the clock was set back: nobody waits for longer than an hour.
+    fn is_over(&self, now: OffsetDateTime) -> bool {
+        now < self.began || now - self.began >= WINDOW
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    fn take(quotas: &Quotas, who: &str, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
+        quotas.count(who.to_owned(), 2, "limits.x", now)
+    }
+
+    #[test]
+    fn a_principal_gets_so_many_in_an_hour_and_others_are_not_held_up() {
+        let quotas = Quotas::new(&Limits::default());
+        assert!(take(&quotas, "user a", NOW).is_ok() && take(&quotas, "user a", NOW).is_ok());
+        let refused = take(&quotas, "user a", NOW + Duration::minutes(50)).unwrap_err();
+        assert!(refused.is_news);
+        assert_eq!(refused.retry_after, Duration::minutes(10));
+        assert!(refused.to_string().ends_with("try again in 10 min"), "{refused}");
+        assert!(
+            !take(&quotas, "user a", NOW + Duration::minutes(51))
+                .unwrap_err()
+                .is_news
+        );
+        assert!(take(&quotas, "user b", NOW + Duration::minutes(50)).is_ok());
+        assert!(take(&quotas, "user a", NOW + WINDOW).is_ok());
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_locks_nobody_out() {
+        let quotas = Quotas::new(&Limits::default());
+        assert!(take(&quotas, "user a", NOW).is_ok() && take(&quotas, "user a", NOW).is_ok());
+        assert!(take(&quotas, "user a", NOW - Duration::days(1)).is_ok());
+    }
+}
