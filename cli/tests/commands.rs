@@ -277,7 +277,11 @@ fn a_cluster_that_is_not_there_is_our_failure_and_nothing_is_remembered() {
     let pin = format!("sha256:{}", "ab".repeat(32));
     let run = iapctl(home.path(), &["login", &address, "--ca", &pin]);
     assert_eq!(run.code, 1, "{}", run.stderr);
-    assert!(!home.path().join("clusters").exists());
+    let folder = home.path().join("clusters/iap.localhost");
+    let left = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+    assert!(left.iter().all(|name| name == "lock"), "{left:?}");
+    assert!(!home.path().join("config.toml").exists());
 }
 
 #[cfg(unix)]

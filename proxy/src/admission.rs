@@ -348,7 +348,9 @@ mod tests {
         let mut second = admission.admit(None, now).unwrap();
         first.attribute(source(1), now).unwrap();
         assert_eq!(second.attribute(source(1), now), Err(Refusal::TooManyWaiting));
-        assert_eq!(second.attribute(source(2), now), Ok(()));
+        let mut third = admission.admit(None, now).unwrap();
+        assert_eq!(third.attribute(source(2), now), Ok(()));
+        assert_eq!(admission.taken(), (2, 0), "who was refused has no place any more");
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub fn raise_limit() -> u64 {
         tracing::debug!("the limit of open files cannot be raised");
     }
     let now = allowed();
-    tracing::info!(open_files_max = now, "open files");
+    tracing::debug!(open_files_max = now, "open files");
     now
 }
 

@@ -276,12 +276,15 @@ pub(crate) mod permissions {
     }
 
     pub(crate) fn is_roots_for_our_group(metadata: &Metadata) -> bool {
-        is_handed_over(
-            metadata.permissions().mode(),
-            metadata.uid(),
-            metadata.gid(),
-            rustix::process::getegid().as_raw(),
-        )
+        // Root can give its own files the mode they should have.
+        let is_root = rustix::process::geteuid().is_root();
+        !is_root
+            && is_handed_over(
+                metadata.permissions().mode(),
+                metadata.uid(),
+                metadata.gid(),
+                rustix::process::getegid().as_raw(),
+            )
     }
 
     /// Root owns it, the group is ours, the group may do nothing but read, and others nothing at all.

@@ -197,6 +197,16 @@ fn no_certificate(target: &Target, first_words: &[u8], failure: &str) -> Finding
             ),
         );
     }
+    if failure.contains("ProtocolVersion") {
+        return Finding::failed(
+            "balancer",
+            format!(
+                "{address} speaks no TLS 1.3, as every part of {} does: something else ends TLS there",
+                target.cluster
+            ),
+            "have the balancer pass TCP through (layer 4): sessions are encrypted end to end and cannot be ended on the way",
+        );
+    }
     let hint = match failure.contains("UnrecognisedName") || failure.contains("InternalError") {
         true => format!(
             "a proxy is there but does not reach an auth server of {}: check `auth` in its file and its /readyz, or correct {}",

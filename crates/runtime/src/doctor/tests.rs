@@ -134,6 +134,26 @@ async fn a_web_server_that_answers_tls_with_http_is_a_balancer_of_the_wrong_laye
 }
 
 #[tokio::test]
+async fn a_server_that_speaks_no_tls_1_3_is_a_balancer() {
+    let cluster = TestCluster::new("iap.example.com").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hello = [0; 4096];
+        let _ = stream.read(&mut hello).await;
+        // RFC 8446 §6.2: a fatal protocol_version.
+        stream.write_all(&[21, 3, 3, 0, 2, 2, 70]).await.unwrap();
+        let _ = stream.read(&mut hello).await;
+    });
+    let findings = check_path(&target(&cluster, address)).await;
+    assert!(
+        failed(&findings, "balancer").detail.contains("no TLS 1.3"),
+        "{findings:?}"
+    );
+}
+
+#[tokio::test]
 async fn tls_that_is_ended_for_the_clusters_name_is_a_balancer_and_for_another_an_interception() {
     let cluster = TestCluster::new("iap.example.com").unwrap();
     let balancer = format!("*.{}", cluster.name);

@@ -77,10 +77,10 @@ fn nginx(folder: &Path, port: u16, onwards: &str) -> Background {
     let (certificate, key) = (certificate.display(), key.display());
     let folder_text = folder.display();
     let text = format!(
-        "daemon off; pid {folder_text}/nginx.pid; error_log {folder_text}/nginx.log; events {{}}\n\
+        "daemon off; master_process off; pid {folder_text}/nginx.pid; error_log {folder_text}/nginx.log; events {{}}\n\
          http {{ access_log off; client_body_temp_path {folder_text}/t1; proxy_temp_path {folder_text}/t2;\n\
          fastcgi_temp_path {folder_text}/t3; uwsgi_temp_path {folder_text}/t4; scgi_temp_path {folder_text}/t5;\n\
-         server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {key};\n\
+         server {{ listen 127.0.0.1:{port} ssl; ssl_protocols TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {key};\n\
          location / {{ proxy_pass https://{onwards}; }} }} }}\n"
     );
     let file = folder.join("nginx.conf");

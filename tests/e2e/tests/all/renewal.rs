@@ -128,7 +128,7 @@ fn a_stock_client_works_past_the_certificates_life_until_logout() {
     assert!(!is_running(&pid), "the renewer ends with the login");
     assert!(!cluster_file(&plane, "carol", "key.pem").exists());
     let locked = psql(&stolen);
-    assert!(locked.stderr.contains("certificate revoked"), "{}", locked.stderr);
+    assert!(locked.stderr.contains("access is locked"), "{}", locked.stderr);
     eventually("the refresh token is revoked", || {
         provider.tell(&json!({}))["revoked"].as_u64() >= Some(1)
     });

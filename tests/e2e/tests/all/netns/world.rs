@@ -151,7 +151,7 @@ impl World {
     pub(super) fn sessions_when(&self, settled: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         let deadline = Instant::now() + Duration::from_secs(super::BACK_SECONDS_MAX);
         loop {
-            let listed = self.json("auditor", &["sessions", "ls"]);
+            let listed = self.json("auditor", &["sessions", "ls", "--limit", "1000"]);
             let seen = listed.as_array().cloned().unwrap_or_default();
             if settled(&seen) {
                 return seen;
