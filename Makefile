@@ -6,7 +6,7 @@
 # make scale  1,000 agents, 10,000 users, and locks; adds to what make bench writes
 # make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
 # make deb    Debian packages of a release build, in target/deb
-# make package-test  the packages on four clean machines: docs/operate.md followed to the letter (as root; 2 minutes on two idle cores)
+# make package-test  the packages on four clean machines: docs/operate.md followed to the letter (as root; some minutes)
 # make helm-test, make monitoring-test  the chart and what its images hold; the alert rules through promtool
 #
 # Each installs what it needs on Debian (printing the line first; as root, or with YES=1). One build profile serves all but bench, fuzz and deb.
