@@ -8,10 +8,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::presented::Presented;
 use super::{Finding, Target};
 use crate::net;
 use crate::tls;
+use crate::tls::Presented;
 
 const SECONDS_MAX: Duration = Duration::from_secs(10);
 const HEAD_BYTES_MAX: u64 = 8 * 1024;

@@ -4,7 +4,6 @@
 mod clock;
 mod files;
 mod path;
-mod presented;
 
 use std::fmt::Write as _;
 

@@ -14,11 +14,11 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::presented::Presented;
 use super::{Finding, clock};
 use crate::net::{self, HostPort};
 use crate::rpc::ALPN_H2;
 use crate::tls;
+use crate::tls::Presented;
 
 const CONNECT_SECONDS_MAX: Duration = Duration::from_secs(5);
 const HANDSHAKE_SECONDS_MAX: Duration = Duration::from_secs(10);

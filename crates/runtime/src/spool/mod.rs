@@ -189,11 +189,8 @@ impl Spool {
         records_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<SpooledRecord>, SpoolError> {
-        let shared = Arc::clone(&self.inner.shared);
-        let read = move || reader::unacknowledged(&shared, from, records_max, bytes_max);
-        tokio::task::spawn_blocking(read)
+        self.read(move |shared| reader::unacknowledged(shared, from, records_max, bytes_max))
             .await
-            .map_err(|_| SpoolError::Stopped)?
     }
 
     /// Durable records from number `from` on that are still here, acknowledged or not: for an auth server that has
@@ -204,9 +201,16 @@ impl Spool {
         records_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<SpooledRecord>, SpoolError> {
+        self.read(move |shared| reader::held(shared, from, records_max, bytes_max))
+            .await
+    }
+
+    async fn read<F>(&self, read: F) -> Result<Vec<SpooledRecord>, SpoolError>
+    where
+        F: FnOnce(&Shared) -> Result<Vec<SpooledRecord>, SpoolError> + Send + 'static,
+    {
         let shared = Arc::clone(&self.inner.shared);
-        let read = move || reader::held(&shared, from, records_max, bytes_max);
-        tokio::task::spawn_blocking(read)
+        tokio::task::spawn_blocking(move || read(&shared))
             .await
             .map_err(|_| SpoolError::Stopped)?
     }

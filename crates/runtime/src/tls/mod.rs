@@ -6,6 +6,7 @@ mod hello;
 mod material;
 mod peer;
 mod pem;
+mod presented;
 mod provider;
 mod replay;
 mod server;
@@ -20,6 +21,7 @@ pub use hello::{
 pub use material::{CertifiedKey, FixedIdentity, Material, MaterialError, NamedIdentity, certified_key};
 pub use peer::{Demand, PeerVerifier, PostPossession, Refusal};
 pub use pem::{PemError, certificates_from_pem, certificates_to_pem, private_key_from_pem};
+pub(crate) use presented::Presented;
 pub use provider::{install_provider, provider};
 pub use replay::Replay;
 pub use rustls::client::ResolvesClientCert;

@@ -46,7 +46,7 @@ impl PinVerifier {
     }
 }
 
-/// What differs between the two: everything else about TLS 1.3 server verification is the same.
+/// What differs between the verifiers: everything else about TLS 1.3 server verification is the same.
 macro_rules! tls13_server_verifier {
     ($type:ty, $verify:item) => {
         impl ServerCertVerifier for $type {
@@ -77,6 +77,7 @@ macro_rules! tls13_server_verifier {
         }
     };
 }
+pub(super) use tls13_server_verifier;
 
 tls13_server_verifier! {
     ServerVerifier,
