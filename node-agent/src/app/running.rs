@@ -116,20 +116,21 @@ pub(super) struct Gauges {
 impl Gauges {
     pub(super) async fn run(self) {
         const EVERY: Duration = Duration::from_secs(1);
-        let mut count = self.connected.count();
+        let mut connected = self.connected.changes();
         let mut views = self.gate.views();
         loop {
-            self.update(*count.borrow_and_update());
+            self.update();
             let next = Instant::now() + EVERY;
             tokio::select! {
-                _ = count.changed() => {}
+                _ = connected.changed() => {}
                 _ = views.changed() => {}
                 () = tokio::time::sleep_until(next) => {}
             }
         }
     }
 
-    fn update(&self, connected: usize) {
+    fn update(&self) {
+        let connected = self.connected.count();
         match self.gate.outage() {
             None => self.conditions.snapshot.met_for(CONFIRMED_FOR),
             Some(outage) => self.conditions.snapshot.unmet(outage.text()),

@@ -20,7 +20,7 @@ pub async fn run(
     registry: Arc<Registry>,
     mut offers: watch::Receiver<Arc<Offer>>,
 ) {
-    let mut count = connected.count();
+    let mut changes = connected.changes();
     loop {
         let proxies = connected.list();
         let status = AgentStatus {
@@ -34,7 +34,7 @@ pub async fn run(
         }
         tokio::select! {
             changed = offers.changed() => if changed.is_err() { return },
-            changed = count.changed() => if changed.is_err() { return },
+            changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(EVERY) => {}
         }
     }

@@ -6,8 +6,9 @@ mod dial;
 pub mod link;
 pub mod pool;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::ProxyId;
@@ -42,12 +43,10 @@ pub struct ConnectedProxy {
     pub data: DataWay,
 }
 
-/// The proxies this agent is connected to now.
+/// The proxies this agent is connected to now. One lock, the channel's own: whoever looks at them while they
+/// change waits for nothing else.
 #[derive(Debug)]
-pub struct Connected {
-    proxies: Mutex<BTreeMap<ProxyId, ConnectedProxy>>,
-    count: watch::Sender<usize>,
-}
+pub struct Connected(watch::Sender<BTreeMap<ProxyId, ConnectedProxy>>);
 
 /// A proxy's place among the connected; dropping it gives the place up.
 #[derive(Debug)]
@@ -58,48 +57,51 @@ pub struct Place {
 
 impl Default for Connected {
     fn default() -> Self {
-        Self {
-            proxies: Mutex::default(),
-            count: watch::channel(0).0,
-        }
+        Self(watch::Sender::new(BTreeMap::new()))
     }
 }
 
 impl Connected {
-    /// How many there are, as it changes.
+    /// All of them, as they change.
     #[must_use]
-    pub fn count(&self) -> watch::Receiver<usize> {
-        self.count.subscribe()
+    pub fn changes(&self) -> watch::Receiver<BTreeMap<ProxyId, ConnectedProxy>> {
+        self.0.subscribe()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.borrow().len()
     }
 
     /// All of them, for `agents ls`.
     #[must_use]
     pub fn list(&self) -> Vec<ConnectedProxy> {
-        self.map().values().cloned().collect()
+        self.0.borrow().values().cloned().collect()
     }
 
     /// Sessions of `proxy` run over `way`.
     pub fn data(&self, proxy: ProxyId, way: DataWay) {
-        let mut proxies = self.map();
-        let count = proxies.len();
-        if let Some(proxy) = proxies.get_mut(&proxy)
-            && proxy.data != way
-        {
-            proxy.data = way;
-            self.count.send_replace(count);
-        }
+        self.0.send_if_modified(|proxies| match proxies.get_mut(&proxy) {
+            Some(proxy) if proxy.data != way => {
+                proxy.data = way;
+                true
+            }
+            Some(_) | None => false,
+        });
     }
 
     /// How many are connected over `way`.
     #[must_use]
     pub fn by(&self, way: ControlWay) -> usize {
-        self.map().values().filter(|proxy| proxy.way == way).count()
+        let proxies = self.0.borrow();
+        proxies.values().filter(|proxy| proxy.way == way).count()
     }
 
     /// Returns once `proxy` is no longer connected.
     async fn left(&self, proxy: ProxyId) {
-        let mut count = self.count.subscribe();
-        while self.map().contains_key(&proxy) && count.changed().await.is_ok() {}
+        let mut proxies = self.0.subscribe();
+        let _ = proxies.wait_for(|proxies| !proxies.contains_key(&proxy)).await;
     }
 
     /// Takes the place of `proxy`; `None` when another address leads to the same proxy already.
@@ -111,44 +113,37 @@ impl Connected {
         way: ControlWay,
         data: DataWay,
     ) -> Option<Place> {
-        let mut proxies = self.map();
-        if proxies.contains_key(&proxy) {
-            return None;
-        }
-        let connected = ConnectedProxy {
-            address: address.clone(),
-            way,
-            data,
-        };
-        proxies.insert(proxy, connected);
-        self.count.send_replace(proxies.len());
-        Some(Place {
+        let address = address.clone();
+        let entered = self.0.send_if_modified(|proxies| match proxies.entry(proxy) {
+            Entry::Vacant(place) => {
+                place.insert(ConnectedProxy { address, way, data });
+                true
+            }
+            Entry::Occupied(_) => false,
+        });
+        entered.then(|| Place {
             connected: Arc::clone(self),
             proxy,
         })
-    }
-
-    fn map(&self) -> std::sync::MutexGuard<'_, BTreeMap<ProxyId, ConnectedProxy>> {
-        self.proxies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Place {
     /// The control connection runs over another way now.
     pub fn moved(&self, way: ControlWay) {
-        let mut proxies = self.connected.map();
-        if let Some(proxy) = proxies.get_mut(&self.proxy) {
-            proxy.way = way;
-        }
-        self.connected.count.send_replace(proxies.len());
+        self.connected.0.send_modify(|proxies| {
+            if let Some(proxy) = proxies.get_mut(&self.proxy) {
+                proxy.way = way;
+            }
+        });
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut proxies = self.connected.map();
-        proxies.remove(&self.proxy);
-        self.connected.count.send_replace(proxies.len());
+        self.connected
+            .0
+            .send_modify(|proxies| drop(proxies.remove(&self.proxy)));
     }
 }
 

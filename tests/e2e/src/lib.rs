@@ -236,7 +236,11 @@ impl Plane {
 impl Drop for Plane {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            show_logs(&self.dir());
+            show_logs(self.folder.path());
+            // For a look at all of it.
+            if std::env::var_os("IAP_E2E_KEEP").is_some() {
+                self.folder.disable_cleanup(true);
+            }
         }
         // A stopped supervisor could not end its programs.
         for signal in [Signal::CONT, Signal::TERM] {
@@ -253,25 +257,49 @@ impl Drop for Plane {
     }
 }
 
-/// Captured by the test runner like everything a failing test says.
-fn show_logs(dir: &Path) {
-    for name in ["auth", "proxy", "agent"] {
-        show_log(&dir.join("logs").join(format!("{name}.log")));
-    }
+/// How much of each log belongs to a failure.
+const LOG_LINES_SHOWN: usize = 30;
+
+/// The newest lines of a plane's logs: of its own programs and of those a test started beside it. Captured by the
+/// test runner like everything a failing test says.
+fn show_logs(scratch: &Path) {
+    let mut logs: Vec<PathBuf> = [scratch.to_owned(), scratch.join("plane/logs")]
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    logs.sort();
+    logs.iter().for_each(|log| show_log(log));
 }
 
 #[allow(clippy::print_stderr)]
 fn show_log(file: &Path) {
     let text = std::fs::read_to_string(file).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
+    let lines = without_repetition(&text);
+    let newest = lines.get(lines.len().saturating_sub(LOG_LINES_SHOWN)..);
     eprintln!(
         "--- {}\n{}",
         file.display(),
-        lines
-            .get(lines.len().saturating_sub(25)..)
-            .unwrap_or_default()
-            .join("\n")
+        newest.unwrap_or_default().join("\n")
     );
+}
+
+/// Of lines that differ from the one before in numbers alone, the first; how many came after it.
+fn without_repetition(text: &str) -> Vec<String> {
+    let mut lines: Vec<(String, String, usize)> = Vec::new();
+    for line in text.lines() {
+        let shape: String = line.chars().filter(|one| !one.is_ascii_hexdigit()).collect();
+        match lines.last_mut() {
+            Some((_, before, again)) if *before == shape => *again += 1,
+            _ => lines.push((line.to_owned(), shape, 0)),
+        }
+    }
+    let shown = lines.into_iter().map(|(line, _, again)| match again {
+        0 => line,
+        again => format!("{line} [and {again} more like it]"),
+    });
+    shown.collect()
 }
 
 impl Ran {

@@ -364,22 +364,3 @@ impl World {
         path
     }
 }
-
-impl Drop for World {
-    /// What the programs said belongs to a failure.
-    #[allow(clippy::print_stderr)]
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        for name in ["first", "second", "agent-far", "agent-late"] {
-            let file = self.plane.scratch().join(format!("{name}.log"));
-            let text = std::fs::read_to_string(file).unwrap_or_default();
-            let lines: Vec<&str> = text.lines().collect();
-            eprintln!(
-                "--- {name}.log\n{}",
-                lines[lines.len().saturating_sub(15)..].join("\n")
-            );
-        }
-    }
-}
