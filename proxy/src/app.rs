@@ -309,6 +309,7 @@ fn door(config: &Config, state: &State, metrics: &Metrics) -> Door {
             board: board.clone(),
             metrics: metrics.clone(),
             dial_back_seconds_max: limits.dial_back_seconds_max,
+            next_after: limits.dial_back_next_milliseconds,
             attempts_max: limits.dial_back_attempts_max,
             pool_idle_seconds_max: limits.pool_idle_seconds_max,
         },

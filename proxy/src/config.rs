@@ -73,7 +73,7 @@ impl Default for LogSection {
 }
 
 /// What strangers and agents may take. The `[limits]` section has the same names; durations there are whole
-/// seconds.
+/// seconds unless the name says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Routed connections at once.
@@ -95,8 +95,11 @@ pub struct Limits {
     pub client_hello_seconds_max: Duration,
     /// Connections at once that wait for an agent to dial back.
     pub pending_opens_max: usize,
-    /// How long one agent may take to dial back before the next is asked.
+    /// How long one agent may take to dial back.
     pub dial_back_seconds_max: Duration,
+    /// After which the next agent that serves the name is asked as well; the first to come has the connection. In
+    /// whole milliseconds.
+    pub dial_back_next_milliseconds: Duration,
     /// How many agents are asked for one connection.
     pub dial_back_attempts_max: usize,
     /// Control connections at once.
@@ -248,6 +251,7 @@ limits_section! {
     client_hello_seconds_max: u64 = 5, at least 1;
     pending_opens_max: usize = 4_096, at least 1;
     dial_back_seconds_max: u64 = 5, at least 1;
+    dial_back_next_milliseconds: u64 = 1_000, at least 50;
     dial_back_attempts_max: usize = 3, at least 1;
     agents_max: usize = 4_096, at least 1;
     services_per_agent_max: usize = 1_024, at least 1;
@@ -276,6 +280,7 @@ impl From<LimitsSection> for Limits {
             client_hello_seconds_max: Duration::from_secs(section.client_hello_seconds_max),
             pending_opens_max: section.pending_opens_max,
             dial_back_seconds_max: Duration::from_secs(section.dial_back_seconds_max),
+            dial_back_next_milliseconds: Duration::from_millis(section.dial_back_next_milliseconds),
             dial_back_attempts_max: section.dial_back_attempts_max,
             agents_max: section.agents_max,
             services_per_agent_max: section.services_per_agent_max,

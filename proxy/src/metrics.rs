@@ -156,11 +156,19 @@ pub enum DialBackOutcome {
     TimedOut,
     /// The agent's control connection ended, or takes no more messages.
     AgentLost,
+    /// Another agent, asked later, was there before this one.
+    Overtaken,
 }
 
 impl DialBackOutcome {
     /// Every outcome.
-    pub const ALL: [Self; 4] = [Self::Arrived, Self::Refused, Self::TimedOut, Self::AgentLost];
+    pub const ALL: [Self; 5] = [
+        Self::Arrived,
+        Self::Refused,
+        Self::TimedOut,
+        Self::AgentLost,
+        Self::Overtaken,
+    ];
 
     /// The `outcome` label.
     pub fn as_str(self) -> &'static str {
@@ -169,6 +177,7 @@ impl DialBackOutcome {
             Self::Refused => "refused",
             Self::TimedOut => "timed_out",
             Self::AgentLost => "agent_lost",
+            Self::Overtaken => "overtaken",
         }
     }
 }

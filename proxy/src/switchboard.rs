@@ -9,7 +9,7 @@ use iap_identity::{AgentId, ConnectionId, Locks, ServerName, ServiceName};
 use iap_runtime::pump::Cancellation;
 use iap_tunnel::{
     ControlMessage, IssueError, PendingOpens, Pool, PoolLimits, PoolPreface, PoolRefusal, Preface,
-    RedeemError, Routes, Token,
+    RedeemError, Routes, RunId, Token,
 };
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -43,6 +43,7 @@ struct Table {
 struct Line {
     number: LineNumber,
     serial: String,
+    run: Option<RunId>,
     messages: mpsc::Sender<ControlMessage>,
     cut: Cancellation,
 }
@@ -138,12 +139,14 @@ impl Switchboard {
     }
 
     /// An agent is on the line. A line it had before ends: the agent moved to another way, or came back before
-    /// its loss was noticed. Its services keep their routes, now by the new line, until that announces; and
-    /// what the old line was asked for may still be fetched.
+    /// its loss was noticed. Its services keep their routes, now by the new line, until that announces. What the
+    /// old line was asked for may still be fetched, unless this is another `run` of the agent's program: then
+    /// whoever waits learns at once that the agent was lost, and may ask it again.
     pub fn connect(
         &self,
         agent: AgentId,
         serial: &str,
+        run: Option<RunId>,
         messages: mpsc::Sender<ControlMessage>,
         cut: Cancellation,
     ) -> Result<LineNumber, TooManyAgents> {
@@ -158,12 +161,16 @@ impl Switchboard {
         let line = Line {
             number,
             serial: serial.to_owned(),
+            run,
             messages,
             cut,
         };
         match table.lines.insert(agent, line) {
             Some(before) => {
                 before.cut.cancel(REPLACED);
+                if before.run.zip(run).is_some_and(|(before, now)| before != now) {
+                    table.pending.abandon(&agent);
+                }
                 // What was dialled in advance belongs to the line that asked for it.
                 table.pool.leave(&agent);
                 self.count_pool(&table);
@@ -201,6 +208,11 @@ impl Switchboard {
             ServerName::Agent(agent) if table.routes.is_connected(agent) => vec![*agent],
             ServerName::Agent(_) | ServerName::Cluster | ServerName::Auth | ServerName::Proxy => Vec::new(),
         }
+    }
+
+    /// Whether the agent is on the line.
+    pub fn is_on_line(&self, agent: &AgentId) -> bool {
+        self.table().lines.contains_key(agent)
     }
 
     /// Asks an agent to come for a client: on a connection it dialled in advance, if one is there.

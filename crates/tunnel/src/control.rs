@@ -32,6 +32,8 @@ pub enum ControlMessage {
         software: String,
         /// What sessions can run over; see [`DataOffer`](crate::DataOffer).
         data: String,
+        /// Of an agent: which run of the program speaks.
+        run: Option<RunId>,
     },
     /// Agent to proxy: every service it offers now, each with the leaf it holds for it (DER).
     Announce {
@@ -95,6 +97,26 @@ pub enum ControlMessage {
         /// When the proxy will close what is left.
         deadline_seconds: u32,
     },
+}
+
+/// Tells one run of an agent's program from the next. A control connection that is made anew in the same run is a
+/// move; one made in another shows that the run before has ended, however still its connection lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunId([u8; RunId::BYTES]);
+
+impl RunId {
+    /// Its length.
+    pub const BYTES: usize = 16;
+
+    /// An id of bytes that no other run has.
+    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8; Self::BYTES] {
+        &self.0
+    }
 }
 
 impl ControlMessage {
@@ -261,6 +283,7 @@ mod tests {
             version,
             software: "test".into(),
             data: "tcp".into(),
+            run: None,
         }
     }
 

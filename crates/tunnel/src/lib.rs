@@ -18,7 +18,8 @@ pub mod ways;
 
 pub use alpn::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP};
 pub use control::{
-    CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, RefusedService, Side, Violation,
+    CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, RefusedService, RunId, Side,
+    Violation,
 };
 pub use fatal::{Boundaries, Fatal, NotPostgres, StartupMachine, StartupStep};
 pub use frame::{FrameError, LengthPrefixed};

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use iap_identity::AgentId;
 use iap_runtime::shutdown::Shutdown;
+use iap_tunnel::RunId;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::running::{Conditions, Gauges, Running, Tasks};
 use super::{App, RunError};
@@ -81,6 +83,7 @@ pub(super) fn start(
     let connected = Arc::new(Connected::default());
     let connector = Connector {
         identity: Arc::clone(&shared.identity),
+        run: RunId::from_bytes(*Uuid::now_v7().as_bytes()),
         offers: offers.clone(),
         entrance,
         views: shared.views.clone(),

@@ -13,7 +13,7 @@ use iap_runtime::shutdown::Shutdown;
 use iap_tunnel::control::CONTROL_VERSION;
 use iap_tunnel::{
     CONTROL_FRAME_BYTES_MAX, ControlMessage, Conversation, DataOffer, DataWay, FrameError, LengthPrefixed,
-    Side, Violation,
+    RunId, Side, Violation,
 };
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -99,6 +99,8 @@ pub enum ConnectionError {
 pub struct Connector {
     /// Who the agent is.
     pub identity: Arc<OwnIdentity>,
+    /// Which run of its program this is.
+    pub run: RunId,
     /// What it offers.
     pub offers: watch::Receiver<Arc<Offer>>,
     /// Where `Open` leads.
@@ -176,7 +178,7 @@ impl Connector {
         let (link, outbox) = Link::new(route, Arc::clone(&ways));
         let (reader, writer) = tokio::io::split(stream);
         let mut writing = AbortOnDropHandle::new(tokio::spawn(write_messages(writer, outbox)));
-        link.send(hello());
+        link.send(hello(self.run));
         let mut ear = Ear::new(reader);
         let ControlMessage::Hello { software, data, .. } = ear.hear_hello().await? else {
             return Err(ConnectionError::NoHello);
@@ -389,11 +391,12 @@ where
     ConnectionError::Closed
 }
 
-fn hello() -> ControlMessage {
+fn hello(run: RunId) -> ControlMessage {
     ControlMessage::Hello {
         version: CONTROL_VERSION,
         software: concat!("iap-agent/", env!("CARGO_PKG_VERSION")).to_owned(),
         data: DataOffer::OWN.to_string(),
+        run: Some(run),
     }
 }
 

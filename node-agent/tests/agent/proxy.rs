@@ -277,6 +277,7 @@ impl FakeProxy {
                 version: 1,
                 software: "fake".to_owned(),
                 data: "tcp".to_owned(),
+                run: None,
             })
             .unwrap();
         self.0.control_connections.send_modify(|count| *count += 1);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use iap_identity::{ConnectionId, ServiceName};
-use iap_tunnel::{CONTROL_FRAME_BYTES_MAX, ControlMessage, FrameError, RefusedService, Token, frame};
+use iap_tunnel::{CONTROL_FRAME_BYTES_MAX, ControlMessage, FrameError, RefusedService, RunId, Token, frame};
 use prost::Message as _;
 use thiserror::Error;
 
@@ -43,10 +43,12 @@ fn to_wire(message: ControlMessage) -> Message {
             version,
             software,
             data,
+            run,
         } => Message::Hello(v1::ControlHello {
             version,
             software,
             data,
+            run: run.map(|run| run.as_bytes().to_vec()).unwrap_or_default(),
         }),
         ControlMessage::Announce { services } => Message::Announce(v1::Announce {
             services: services
@@ -114,6 +116,7 @@ fn to_wire(message: ControlMessage) -> Message {
 fn from_wire(message: Message) -> Result<ControlMessage, WireError> {
     Ok(match message {
         Message::Hello(hello) => ControlMessage::Hello {
+            run: run_id(&hello.run)?,
             version: hello.version,
             software: hello.software,
             data: hello.data,
@@ -150,6 +153,16 @@ fn announced_services(announce: v1::Announce) -> Result<Vec<(ServiceName, Vec<u8
     let parse =
         |service: v1::AnnouncedService| Ok((name("AnnouncedService.name", &service.name)?, service.leaf));
     announce.services.into_iter().map(parse).collect()
+}
+
+fn run_id(bytes: &[u8]) -> Result<Option<RunId>, WireError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let bytes = bytes
+        .try_into()
+        .map_err(|error| WireError::new("ControlHello.run", error))?;
+    Ok(Some(RunId::from_bytes(bytes)))
 }
 
 fn announced_outcome(announced: v1::Announced) -> Result<ControlMessage, WireError> {
@@ -221,6 +234,7 @@ mod tests {
                 version: 1,
                 software: "iap-agent 0.1".into(),
                 data: "tcp".into(),
+                run: Some(RunId::from_bytes([7; RunId::BYTES])),
             },
             ControlMessage::Announce {
                 services: vec![(db.clone(), vec![1, 2, 3])],

@@ -9,8 +9,8 @@ use iap_proto::{decode_control, encode_control};
 use iap_runtime::pump::Cancellation;
 use iap_runtime::shutdown::Shutdown;
 use iap_tunnel::{
-    CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, DataOffer, LengthPrefixed, Side,
-    Violation,
+    CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, DataOffer, LengthPrefixed, RunId,
+    Side, Violation,
 };
 use time::OffsetDateTime;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -109,15 +109,16 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
 
     /// Runs until something ends it. The agent is on the switchboard from its hello to the end.
     pub(crate) async fn run(mut self, shutdown: Shutdown) -> LineEnd {
-        if let Err(end) = self.exchange_hellos().await {
-            return end;
-        }
+        let run = match self.exchange_hellos().await {
+            Ok(run) => run,
+            Err(end) => return end,
+        };
         let (sender, mut outbox) = mpsc::channel(self.door.limits.control_queue_messages_max);
         let peer = &self.agent.peer;
         let connected = self
             .door
             .board
-            .connect(peer.id, &peer.serial, sender, self.cut.clone());
+            .connect(peer.id, &peer.serial, run, sender, self.cut.clone());
         let number = match connected {
             Ok(number) => number,
             Err(error) => return LineEnd::TooManyAgents(error),
@@ -145,19 +146,24 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         }
     }
 
-    async fn exchange_hellos(&mut self) -> Result<(), LineEnd> {
+    /// Which run of the agent's program this is, where it says so.
+    async fn exchange_hellos(&mut self) -> Result<Option<RunId>, LineEnd> {
         let hello = ControlMessage::Hello {
             version: CONTROL_VERSION,
             software: concat!("iap-proxy ", env!("CARGO_PKG_VERSION")).to_owned(),
             data: DataOffer::OWN.to_string(),
+            run: None,
         };
         self.send(hello).await?;
         let wait = self.door.limits.control_handshake_seconds_max;
         let first = tokio::time::timeout(wait, self.first_message())
             .await
             .map_err(|_| LineEnd::Silent)??;
-        self.conversation.accept(first).map_err(LineEnd::Violation)?;
-        Ok(())
+        match self.conversation.accept(first).map_err(LineEnd::Violation)? {
+            ControlMessage::Hello { run, .. } => Ok(run),
+            // The conversation begins with nothing else.
+            _ => Ok(None),
+        }
     }
 
     async fn first_message(&mut self) -> Result<ControlMessage, LineEnd> {

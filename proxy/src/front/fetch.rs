@@ -1,8 +1,10 @@
-//! Getting a connection from an agent: ask the least loaded one, wait for it to dial back or to speak on a
-//! connection it dialled in advance, else ask the next.
+//! Getting a connection from an agent: ask the least loaded one to dial back or to speak on a connection it dialled
+//! in advance; when it does not, or takes its time, ask the next.
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use iap_identity::{AgentId, ConnectionId, ServerName, ServiceName};
 use iap_tunnel::Token;
 use thiserror::Error;
@@ -24,6 +26,8 @@ pub(crate) struct Fetcher {
     pub(crate) board: Switchboard,
     pub(crate) metrics: Metrics,
     pub(crate) dial_back_seconds_max: Duration,
+    /// How long an agent may take before the next one is asked as well.
+    pub(crate) next_after: Duration,
     pub(crate) attempts_max: usize,
     pub(crate) pool_idle_seconds_max: Duration,
 }
@@ -36,7 +40,16 @@ pub(crate) struct Fetched {
     pub(crate) has_hello: bool,
 }
 
-/// What comes of asking an agent.
+/// What came of asking an agent.
+enum Asked {
+    Came(Box<Fetched>),
+    /// Its control connection ended, or it is another run of the agent now.
+    Lost,
+    /// It will not come for this client; another may.
+    StaysAway,
+}
+
+/// What an agent that was asked does.
 enum Coming {
     Pooled(TcpStream),
     Answer(Result<Answer, oneshot::error::RecvError>),
@@ -73,9 +86,9 @@ struct Asking<'a> {
 }
 
 impl Fetcher {
-    /// A way to some agent that serves the name the client asks for.
+    /// A way to some agent that serves the name the client asks for. An agent that lets it wait is not waited for
+    /// alone: after a while the next one is asked as well, and the first to come has the client.
     pub(crate) async fn fetch(&self, client: &Client, source: Source) -> Result<Fetched, FetchError> {
-        let candidates = self.board.candidates(&client.name);
         let service = match &client.name {
             ServerName::Service(service) => Some(service.clone()),
             ServerName::Cluster | ServerName::Auth | ServerName::Proxy | ServerName::Agent(_) => None,
@@ -85,22 +98,54 @@ impl Fetcher {
             client,
             source,
         };
-        let mut asked = 0;
-        for agent in candidates.into_iter().take(self.attempts_max) {
-            asked += 1;
-            if let Some(fetched) = self.ask(agent, &asking).await? {
+        let candidates = self.board.candidates(&client.name);
+        let mut candidates = candidates.into_iter().take(self.attempts_max);
+        let mut asked = FuturesUnordered::new();
+        let mut count = 0;
+        loop {
+            match candidates.next() {
+                Some(agent) => {
+                    count += 1;
+                    asked.push(self.ask_persistently(agent, &asking));
+                }
+                None if asked.is_empty() => break,
+                None => {}
+            }
+            let patience = tokio::time::sleep(self.next_after);
+            let outcome = tokio::select! {
+                outcome = asked.next() => outcome,
+                () = patience, if candidates.len() > 0 => None,
+            };
+            if let Some(Some(fetched)) = outcome.transpose()? {
+                for _ in 0..asked.len() {
+                    self.metrics.dial_back(DialBackOutcome::Overtaken);
+                }
                 return Ok(fetched);
             }
         }
-        Err(if asked == 0 {
-            FetchError::NoAgent
-        } else {
-            FetchError::NoDialBack { asked }
+        Err(match count {
+            0 => FetchError::NoAgent,
+            asked => FetchError::NoDialBack { asked },
         })
     }
 
-    /// `None`: this agent will not come, another may.
-    async fn ask(&self, agent: AgentId, asking: &Asking<'_>) -> Result<Option<Fetched>, FetchError> {
+    /// An agent that was lost and is back on the line, as one that was restarted, is asked once more.
+    async fn ask_persistently(
+        &self,
+        agent: AgentId,
+        asking: &Asking<'_>,
+    ) -> Result<Option<Fetched>, FetchError> {
+        match self.ask(agent, asking).await? {
+            Asked::Came(fetched) => Ok(Some(*fetched)),
+            Asked::Lost if self.board.is_on_line(&agent) => match self.ask(agent, asking).await? {
+                Asked::Came(fetched) => Ok(Some(*fetched)),
+                Asked::Lost | Asked::StaysAway => Ok(None),
+            },
+            Asked::Lost | Asked::StaysAway => Ok(None),
+        }
+    }
+
+    async fn ask(&self, agent: AgentId, asking: &Asking<'_>) -> Result<Asked, FetchError> {
         let now = OffsetDateTime::now_utc();
         let request = Request {
             connection_id: ConnectionId::from_uuid(Uuid::now_v7()),
@@ -112,7 +157,7 @@ impl Fetcher {
         };
         let opened = match self.board.open(now, agent, request) {
             Ok(opened) => opened,
-            Err(OpenError::AgentLost) => return Ok(self.missed(agent, DialBackOutcome::AgentLost, "")),
+            Err(OpenError::AgentLost) => return Ok(self.lost(agent)),
             Err(OpenError::Pending(_)) => return Err(FetchError::TooManyPending),
         };
         let Opened { slot, answer, pooled } = opened;
@@ -125,14 +170,18 @@ impl Fetcher {
         match tokio::time::timeout(self.dial_back_seconds_max, coming).await {
             Ok(Coming::Pooled(stream)) => {
                 self.board.withdraw(slot.connection_id());
-                Ok(Some(self.arrived(DataStream::Tcp(stream), slot, true)))
+                Ok(self.arrived(DataStream::Tcp(stream), slot, true))
             }
-            Ok(Coming::Answer(Ok(Answer::Arrived(stream)))) => Ok(Some(self.arrived(stream, slot, false))),
+            Ok(Coming::Answer(Ok(Answer::Arrived(stream)))) => Ok(self.arrived(stream, slot, false)),
             Ok(Coming::Answer(Ok(Answer::Refused(reason)))) => {
-                Ok(self.missed(agent, DialBackOutcome::Refused, &reason))
+                self.missed(agent, DialBackOutcome::Refused, &reason);
+                Ok(Asked::StaysAway)
             }
-            Ok(Coming::Answer(Err(_))) => Ok(self.missed(agent, DialBackOutcome::AgentLost, "")),
-            Err(_) => Ok(self.missed(agent, DialBackOutcome::TimedOut, "")),
+            Ok(Coming::Answer(Err(_))) => Ok(self.lost(agent)),
+            Err(_) => {
+                self.missed(agent, DialBackOutcome::TimedOut, "");
+                Ok(Asked::StaysAway)
+            }
         }
     }
 
@@ -166,20 +215,24 @@ impl Fetcher {
         }
     }
 
-    fn arrived(&self, stream: DataStream, slot: Slot, has_hello: bool) -> Fetched {
+    fn arrived(&self, stream: DataStream, slot: Slot, has_hello: bool) -> Asked {
         self.metrics.dial_back(DialBackOutcome::Arrived);
         self.metrics.fetched(stream.way());
-        Fetched {
+        Asked::Came(Box::new(Fetched {
             stream,
             slot,
             has_hello,
-        }
+        }))
     }
 
-    fn missed(&self, agent: AgentId, outcome: DialBackOutcome, reason: &str) -> Option<Fetched> {
+    fn lost(&self, agent: AgentId) -> Asked {
+        self.missed(agent, DialBackOutcome::AgentLost, "");
+        Asked::Lost
+    }
+
+    fn missed(&self, agent: AgentId, outcome: DialBackOutcome, reason: &str) {
         self.metrics.dial_back(outcome);
         tracing::info!(%agent, ?outcome, reason, "the agent did not dial back");
-        None
     }
 }
 

@@ -97,7 +97,7 @@ async fn an_agent_that_falls_silent_loses_its_line() {
 #[tokio::test]
 async fn an_agent_that_breaks_the_rules_loses_its_line() {
     let plane = Plane::start().await;
-    let second_hello = encode_control(greeting()).unwrap();
+    let second_hello = encode_control(greeting(None)).unwrap();
     let proxys_words = encode_control(ControlMessage::Drain { deadline_seconds: 1 }).unwrap();
     let endless = u32::MAX.to_be_bytes().to_vec();
     let garbage = [&4u32.to_be_bytes()[..], &[0xff; 4]].concat();

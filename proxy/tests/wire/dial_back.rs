@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iap_identity::ConnectionId;
+use iap_identity::{AgentId, ConnectionId};
 use iap_proxy::metrics::Refusal;
 use iap_testkit::new_uuid;
 use iap_tunnel::{ControlMessage, Preface, Token};
@@ -171,6 +171,59 @@ async fn the_next_agent_is_asked_when_the_first_does_not_come() {
     let (silent, mut coming) = tokio::join!(first.opened(), second.fetch());
     assert_joined(&mut client, &mut coming.1, &plane, "db").await;
     assert!(rest(&mut first.dial_back(&silent).await).await.is_empty());
+}
+
+#[tokio::test]
+async fn the_next_agent_is_asked_as_well_when_the_first_takes_its_time() {
+    let plane = Plane::start_with(|config| {
+        config.limits.dial_back_seconds_max = PATIENCE * 10;
+        config.limits.dial_back_next_milliseconds = Duration::from_millis(50);
+    })
+    .await;
+    let mut first = TestAgent::serving(&plane, &["db"]).await;
+    let mut second = TestAgent::serving(&plane, &["db"]).await;
+    let mut one = client(&plane, "db").await;
+    let (overtaken, mut coming) = tokio::join!(first.opened(), second.fetch());
+    assert_joined(&mut one, &mut coming.1, &plane, "db").await;
+    assert!(rest(&mut first.dial_back(&overtaken).await).await.is_empty());
+    // One that comes late is as good, where it is the first to come.
+    let mut two = client(&plane, "db").await;
+    let (late, _) = tokio::join!(first.opened(), second.opened());
+    let mut fetched = first.dial_back(&late).await;
+    assert_joined(&mut two, &mut fetched, &plane, "db").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_was_started_again_is_asked_again_at_once() {
+    let plane = Plane::start_with(|config| config.limits.dial_back_seconds_max = PATIENCE * 10).await;
+    let id = AgentId::from_uuid(new_uuid());
+    let credential = plane.cluster.agent(id).unwrap();
+    let mut killed = TestAgent::connect_in_run(&plane, id, &credential, 1).await;
+    let db = killed.offer(&plane, "db");
+    killed.announce(vec![db.clone()]).await;
+    let mut client = client(&plane, "db").await;
+    let lost = killed.opened().await;
+    // Its connection lies still, as one over UDP does whose other end was killed.
+    let mut again = TestAgent::connect_in_run(&plane, id, &credential, 2).await;
+    let (_, mut fetched) = again.fetch().await;
+    assert_joined(&mut client, &mut fetched, &plane, "db").await;
+    assert!(brought(&plane, lost.connection_id, lost.token).await.is_empty());
+}
+
+#[tokio::test]
+async fn what_an_agent_was_asked_for_before_it_moved_can_still_be_fetched() {
+    let plane = Plane::start_with(|config| config.limits.dial_back_seconds_max = PATIENCE * 10).await;
+    let id = AgentId::from_uuid(new_uuid());
+    let credential = plane.cluster.agent(id).unwrap();
+    let mut before = TestAgent::connect_in_run(&plane, id, &credential, 1).await;
+    let db = before.offer(&plane, "db");
+    before.announce(vec![db.clone()]).await;
+    let mut client = client(&plane, "db").await;
+    let asked = before.opened().await;
+    let mut moved = TestAgent::connect_in_run(&plane, id, &credential, 1).await;
+    moved.announce(vec![db]).await;
+    let mut fetched = moved.dial_back(&asked).await;
+    assert_joined(&mut client, &mut fetched, &plane, "db").await;
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use iap_runtime::tls::{
 use iap_testkit::{Credential, new_uuid};
 use iap_tunnel::{
     ALPN_CONTROL, CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, DataOffer, LengthPrefixed,
-    PoolPreface, Preface, RefusedService, Token,
+    PoolPreface, Preface, RefusedService, RunId, Token,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -65,7 +65,16 @@ impl TestAgent {
         let stream = control_stream(plane, Some(credential), &[ALPN_CONTROL])
             .await
             .unwrap();
-        Self::on(plane, id, Box::new(stream)).await
+        Self::on(plane, id, None, Box::new(stream)).await
+    }
+
+    /// The same in a run of its program that it names.
+    pub async fn connect_in_run(plane: &Plane, id: AgentId, credential: &Credential, run: u8) -> Self {
+        let stream = control_stream(plane, Some(credential), &[ALPN_CONTROL])
+            .await
+            .unwrap();
+        let run = RunId::from_bytes([run; RunId::BYTES]);
+        Self::on(plane, id, Some(run), Box::new(stream)).await
     }
 
     /// The same over QUIC, and the connection beneath.
@@ -87,17 +96,17 @@ impl TestAgent {
             .unwrap();
         let (send, recv) = connection.open_bi().await.unwrap();
         let stream = Box::new(tokio::io::join(recv, send));
-        (Self::on(plane, id, stream).await, connection)
+        (Self::on(plane, id, None, stream).await, connection)
     }
 
-    async fn on(plane: &Plane, id: AgentId, stream: Box<dyn Duplex>) -> Self {
+    async fn on(plane: &Plane, id: AgentId, run: Option<RunId>, stream: Box<dyn Duplex>) -> Self {
         let mut agent = Self {
             id,
             proxy: plane.address,
             stream,
             decoder: LengthPrefixed::new(CONTROL_FRAME_BYTES_MAX),
         };
-        agent.send(greeting()).await;
+        agent.send(greeting(run)).await;
         let hello = agent.next().await.expect("the proxy closed the line");
         assert_eq!(hello.name(), "hello");
         agent
@@ -227,11 +236,12 @@ impl TestAgent {
     }
 }
 
-pub fn greeting() -> ControlMessage {
+pub fn greeting(run: Option<RunId>) -> ControlMessage {
     ControlMessage::Hello {
         version: CONTROL_VERSION,
         software: "test".into(),
         data: DataOffer::OWN.to_string(),
+        run,
     }
 }
 

@@ -100,6 +100,7 @@ impl Line {
             version: CONTROL_VERSION,
             software: concat!("iap-bench ", env!("CARGO_PKG_VERSION")).to_owned(),
             data: "tcp".to_owned(),
+            run: None,
         })
         .await?;
         self.send(ControlMessage::Announce {

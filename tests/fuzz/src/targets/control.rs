@@ -86,6 +86,7 @@ pub(crate) fn seeds() -> Seeds {
         version: 1,
         software: "iap-agent 0.1".to_owned(),
         data: "tcp".to_owned(),
+        run: None,
     };
     let open = |service| ControlMessage::Open {
         connection_id,
