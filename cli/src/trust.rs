@@ -81,7 +81,7 @@ pub fn from_argument(given: &str) -> Result<Trust, Failure> {
 /// When the home cannot be written.
 pub fn remember(home: &Home, address: &ClusterAddress, trust: &Trust) -> anyhow::Result<()> {
     let cluster = home.cluster(&address.cluster);
-    cluster.write_record(&record(&cluster, address, trust)?)
+    cluster.remember(&record(&cluster, address, trust)?)
 }
 
 /// `cluster.json` for this address and pin; what was chosen before and proxies learnt are kept.
@@ -228,9 +228,13 @@ mod tests {
         remember(&home, &address, &trust).unwrap();
         let cluster = home.cluster(&address.cluster);
         assert_eq!(establish(&cluster, &address, None).await.unwrap(), trust);
-        let mut record = cluster.record().unwrap().unwrap();
-        record.ports.insert("echo".to_owned(), 20_001);
-        cluster.write_record(&record).unwrap();
+        cluster
+            .change_record(|stored| {
+                let mut record = stored.unwrap();
+                record.ports.insert("echo".to_owned(), 20_001);
+                Ok(Some(record))
+            })
+            .unwrap();
         remember(&home, &address, &trust).unwrap();
         assert_eq!(
             cluster.record().unwrap().unwrap().ports.get("echo"),

@@ -197,7 +197,7 @@ async fn listen_until_interrupted(
     let service = sessions.wanted().service.clone();
     let address = match listen {
         Some(address) => address,
-        None => SocketAddr::from((Ipv4Addr::LOCALHOST, stable_port(&identity.home, &service).await?)),
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, stable_port(&identity.home, &service)?)),
     };
     let listener = LocalListener::bind(address).await?;
     announce(context, service.as_str(), listener.address, output)?;

@@ -9,7 +9,7 @@ use crate::arguments::Output;
 use crate::context::{Context, is_browser_refused};
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
-use crate::home::ClusterHome;
+use crate::home::{ClusterHome, ClusterRecord};
 use crate::identity::Identity;
 use crate::login::{self, Method, Proof};
 use crate::renewer;
@@ -101,7 +101,7 @@ async fn renewed_from_now_on(
 ) -> anyhow::Result<Identity> {
     if identity.record.no_renew != no_renew {
         identity.record.no_renew = no_renew;
-        home.write_record(&identity.record)?;
+        home.change_record(|stored| Ok(stored.map(|record| ClusterRecord { no_renew, ..record })))?;
     }
     if no_renew {
         renewer::stop(home).await;

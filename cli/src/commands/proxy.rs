@@ -59,7 +59,7 @@ pub(super) async fn run(arguments: ProxyArguments, context: &Context) -> anyhow:
     }
     let mut listeners = Vec::new();
     for name in names {
-        let port = stable_port(&identity.home, &name).await?;
+        let port = stable_port(&identity.home, &name)?;
         let listener = LocalListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
         let listener = if protocol(&known, &name) == POSTGRES {
             listener.with_postgres_socket(&identity.home, &context.printer)
@@ -86,7 +86,7 @@ async fn detach(arguments: &ProxyArguments, context: &Context) -> anyhow::Result
         true => again.push("--all".to_owned()),
         false => again.extend(arguments.services.iter().cloned()),
     }
-    let started = detached::start(&again, &identity.home.file(detached::LOG)).await?;
+    let started = detached::start(&again, &identity.home).await?;
     if arguments.output.is_json() {
         context.printer.json(&json!({
             "pid": started.pid,

@@ -31,6 +31,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let temporary = temporary_beside(path);
     write_new(&temporary, content)
         .and_then(|()| std::fs::rename(&temporary, path))
+        .and_then(|()| sync_folder_of(path))
         .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
         .with_context(|| format!("cannot write {}", path.display()))
 }
@@ -48,6 +49,17 @@ pub(super) fn write_new(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = private_options().create_new(true).open(path)?;
     file.write_all(content)?;
     file.sync_all()
+}
+
+/// Until its folder is on disk, so is no name in it.
+pub(super) fn sync_folder_of(path: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        File::open(folder)?.sync_all()?;
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
 }
 
 pub(super) fn read_if_there(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {

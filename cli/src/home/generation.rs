@@ -78,6 +78,9 @@ pub(super) fn write(cluster: &Path, credentials: &Credentials) -> anyhow::Result
         let path = folder.join(name);
         files::write_new(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     }
+    files::sync_folder_of(&folder.join(CURRENT))
+        .and_then(|()| files::sync_folder_of(&folder))
+        .with_context(|| format!("cannot write {}", folder.display()))?;
     publish(cluster, &folder)
 }
 
@@ -147,6 +150,8 @@ fn point(link: &Path, target: &Path) -> anyhow::Result<()> {
     let temporary = files::temporary_beside(link);
     std::os::unix::fs::symlink(target, &temporary)
         .and_then(|()| std::fs::rename(&temporary, link))
+        .and_then(|()| files::sync_folder_of(link))
+        .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
         .with_context(|| format!("cannot replace {}", link.display()))
 }
 

@@ -10,6 +10,7 @@
 //!     current -> generations/N   replaced in one step
 //!     services.json              what `ls` showed last
 //!     lock                       held while logging in or renewing
+//!     record.lock                held while cluster.json is read, changed and replaced
 //!     renewer.lock, renewer.json, renewer.log
 //!                                the renewer: that it lives, what it plans, what it did
 //! ```
@@ -210,13 +211,40 @@ impl ClusterHome {
             .transpose()
     }
 
-    /// Replaces `cluster.json`.
+    /// Replaces `cluster.json` with what `change` makes of it, while nobody else changes it; the record as it is
+    /// then. `None` in, where the cluster is unknown; `None` out leaves it so.
     ///
     /// # Errors
-    /// When the folder cannot be written.
-    pub fn write_record(&self, record: &ClusterRecord) -> anyhow::Result<()> {
+    /// When the stored one is malformed, the folder cannot be written, or `change` fails.
+    pub fn change_record(
+        &self,
+        change: impl FnOnce(Option<ClusterRecord>) -> anyhow::Result<Option<ClusterRecord>>,
+    ) -> anyhow::Result<Option<ClusterRecord>> {
         make_private_folder(&self.path)?;
-        write_private(&self.file("cluster.json"), &serde_json::to_vec_pretty(record)?)
+        let lock = files::open_private(&self.file("record.lock"))?;
+        lock.lock().context("cannot lock cluster.json")?;
+        let stored = self.record()?;
+        let changed = change(stored.clone())?;
+        if let Some(record) = changed.as_ref().filter(|_| changed != stored) {
+            write_private(&self.file("cluster.json"), &serde_json::to_vec_pretty(record)?)?;
+        }
+        Ok(changed)
+    }
+
+    /// Remembers how the cluster is reached and known. Ports and choices stored meanwhile are kept.
+    ///
+    /// # Errors
+    /// When the stored record is malformed or the folder cannot be written.
+    pub fn remember(&self, record: &ClusterRecord) -> anyhow::Result<()> {
+        self.change_record(|stored| {
+            let mut record = record.clone();
+            if let Some(stored) = stored {
+                record.ports = stored.ports;
+                record.no_renew = stored.no_renew;
+            }
+            Ok(Some(record))
+        })?;
+        Ok(())
     }
 
     /// Remembers the cluster's proxies behind the address one logged in at, which stays the first choice.
@@ -224,20 +252,18 @@ impl ClusterHome {
     /// # Errors
     /// When `cluster.json` is malformed or cannot be written.
     pub fn learn_proxies(&self, proxies: &[String]) -> anyhow::Result<()> {
-        let Some(record) = self.record()? else {
-            return Ok(());
-        };
-        let mut addresses: Vec<String> = record.addresses.first().cloned().into_iter().collect();
-        let usable = proxies.iter().filter(|proxy| HostPort::parse(proxy).is_ok());
-        for proxy in usable.take(PROXIES_MAX) {
-            if !addresses.contains(proxy) {
-                addresses.push(proxy.clone());
+        self.change_record(|stored| {
+            let Some(record) = stored else { return Ok(None) };
+            let mut addresses: Vec<String> = record.addresses.first().cloned().into_iter().collect();
+            let usable = proxies.iter().filter(|proxy| HostPort::parse(proxy).is_ok());
+            for proxy in usable.take(PROXIES_MAX) {
+                if !addresses.contains(proxy) {
+                    addresses.push(proxy.clone());
+                }
             }
-        }
-        if addresses == record.addresses {
-            return Ok(());
-        }
-        self.write_record(&ClusterRecord { addresses, ..record })
+            Ok(Some(ClusterRecord { addresses, ..record }))
+        })?;
+        Ok(())
     }
 
     /// Remembers the root and the signed list of its authorities.

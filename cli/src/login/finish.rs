@@ -70,7 +70,7 @@ pub fn store(
     if peer.key_thumbprint != api::sha256(&rcgen::PublicKeyData::subject_public_key_info(key)) {
         return Err(Failure::failed("the auth server certified another key than ours").into());
     }
-    home.write_record(record)?;
+    home.remember(record)?;
     home.write_trust(
         &certificates_to_pem([bundle.root_der().as_ref()]),
         &signed.encode_to_vec(),

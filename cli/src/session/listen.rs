@@ -28,12 +28,14 @@ const FAREWELL_MILLISECONDS: u64 = 500;
 const REFUSAL_SECONDS_MAX: u64 = 5;
 /// How long to rest when the system is out of sockets.
 const ACCEPT_RETRY_MILLISECONDS: u64 = 100;
+const REFUSALS_SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// A bound port, and for PostgreSQL a Unix socket beside it.
 pub struct LocalListener {
-    listener: TcpListener,
+    /// Dropped first: whoever binds the port next makes a file of the same name.
     #[cfg(unix)]
     socket: Option<LocalSocket>,
+    listener: TcpListener,
     /// Where it listens.
     pub address: SocketAddr,
 }
@@ -45,6 +47,14 @@ pub struct Serving {
     first: Mutex<Option<(Session, Instant)>>,
     cancellation: Cancellation,
     protocol: String,
+    refusals: Mutex<Refusals>,
+}
+
+/// Local connections that were turned away.
+#[derive(Default)]
+struct Refusals {
+    said_at: Option<Instant>,
+    unsaid: u64,
 }
 
 impl LocalListener {
@@ -131,6 +141,7 @@ impl Serving {
             first: Mutex::new(first),
             cancellation: Cancellation::new(),
             protocol: protocol.to_owned(),
+            refusals: Mutex::default(),
         }
     }
 
@@ -182,8 +193,7 @@ impl Serving {
             Accepted::Port(stream, from) => {
                 let local = stream.local_addr().unwrap_or(local);
                 if let Err(why) = admit(local, from) {
-                    self.printer
-                        .warn(&format!("refused a local connection from {from}: {why}"));
+                    self.refused(from, &why).await;
                     return;
                 }
                 let _ = iap_runtime::net::tune(&stream);
@@ -192,6 +202,25 @@ impl Serving {
             #[cfg(unix)]
             Accepted::Socket(stream) => Box::pin(self.carry(stream, "the Unix socket")).await,
         }
+    }
+
+    /// Said now and then: another user could fill the log otherwise.
+    async fn refused(&self, from: SocketAddr, why: &str) {
+        let mut refusals = self.refusals.lock().await;
+        if refusals
+            .said_at
+            .is_some_and(|said| said.elapsed() < REFUSALS_SAID_EVERY)
+        {
+            refusals.unsaid += 1;
+            return;
+        }
+        let more = match std::mem::take(&mut refusals.unsaid) {
+            0 => String::new(),
+            unsaid => format!(", after {unsaid} others"),
+        };
+        refusals.said_at = Some(Instant::now());
+        self.printer
+            .warn(&format!("refused a local connection from {from}{more}: {why}"));
     }
 
     async fn carry<L: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: L, from: &str) {
@@ -245,9 +274,10 @@ async fn close(mut session: Session) {
     let _ = tokio::io::AsyncWriteExt::shutdown(&mut session.stream).await;
 }
 
-/// On loopback only our own user's processes are let in; beyond it `--insecure-listen` has said everybody.
+/// On loopback only our own user's processes are let in; beyond it `--insecure-listen` has said everybody. What
+/// counts is where the connection arrived: a process of this machine may call from any of its addresses.
 fn admit(local: SocketAddr, from: SocketAddr) -> Result<(), String> {
-    if !from.ip().to_canonical().is_loopback() {
+    if !local.ip().to_canonical().is_loopback() {
         return Ok(());
     }
     match peer::is_ours(local, from) {
@@ -295,6 +325,16 @@ pub fn listen_address(text: &str, insecure: bool) -> Result<SocketAddr, Failure>
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_arrives_on_loopback_must_be_ours_wherever_it_calls_from() {
+        let [loopback, elsewhere, caller] =
+            ["127.0.0.1:5432", "192.0.2.1:5432", "192.0.2.2:4711"].map(|text| text.parse().unwrap());
+        assert!(admit(loopback, caller).is_err());
+        assert!(admit("[::ffff:127.0.0.1]:5432".parse().unwrap(), caller).is_err());
+        assert_eq!(admit(elsewhere, caller), Ok(()), "--insecure-listen");
+    }
 
     #[test]
     fn listening_stays_on_loopback_unless_told_otherwise() {

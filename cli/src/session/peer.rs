@@ -54,18 +54,20 @@ fn owner_in_tables(local: SocketAddr, peer: SocketAddr) -> std::io::Result<Optio
     Ok(owner_in(&table, &row(mapped(peer)), &row(mapped(local))))
 }
 
-/// The uid in the row of the socket whose own address is `own` and whose peer is `remote`.
+/// The uid in the row of the socket whose own address is `own` and whose peer is `remote`. A socket that no process
+/// has open any more (inode 0) is nobody's, although its row says 0.
 #[cfg(target_os = "linux")]
 fn owner_in(table: &str, own: &str, remote: &str) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let matches = fields.next()? == own && fields.next()? == remote;
-        // After the addresses: state, queues, timer, retransmits, uid (proc_pid_net(5)).
-        if matches {
-            fields.nth(4)?.parse().ok()
-        } else {
-            None
+        // After the addresses: state, queues, timer, retransmits, uid, timeout, inode (proc_pid_net(5)).
+        if !matches {
+            return None;
         }
+        let uid = fields.nth(4)?.parse().ok()?;
+        let inode: u64 = fields.nth(1)?.parse().ok()?;
+        (inode != 0).then_some(uid)
     })
 }
 
@@ -99,12 +101,26 @@ mod tests {
 
     const TABLE: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
         \x20  0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1\n\
-        \x20  1: 0100007F:D431 0100007F:1F90 01 00000000:00000000 00:00000000 00000000  1234        0 2 1\n";
+        \x20  1: 0100007F:D431 0100007F:1F90 01 00000000:00000000 00:00000000 00000000  1234        0 2 1\n\
+        \x20  2: 0100007F:D432 0100007F:1F90 05 00000000:00000000 00:00000000 00000000     0        0 0 1\n";
 
     #[test]
     fn the_owner_is_that_of_the_clients_end() {
         assert_eq!(owner_in(TABLE, "0100007F:D431", "0100007F:1F90"), Some(1234));
         assert_eq!(owner_in(TABLE, "0100007F:1F90", "0100007F:D431"), None);
+        assert_eq!(owner_in(TABLE, "0100007F:D432", "0100007F:1F90"), None);
+    }
+
+    #[test]
+    fn a_client_that_has_closed_its_socket_is_nobody() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        let client = TcpStream::connect(local).unwrap();
+        let (_accepted, peer) = listener.accept().unwrap();
+        drop(client);
+        assert_eq!(super::super::sock_diag::owner(peer, local).unwrap(), None);
+        assert_eq!(owner_in_tables(local, peer).unwrap(), None);
+        assert!(!is_ours(local, peer).unwrap());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Ports of local listeners: the same one for a service every time, so that clients can be configured once.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use iap_identity::{ClusterName, ServiceName};
 
@@ -12,24 +11,22 @@ use crate::home::ClusterHome;
 const PORT_MIN: u16 = 20_000;
 /// How many there are: 20000–29999.
 const PORTS: u16 = 10_000;
-/// A login in another window may hold the lock; a port is not worth waiting for it.
-const LOCK_SECONDS_MAX: u64 = 2;
 
 /// The port remembered for a service, or the one its name hashes to, which is then remembered.
 ///
 /// # Errors
 /// When `cluster.json` is damaged.
-pub async fn stable(home: &ClusterHome, service: &ServiceName) -> anyhow::Result<u16> {
-    let _lock = tokio::time::timeout(Duration::from_secs(LOCK_SECONDS_MAX), home.lock()).await;
-    let Some(mut record) = home.record()? else {
-        return Ok(hashed(home.cluster(), service));
-    };
-    if let Some(port) = record.ports.get(service.as_str()) {
-        return Ok(*port);
-    }
-    let port = free(hashed(home.cluster(), service), &record.ports);
-    record.ports.insert(service.as_str().to_owned(), port);
-    home.write_record(&record)?;
+pub fn stable(home: &ClusterHome, service: &ServiceName) -> anyhow::Result<u16> {
+    let mut port = hashed(home.cluster(), service);
+    home.change_record(|stored| {
+        let Some(mut record) = stored else { return Ok(None) };
+        port = match record.ports.get(service.as_str()) {
+            Some(port) => *port,
+            None => free(port, &record.ports),
+        };
+        record.ports.insert(service.as_str().to_owned(), port);
+        Ok(Some(record))
+    })?;
     Ok(port)
 }
 
@@ -80,26 +77,33 @@ mod tests {
         assert_eq!(free(25_000, &taken), 25_000);
     }
 
-    #[tokio::test]
-    async fn a_port_once_chosen_is_remembered() {
+    #[test]
+    fn a_port_once_chosen_is_remembered() {
         let folder = tempfile::tempdir().unwrap();
         let home = crate::home::Home::new(folder.path());
         let address = crate::address::ClusterAddress::parse("iap.localhost:1").unwrap();
         let trust = crate::trust::from_argument(&format!("sha256:{}", "ab".repeat(32))).unwrap();
         crate::trust::remember(&home, &address, &trust).unwrap();
         let cluster = home.cluster(&address.cluster);
-        let mut record = cluster.record().unwrap().unwrap();
-        record.ports.insert("echo".to_owned(), 23_456);
-        cluster.write_record(&record).unwrap();
+        let echo_has_a_port = |stored: Option<crate::home::ClusterRecord>| {
+            let mut record = stored.unwrap();
+            record.ports.insert("echo".to_owned(), 23_456);
+            Ok(Some(record))
+        };
+        cluster.change_record(echo_has_a_port).unwrap();
         assert_eq!(
-            stable(&cluster, &ServiceName::parse("echo").unwrap())
-                .await
-                .unwrap(),
+            stable(&cluster, &ServiceName::parse("echo").unwrap()).unwrap(),
             23_456
         );
         let web = ServiceName::parse("web").unwrap();
-        let port = stable(&cluster, &web).await.unwrap();
+        let port = stable(&cluster, &web).unwrap();
         assert_eq!(cluster.record().unwrap().unwrap().ports.get("web"), Some(&port));
         assert_eq!(port, hashed(&address.cluster, &web));
+        crate::trust::remember(&home, &address, &trust).unwrap();
+        assert_eq!(
+            cluster.record().unwrap().unwrap().ports.len(),
+            2,
+            "a login keeps them"
+        );
     }
 }

@@ -24,12 +24,14 @@ const AF_INET6: u8 = 10;
 const REQUEST_BYTES: usize = 72;
 /// Into the answer: `nlmsghdr`, four bytes, `inet_diag_sockid` (48), expiry and the two queues.
 const UID_OFFSET: usize = 16 + 4 + 48 + 12;
+const INODE_OFFSET: usize = UID_OFFSET + 4;
 const ANSWER_BYTES_MAX: usize = 4096;
 /// The kernel answers at once.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 const NO_ENTRY: i32 = -2;
 
-/// The user of the TCP socket whose own address is `own` and whose peer is `remote`; `None` when there is none.
+/// The user of the TCP socket whose own address is `own` and whose peer is `remote`; `None` when there is none, or
+/// no process has it open any more: the kernel then says user 0, whoever it was.
 ///
 /// # Errors
 /// When the kernel cannot be asked: it was built without `inet_diag`, or a filter forbids it.
@@ -89,9 +91,10 @@ fn address(ip: IpAddr) -> [u8; 16] {
 fn read_answer(answer: &[u8]) -> io::Result<Option<u32>> {
     let kind = word(answer, 4).map(|word| u16::from_ne_bytes([word[0], word[1]]));
     match kind {
-        Some(SOCK_DIAG_BY_FAMILY) => match word(answer, UID_OFFSET) {
-            Some(uid) => Ok(Some(u32::from_ne_bytes(uid))),
-            None => Err(io::Error::other("the kernel's answer is cut short")),
+        Some(SOCK_DIAG_BY_FAMILY) => match (word(answer, UID_OFFSET), word(answer, INODE_OFFSET)) {
+            (Some(_), Some([0, 0, 0, 0])) => Ok(None),
+            (Some(uid), Some(_)) => Ok(Some(u32::from_ne_bytes(uid))),
+            (_, None) | (None, _) => Err(io::Error::other("the kernel's answer is cut short")),
         },
         Some(NLMSG_ERROR) => match word(answer, 16).map(i32::from_ne_bytes) {
             Some(NO_ENTRY) => Ok(None),
@@ -128,7 +131,7 @@ mod tests {
 
     #[test]
     fn an_answer_cut_short_and_an_unknown_one_are_errors() {
-        for length in 0..UID_OFFSET + 4 {
+        for length in 0..INODE_OFFSET + 4 {
             let mut answer = vec![0; length];
             if let Some(kind) = answer.get_mut(4..6) {
                 kind.copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());

@@ -92,7 +92,7 @@ impl Plane {
         let name = &self.cluster.name;
         let cluster = home.cluster(name);
         cluster
-            .write_record(&ClusterRecord {
+            .remember(&ClusterRecord {
                 cluster: name.clone(),
                 addresses: vec![format!("{CLUSTER}:{}", self.address.port())],
                 pin: self.cluster.pin().to_string(),

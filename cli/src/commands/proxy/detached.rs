@@ -1,6 +1,5 @@
 //! `iapctl proxy --detach`: the same command once more, in the background, without a terminal.
 
-use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use crate::context::NONINTERACTIVE;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
+use crate::home::ClusterHome;
 
 /// What the one in the background says once it is there, in the folder of the cluster.
 pub(super) const LOG: &str = "proxy.log";
@@ -30,8 +30,11 @@ pub(super) struct Detached {
 }
 
 /// Starts `iapctl proxy` with these arguments and waits until it listens.
-pub(super) async fn start(arguments: &[String], log: &Path) -> anyhow::Result<Detached> {
-    let said = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+pub(super) async fn start(arguments: &[String], home: &ClusterHome) -> anyhow::Result<Detached> {
+    let log = &home.file(LOG);
+    // What one that still runs says stays its own.
+    let _ = std::fs::rename(log, log.with_extension("log.1"));
+    let said = home.open_private(LOG)?;
     let mut child = command(arguments)?
         .stderr(Stdio::from(said))
         .spawn()
