@@ -9,6 +9,7 @@ use iap_proto::v1::{FeedEvent, ProxyWatchRequest, RenewRequest};
 use iap_runtime::admin::Condition;
 use iap_runtime::backoff::{Backoff, jittered};
 use iap_runtime::files::DataDir;
+use iap_runtime::outage::Outage;
 use iap_runtime::tls::Material;
 use rcgen::KeyPair;
 use thiserror::Error;
@@ -55,14 +56,18 @@ impl Feed {
     pub(crate) async fn follow(self) {
         self.note_readiness();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
+        let mut outage = Outage::default();
         loop {
-            let error = self.follow_once(&mut backoff).await;
-            tracing::warn!(%error, "the feed from the auth server is interrupted");
+            let error = self.follow_once(&mut backoff, &mut outage).await;
+            match outage.is_news(&error) {
+                true => tracing::warn!(%error, "the feed from the auth server is interrupted"),
+                false => tracing::debug!(%error, "the feed from the auth server is still interrupted"),
+            }
             backoff.wait().await;
         }
     }
 
-    async fn follow_once(&self, backoff: &mut Backoff) -> FeedError {
+    async fn follow_once(&self, backoff: &mut Backoff, outage: &mut Outage) -> FeedError {
         let mut events = match self.ask().await {
             Ok(events) => events,
             Err(error) => return error,
@@ -77,6 +82,7 @@ impl Feed {
             };
             self.take(event);
             backoff.reset();
+            outage.over();
         }
     }
 

@@ -73,7 +73,7 @@ impl Follower {
             tokio::select! {
                 biased;
                 () = self.events.closed() => return Err(Over),
-                () = shutdown.cancelled() => return self.end(RpcError::internal("shutting down")).await,
+                () = shutdown.cancelled() => return self.end(RpcError::stopping()).await,
                 changed = self.locks.changed() => {
                     changed.map_err(|_| Over)?;
                     self.send_locks().await?;

@@ -30,6 +30,8 @@ pub enum ErrorCode {
     TooMany,
     /// Possible, but only with `force`.
     NeedsForce,
+    /// Ours, and meant: this server stops. Another one, or this one once it is back, can do it.
+    Stopping,
     /// Ours; asking again may help.
     Internal,
 }
@@ -46,6 +48,7 @@ impl ErrorCode {
             ErrorCode::Conflict => "conflict",
             ErrorCode::TooMany => "too_many",
             ErrorCode::NeedsForce => "needs_force",
+            ErrorCode::Stopping => "stopping",
             ErrorCode::Internal => "internal",
         }
     }
@@ -59,7 +62,7 @@ impl ErrorCode {
             ErrorCode::Conflict => Code::Aborted,
             ErrorCode::TooMany => Code::ResourceExhausted,
             ErrorCode::NeedsForce => Code::FailedPrecondition,
-            ErrorCode::Internal => Code::Unavailable,
+            ErrorCode::Stopping | ErrorCode::Internal => Code::Unavailable,
         }
     }
 }
@@ -106,6 +109,11 @@ impl RpcError {
         Self::new(ErrorCode::Conflict, text)
     }
 
+    /// The server stops in good order: what it had under way ends.
+    pub fn stopping() -> Self {
+        Self::new(ErrorCode::Stopping, "the auth server is stopping; try again")
+    }
+
     /// Ours: the caller learns that it was not theirs, the log learns what.
     pub fn internal(log: impl std::fmt::Display) -> Self {
         Self {
@@ -127,7 +135,8 @@ impl From<RpcError> for Status {
             | ErrorCode::NotFound
             | ErrorCode::Conflict
             | ErrorCode::TooMany
-            | ErrorCode::NeedsForce => tracing::debug!(%error, "a call was refused"),
+            | ErrorCode::NeedsForce
+            | ErrorCode::Stopping => tracing::debug!(%error, "a call was refused"),
         }
         let mut status = Status::new(error.code.grpc(), error.text);
         status.metadata_mut().insert(

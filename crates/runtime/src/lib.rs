@@ -12,6 +12,7 @@ pub mod files;
 pub mod inherited;
 pub mod keys;
 pub mod net;
+pub mod outage;
 pub mod proxy_protocol;
 pub mod pump;
 pub mod quic;

@@ -17,7 +17,7 @@ use iap_identity::CertificateDer;
 use iap_proto::v1;
 use iap_proto::v1::agent_client::AgentClient;
 use iap_runtime::net::{self, HostPort};
-use iap_runtime::rpc;
+use iap_runtime::{rpc, tls};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
@@ -36,6 +36,9 @@ pub enum CallError {
     /// It refused, or could not be reached.
     #[error("{}: {}", .0.code(), .0.message())]
     Refused(Box<tonic::Status>),
+    /// The proxy that was dialled turned the connection away, because nobody answers behind it.
+    #[error("the proxy cannot reach the auth server (it says so with the TLS alert internal_error)")]
+    AwayBehindProxy,
     /// It did not answer in time.
     #[error("no answer within {} s", CALL_TIMEOUT.as_secs())]
     TimedOut,
@@ -49,7 +52,10 @@ pub enum CallError {
 
 impl From<tonic::Status> for CallError {
     fn from(status: tonic::Status) -> Self {
-        Self::Refused(Box::new(status))
+        match tls::alert_behind(&status) {
+            Some(tls::AlertDescription::InternalError) => Self::AwayBehindProxy,
+            Some(_) | None => Self::Refused(Box::new(status)),
+        }
     }
 }
 

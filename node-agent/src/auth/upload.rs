@@ -7,6 +7,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use iap_audit::RecordView;
 use iap_proto::v1;
 use iap_runtime::backoff::Backoff;
+use iap_runtime::outage::Outage;
 use iap_runtime::spool::{SpoolError, SpooledRecord};
 use tokio::sync::{Mutex, watch};
 
@@ -79,6 +80,7 @@ impl Uploader {
     pub async fn run(&self) {
         let mut committed = self.journal.spool().committed();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        let mut outage = Outage::default();
         let mut epochs = self.views.clone();
         let mut epoch = epoch_of(&mut epochs);
         let mut place = Place::Unacknowledged;
@@ -92,6 +94,9 @@ impl Uploader {
             match self.upload_batch(&mut place).await {
                 Ok(Sent::Some) => {
                     backoff.reset();
+                    if outage.over() {
+                        tracing::info!("audit records are delivered again");
+                    }
                     tokio::time::sleep(PACE).await;
                 }
                 Ok(Sent::Nothing) => tokio::select! {
@@ -104,7 +109,11 @@ impl Uploader {
                     },
                 },
                 Err(error) => {
-                    tracing::warn!(%error, waiting = self.journal.unacknowledged(), "audit records wait");
+                    let waiting = self.journal.unacknowledged();
+                    match outage.is_news(&error) {
+                        true => tracing::warn!(%error, waiting, "audit records wait"),
+                        false => tracing::debug!(%error, waiting, "audit records still wait"),
+                    }
                     backoff.wait().await;
                 }
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use iap_identity::{ServiceName, TrustBundle};
 use iap_proto::v1::FeedEvent;
 use iap_runtime::backoff::Backoff;
+use iap_runtime::outage::Outage;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Streaming;
@@ -56,15 +57,20 @@ impl Watcher {
     /// Runs for ever.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        let mut outage = Outage::default();
         loop {
             let mut heard = false;
             let end = self.listen(&mut heard).await;
             if heard {
                 backoff.reset();
+                outage.over();
             }
             match end {
                 StreamEnd::CertificateRenewed => continue,
-                end => tracing::warn!(error = %end, "the feed of the auth server is interrupted"),
+                end if outage.is_news(&end) => {
+                    tracing::warn!(error = %end, "the feed of the auth server is interrupted");
+                }
+                end => tracing::debug!(error = %end, "the feed of the auth server is still interrupted"),
             }
             backoff.wait().await;
         }

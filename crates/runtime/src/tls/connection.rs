@@ -63,6 +63,23 @@ pub fn alert_received(error: &io::Error) -> Option<rustls::AlertDescription> {
     }
 }
 
+/// The alert at the root of any error, such as the status of a call whose connection was refused.
+pub fn alert_behind(error: &(dyn std::error::Error + 'static)) -> Option<rustls::AlertDescription> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let io = cause.downcast_ref::<io::Error>();
+        if let Some(alert) = io.and_then(alert_received) {
+            return Some(alert);
+        }
+        // An I/O error may hold the next cause where `source` passes it by.
+        let held = io.and_then(io::Error::get_ref);
+        next = held
+            .map(|held| held as &(dyn std::error::Error + 'static))
+            .or_else(|| cause.source());
+    }
+    None
+}
+
 /// A server that asks for client certificates. `clients` is made anew for each connection, and so is this.
 pub fn server_config(
     identity: Arc<dyn ResolvesServerCert>,

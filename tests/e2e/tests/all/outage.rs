@@ -118,6 +118,43 @@ fn a_session_in_both_directions_survives_the_auth_servers_restart() {
     session.round_trip(b"after\n").unwrap();
 }
 
+fn log_of(plane: &Plane, program: &str) -> String {
+    std::fs::read_to_string(plane.dir().join(format!("logs/{program}.log"))).unwrap()
+}
+
+#[test]
+fn an_orderly_end_of_the_auth_server_is_no_error_and_its_agents_say_once_what_they_miss() {
+    let plane = Plane::demo().unwrap();
+    let auth = plane.pid("auth").unwrap();
+    plane.signal("dev", Signal::STOP).unwrap();
+    plane.signal("auth", Signal::TERM).unwrap();
+    // Each attempt of the agent is turned away by the proxy.
+    wait_until("the agent has tried several times", || {
+        let attempts = log_of(&plane, "proxy")
+            .lines()
+            .filter(|line| line.contains("turned away"))
+            .count();
+        Ok(attempts > 5)
+    })
+    .unwrap();
+    let said = log_of(&plane, "agent");
+    let reason = "the proxy cannot reach the auth server";
+    let feed =
+        |line: &&str| line.contains("the feed of the auth server is interrupted") && line.contains(reason);
+    assert_eq!(said.lines().filter(feed).count(), 1, "{said}");
+    assert!(!said.contains("InternalError"), "{said}");
+    let said = log_of(&plane, "auth");
+    assert!(said.contains("shutting down"), "{said}");
+    assert!(!said.contains("ERROR"), "{said}");
+
+    plane.signal("dev", Signal::CONT).unwrap();
+    wait_until("the agent listens again", || {
+        let opened = log_of(&plane, "agent").matches("listening to the feed").count();
+        Ok(plane.pid("auth")? != auth && opened > 1)
+    })
+    .unwrap();
+}
+
 /// Stricter than any default, so that its rows of the table can be waited for.
 const STRICT: &str = r#"
 [[service]]
