@@ -7,14 +7,15 @@ use std::time::Duration;
 use iap_audit::EventKind;
 use iap_identity::Pin;
 use iap_runtime::admin::{self, AdminError, Condition, Readiness};
+use iap_runtime::config::InForce;
 use iap_runtime::shutdown::{Drained, Hangups, Shutdown};
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::audit::RecordError;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::context::{AppContext, Clock, OpenError, OpenedContext, Random};
-use crate::listener::{Front, IdentityError, OwnIdentity, WebCertificateError, WebTls};
+use crate::listener::{Front, IdentityError, OwnIdentity, Places, WebCertificateError, WebTls};
 use crate::login::{Logins, OutboundError};
 use crate::metrics::Metrics;
 use crate::{audit, local, rpc, web};
@@ -32,8 +33,25 @@ pub struct App {
     web_tls: WebTls,
     listener: TcpListener,
     local: UnixListener,
+    places: Places,
     is_first_start: bool,
     readiness: Readiness,
+}
+
+/// The limits of a running server.
+#[derive(Clone, Debug)]
+pub struct LimitsInForce {
+    limits: InForce<Limits>,
+    places: Places,
+}
+
+impl LimitsInForce {
+    /// From now on these limits, as far as a running server takes them over. Whoever came in under others stays, and
+    /// what was issued within the hour counts.
+    pub fn take_over(&self, limits: Limits) {
+        self.limits.replace(limits.taken_over(&self.limits.now()));
+        self.places.resize(&self.limits.now());
+    }
 }
 
 /// Why the server cannot start.
@@ -94,6 +112,7 @@ impl App {
             .await
             .map_err(|source| BuildError::Listen { address, source })?;
         let local = local::listen(&context.config.data_dir).map_err(BuildError::Local)?;
+        let places = Places::new(&context.limits.now());
         let event = context
             .audit
             .event(EventKind::AuthStart)
@@ -109,6 +128,7 @@ impl App {
             web_tls,
             listener,
             local,
+            places,
             is_first_start,
             readiness: Readiness::new(),
         })
@@ -122,6 +142,14 @@ impl App {
     /// What `/readyz` says.
     pub fn readiness(&self) -> Readiness {
         self.readiness.clone()
+    }
+
+    /// Changes the limits while the server runs.
+    pub fn limits(&self) -> LimitsInForce {
+        LimitsInForce {
+            limits: self.context.limits.clone(),
+            places: self.places.clone(),
+        }
     }
 
     /// Where the server listens.
@@ -145,6 +173,7 @@ impl App {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let config = Arc::clone(&self.context.config);
+        let limits = self.context.limits.clone();
         admin::serve(
             config.admin_listen,
             readiness.clone(),
@@ -186,6 +215,7 @@ impl App {
             material,
             self.web_tls,
             pages,
+            self.places,
             metrics.clone(),
             shutdown.clone(),
         );
@@ -199,7 +229,7 @@ impl App {
         });
         tracing::info!(listen = %config.listen, cluster = %config.cluster, "serving");
         front.run(self.listener).await;
-        match shutdown.drain(config.limits.drain_timeout).await {
+        match shutdown.drain(limits.now().drain_timeout).await {
             Drained::Complete => tracing::info!("stopped"),
             Drained::Abandoned { tasks } => tracing::warn!(tasks, "stopped with work under way"),
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iap_identity::ClusterName;
-use iap_runtime::config::ConfigErrors;
+use iap_runtime::config::{ConfigErrors, LiveKeys};
 use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::telemetry::LogFormat;
 
@@ -18,9 +18,15 @@ use crate::store::LoginMethod;
 pub use connector::{ConnectorConfig, ConnectorKind};
 pub use raw::RawConfig;
 
-/// Overrides come from `IAP_AUTH__SECTION__KEY`.
-/// As in `IAP_AUTH__LOG__LEVEL`.
+/// Overrides come from `IAP_AUTH__SECTION__KEY`, as in `IAP_AUTH__LOG__LEVEL`.
 pub const ENVIRONMENT_PREFIX: &str = "IAP_AUTH";
+
+/// What SIGHUP takes over.
+pub const LIVE_KEYS: LiveKeys = LiveKeys {
+    taken_over: &["limits"],
+    // The API server is made with them.
+    fixed: &["limits.message_bytes_max", "limits.streams_per_connection_max"],
+};
 
 /// Everything the server was told, checked.
 #[derive(Clone, Debug)]
@@ -130,6 +136,18 @@ pub struct Limits {
     pub certificates_per_proxy_per_hour_max: u32,
     /// How long SIGTERM waits for requests under way.
     pub drain_timeout: Duration,
+}
+
+impl Limits {
+    /// What is in force once these limits are taken over by a server that runs with `held`; see [`LIVE_KEYS`].
+    #[must_use]
+    pub fn taken_over(self, held: &Self) -> Self {
+        Self {
+            message_bytes_max: held.message_bytes_max,
+            streams_per_connection_max: held.streams_per_connection_max,
+            ..self
+        }
+    }
 }
 
 impl Config {

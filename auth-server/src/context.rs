@@ -5,13 +5,14 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use iap_runtime::config::InForce;
 use iap_runtime::files::{DataDir, FileError, PRIVATE_FILE_MODE};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::audit::AuditLog;
 use crate::authority::{Authority, AuthorityKeys, DATABASE_FILE, KeysError, Quotas};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::feed::{Feed, FeedError};
 use crate::login::SealKeys;
 use crate::policies::{Policies, PoliciesError};
@@ -26,6 +27,8 @@ pub(crate) const LOCK_FILE: &str = "in-use";
 pub struct AppContext {
     /// The checked configuration.
     pub config: Arc<Config>,
+    /// Of these, what is in force now.
+    pub limits: InForce<Limits>,
     /// The time.
     pub clock: Clock,
     /// Randomness fit for secrets.
@@ -119,6 +122,7 @@ impl AppContext {
             now,
         )?;
         let store: SharedStore = Arc::new(store);
+        let limits = InForce::new(config.limits.clone());
         let audit = AuditLog::new(keys.auth_id, Arc::clone(&store), clock.clone(), random.clone());
         let policies = Policies::load(&config, &store).await?;
         let authority = Arc::new(Authority {
@@ -126,7 +130,7 @@ impl AppContext {
             keys,
             bundle: Arc::new(bundle),
             user_life: config.login.ttl.try_into().unwrap_or(time::Duration::HOUR),
-            quotas: Quotas::new(&config.limits),
+            quotas: Quotas::new(limits.clone()),
             audit: audit.clone(),
             policies: policies.clone(),
             store: Arc::clone(&store),
@@ -142,6 +146,7 @@ impl AppContext {
         .await?;
         let context = AppContext {
             config,
+            limits,
             clock,
             random,
             store,

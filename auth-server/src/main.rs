@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use iap_auth::app::App;
+use iap_auth::app::{App, LimitsInForce};
 use iap_auth::break_glass::{self, Wish};
 use iap_auth::config::{self, Config};
 use iap_auth::context::{Clock, Random};
@@ -12,7 +12,7 @@ use iap_auth::idp::{self, TestArguments};
 use iap_auth::{backup, local, printer};
 use iap_runtime::config::ConfigDuration;
 use iap_runtime::net::HostPort;
-use iap_runtime::reloading::Reloading;
+use iap_runtime::reloading::{Checked, Reloading};
 use iap_runtime::service_manager::ServiceManager;
 use iap_runtime::shutdown::{Hangups, Shutdown};
 use iap_runtime::{admin, descriptors, telemetry, tls};
@@ -155,7 +155,7 @@ fn run(config: Config, file: &Path) -> anyhow::Result<()> {
     let reloading = Reloading {
         path: file.to_owned(),
         environment_prefix: config::ENVIRONMENT_PREFIX,
-        live: &[],
+        live: config::LIVE_KEYS,
         level,
         manager,
     };
@@ -215,8 +215,22 @@ async fn serve(config: Config, reloading: Reloading) -> anyhow::Result<()> {
     let (manager, path) = (reloading.manager.clone(), reloading.path.clone());
     manager.ready();
     tokio::spawn(manager.follow(shutdown.clone()));
-    tokio::spawn(reloading.run(hangups, shutdown.clone(), move || {
-        Config::load(&path).map(|config| config.log_level)
-    }));
+    let check = reading_again(path, app.limits());
+    tokio::spawn(reloading.run(hangups, shutdown.clone(), check));
     Ok(app.run(shutdown).await?)
+}
+
+/// What changes of the file while the server runs are its limits, and what it logs.
+fn reading_again(
+    path: PathBuf,
+    limits: LimitsInForce,
+) -> impl FnMut() -> Result<Checked, ConfigErrors> + Send {
+    move || {
+        let config = Config::load(&path)?;
+        let limits = limits.clone();
+        Ok(Checked {
+            level: config.log_level,
+            take_over: Box::new(move || limits.take_over(config.limits)),
+        })
+    }
 }

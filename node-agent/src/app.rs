@@ -6,7 +6,9 @@ mod wiring;
 use std::sync::Arc;
 
 use iap_runtime::admin::{self, AdminError, Readiness};
+use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
+use iap_runtime::waiting_room::WaitingRoom;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::sync::watch;
 
@@ -15,7 +17,9 @@ use crate::clock::TrustedClock;
 use crate::config::{Config, LocalServices};
 use crate::identity::{IdentityError, OwnIdentity};
 use crate::journal::{Journal, JournalError};
+use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::session::Registry;
 use crate::state::{Joined, StateDir, StateError};
 use crate::view::{Feed, FeedError};
 use running::Conditions;
@@ -68,17 +72,34 @@ pub struct App {
     metrics: Metrics,
     registry: MetricsRegistry,
     services: watch::Sender<Arc<LocalServices>>,
+    limits: InForce<Limits>,
+    sessions: Arc<Registry>,
+    handshakes: WaitingRoom,
 }
 
-/// Changes the services of a running agent's own file.
+/// Changes what a running agent takes over of its own file.
 #[derive(Debug, Clone)]
-pub struct Reload(watch::Sender<Arc<LocalServices>>);
+pub struct Reload {
+    services: watch::Sender<Arc<LocalServices>>,
+    limits: InForce<Limits>,
+    sessions: Arc<Registry>,
+    handshakes: WaitingRoom,
+}
 
 impl Reload {
     /// From now on these are the services of the agent's own file. Live sessions are decided again: what the
     /// file no longer lists or allows ends.
     pub fn services(&self, services: LocalServices) {
-        self.0.send_replace(Arc::new(services));
+        self.services.send_replace(Arc::new(services));
+    }
+
+    /// From now on these limits, as far as a running agent takes them over. Nobody who came in under others is
+    /// sent away.
+    pub fn limits(&self, limits: Limits) {
+        self.limits.replace(limits.taken_over(&self.limits.now()));
+        let now = self.limits.now();
+        self.sessions.resize(now.sessions_max);
+        self.handshakes.resize(now.handshakes_max, now.handshakes_max);
     }
 }
 
@@ -104,8 +125,8 @@ impl App {
         let identity = OwnIdentity::load(joined.agent_id, state.clone(), &bundle, Arc::clone(&clock))?;
         let mut registry = MetricsRegistry::default();
         let metrics = Metrics::registered(&mut registry);
-        let (id, limits) = (joined.agent_id, &config.limits);
-        let journal = Journal::open(id, &state, limits, Arc::clone(&clock), metrics.clone()).await?;
+        let (id, limits) = (joined.agent_id, InForce::new(config.limits.clone()));
+        let journal = Journal::open(id, &state, limits.clone(), Arc::clone(&clock), metrics.clone()).await?;
         let identity = Arc::new(identity);
         let services = watch::Sender::new(Arc::new(config.services.clone()));
         Ok(Self {
@@ -119,13 +140,22 @@ impl App {
             metrics,
             registry,
             services,
+            sessions: Arc::new(Registry::new(limits.now().sessions_max)),
+            // The proxy has bounded each source already.
+            handshakes: WaitingRoom::new(limits.now().handshakes_max, limits.now().handshakes_max),
+            limits,
         })
     }
 
     /// For changes of the agent's own file while it runs.
     #[must_use]
     pub fn reload(&self) -> Reload {
-        Reload(self.services.clone())
+        Reload {
+            services: self.services.clone(),
+            limits: self.limits.clone(),
+            sessions: Arc::clone(&self.sessions),
+            handshakes: self.handshakes.clone(),
+        }
     }
 
     /// Serves until `shutdown`, then drains.
@@ -141,13 +171,13 @@ impl App {
             certificate: readiness.condition("certificate"),
             clock: readiness.condition("clock"),
         };
-        let drain = self.config.limits.drain();
+        let limits = self.limits.clone();
         let admin_listen = self.config.admin_listen;
         let (running, registry) = wiring::start(self, conditions, &shutdown)?;
         if let Some(address) = admin_listen {
             let bound = admin::serve(address, readiness, Arc::new(registry), shutdown.clone()).await?;
             tracing::info!(%bound, "admin address");
         }
-        running.until_stopped(shutdown, drain).await
+        running.until_stopped(shutdown, &limits).await
     }
 }

@@ -11,6 +11,7 @@ use iap_identity::{AgentId, LoginName, ServiceName, SessionId};
 use iap_policy::{Asked, Decision, Grant, Question};
 use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
+use iap_runtime::config::InForce;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -91,7 +92,7 @@ pub struct Gate {
     views: watch::Receiver<Option<Arc<View>>>,
     clock: Arc<TrustedClock>,
     services: watch::Receiver<Arc<LocalServices>>,
-    lock_feed_max: Duration,
+    limits: InForce<Limits>,
 }
 
 impl Gate {
@@ -103,7 +104,7 @@ impl Gate {
         views: watch::Receiver<Option<Arc<View>>>,
         clock: Arc<TrustedClock>,
         services: watch::Receiver<Arc<LocalServices>>,
-        lock_feed_max: Duration,
+        limits: InForce<Limits>,
     ) -> Self {
         Self {
             agent_id,
@@ -111,7 +112,7 @@ impl Gate {
             views,
             clock,
             services,
-            lock_feed_max,
+            limits,
         }
     }
 
@@ -200,8 +201,9 @@ impl Gate {
     /// The service narrows what this host's file allows, and never widens it.
     fn check_age(&self, view: &View, strictness: &Strictness, now: OffsetDateTime) -> Result<(), Outage> {
         let lock_feed_max = strictness
+        let own_max = self.limits.now().lock_feed();
             .lock_feed_max_age
-            .map_or(self.lock_feed_max, |max| max.min(self.lock_feed_max));
+            .map_or(own_max, |max| max.min(own_max));
         let is_fresh = |age: Duration| age <= lock_feed_max;
         let outage = if view.expires() <= now {
             Outage::SnapshotExpired

@@ -2,7 +2,19 @@
 
 use std::time::Duration;
 
+use iap_runtime::config::LiveKeys;
 use serde::Deserialize;
+
+/// What SIGHUP takes over.
+pub const LIVE_KEYS: LiveKeys = LiveKeys {
+    taken_over: &["service", "limits"],
+    // The spool is laid out, the pools are filled and the proxies dialled with what held at the start.
+    fixed: &[
+        "limits.pool_connections_per_proxy",
+        "limits.proxies_max",
+        "limits.spool_bytes_max",
+    ],
+};
 
 /// Bounds on what the agent holds, waits for and accepts. The unit is the last word of each name.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -78,6 +90,17 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What is in force once these limits are taken over by an agent that runs with `held`; see [`LIVE_KEYS`].
+    #[must_use]
+    pub fn taken_over(self, held: &Self) -> Self {
+        Self {
+            pool_connections_per_proxy: held.pool_connections_per_proxy,
+            proxies_max: held.proxies_max,
+            spool_bytes_max: held.spool_bytes_max,
+            ..self
+        }
+    }
+
     /// `handshake_seconds_max` as a duration.
     #[must_use]
     pub fn handshake(&self) -> Duration {

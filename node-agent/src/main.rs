@@ -10,7 +10,7 @@ use iap_agent::printer;
 use iap_agent::{App, Config, config, doctor, join};
 use iap_runtime::config::ConfigErrors;
 use iap_runtime::net::HostPort;
-use iap_runtime::reloading::Reloading;
+use iap_runtime::reloading::{Checked, Reloading};
 use iap_runtime::service_manager::ServiceManager;
 use iap_runtime::shutdown::{Hangups, Shutdown};
 use iap_runtime::{admin, descriptors, telemetry, tls};
@@ -197,25 +197,32 @@ async fn serve(config: Config, path: &Path) -> anyhow::Result<()> {
     let reloading = Reloading {
         path: path.to_owned(),
         environment_prefix: config::ENVIRONMENT_PREFIX,
-        live: &["service"],
+        live: limits::LIVE_KEYS,
         level,
         manager: ServiceManager::from_environment(),
     };
     reloading.manager.ready();
     tokio::spawn(reloading.manager.clone().follow(shutdown.clone()));
-    let take_over = take_over(app.reload(), path.to_owned());
-    tokio::spawn(reloading.run(hangups, shutdown.clone(), take_over));
+    let check = reading_again(app.reload(), path.to_owned());
+    tokio::spawn(reloading.run(hangups, shutdown.clone(), check));
     app.run(shutdown).await?;
     Ok(())
 }
 
-/// The services of the file take effect; what it no longer lists or allows ends.
-fn take_over(reload: Reload, path: PathBuf) -> impl FnMut() -> Result<String, ConfigErrors> + Send {
+/// The services and limits of the file take effect; the sessions of a service that it no longer lists or allows end.
+fn reading_again(reload: Reload, path: PathBuf) -> impl FnMut() -> Result<Checked, ConfigErrors> + Send {
     move || {
         let config = Config::load(&path)?;
-        let services = config.services.len();
-        tracing::info!(services, "the file's services are read again");
-        reload.services(config.services);
-        Ok(config.log.level)
+        let reload = reload.clone();
+        let take_over = move || {
+            let services = config.services.len();
+            tracing::info!(services, "the file's services are read again");
+            reload.services(config.services);
+            reload.limits(config.limits);
+        };
+        Ok(Checked {
+            level: config.log.level,
+            take_over: Box::new(take_over),
+        })
     }
 }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use iap_runtime::config::InForce;
 pub use iap_runtime::waiting_room::Source;
 use iap_runtime::waiting_room::{NoPlace, Place, Standing, WaitingRoom};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -23,7 +24,7 @@ const FORGETTING_INTERVAL: Duration = Duration::from_secs(1);
 /// The proxy's places.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    limits: Arc<Limits>,
+    limits: InForce<Limits>,
     waiting: WaitingRoom,
     places: Arc<Mutex<Places>>,
 }
@@ -59,16 +60,26 @@ pub struct RoutedPlace {
 
 impl Admission {
     /// Empty, within these limits.
-    pub fn new(limits: Arc<Limits>) -> Self {
+    pub fn new(limits: InForce<Limits>) -> Self {
+        let now = limits.now();
         let waiting = WaitingRoom::new(
-            limits.waiting_connections_max,
-            limits.waiting_connections_per_source_max,
+            now.waiting_connections_max,
+            now.waiting_connections_per_source_max,
         );
         Self {
             limits,
             waiting,
             places: Arc::default(),
         }
+    }
+
+    /// The limits have changed. Nobody who has a place loses it.
+    pub(crate) fn resize(&self) {
+        let limits = self.limits.now();
+        self.waiting.resize(
+            limits.waiting_connections_max,
+            limits.waiting_connections_per_source_max,
+        );
     }
 
     /// A place for a connection that was just accepted. `source` is `None` for a balancer, whose header will
@@ -115,7 +126,7 @@ impl Admission {
     /// bothered; logging in and agents' own connections are not held up.
     pub fn is_throttled(&self, source: Source, now: Instant) -> bool {
         let places = self.places();
-        let failures_max = self.limits.failures_per_source_per_minute_max;
+        let failures_max = self.limits.now().failures_per_source_per_minute_max;
         places
             .by_source
             .get(&source)
@@ -131,13 +142,14 @@ impl Admission {
     }
 
     fn route(&self, source: Source, now: Instant) -> Result<RoutedPlace, Refusal> {
+        let limits = self.limits.now();
         let mut places = self.places();
-        if places.routed >= self.limits.connections_max {
+        if places.routed >= limits.connections_max {
             return Err(Refusal::TooManyConnections);
         }
-        places.make_room_for(source, self.limits.sources_max, now)?;
+        places.make_room_for(source, limits.sources_max, now)?;
         let record = places.by_source.entry(source).or_default();
-        if record.routed >= self.limits.connections_per_source_max {
+        if record.routed >= limits.connections_per_source_max {
             return Err(Refusal::TooManyConnections);
         }
         record.routed += 1;
@@ -246,7 +258,7 @@ mod tests {
     fn admission(change: impl FnOnce(&mut Limits)) -> Admission {
         let mut limits = Limits::default();
         change(&mut limits);
-        Admission::new(Arc::new(limits))
+        Admission::new(InForce::new(limits))
     }
 
     fn source(last: u8) -> Source {

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_runtime::admin::{self, AdminError, Condition, Readiness};
+use iap_runtime::config::InForce;
 use iap_runtime::pump::Cancellation;
 use iap_runtime::quic::QuicError;
 use iap_runtime::rpc::{self, ALPN_H2};
 use iap_runtime::shutdown::{Drained, Shutdown};
 use iap_runtime::tls::{self, ServerVerifier};
-use iap_tunnel::PoolLimits;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -22,7 +22,7 @@ use tonic::transport::Channel;
 use crate::admission::Admission;
 use crate::auth::{Feed, Renewal};
 use crate::bind::{Binder, Listeners};
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::control::ControlDoor;
 use crate::front::door::Door;
 use crate::front::fetch::Fetcher;
@@ -42,7 +42,6 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A proxy with everything it needs: verified state, bound sockets.
 pub struct App {
-    config: Config,
     door: Arc<Door>,
     listeners: Vec<Listeners>,
     admin_listen: SocketAddr,
@@ -51,6 +50,24 @@ pub struct App {
     readiness: Readiness,
     registry: Arc<Registry>,
     trust: watch::Receiver<Arc<Trust>>,
+}
+
+/// The limits of a running proxy.
+#[derive(Clone)]
+pub struct LimitsInForce {
+    limits: InForce<Limits>,
+    admission: Admission,
+    board: Switchboard,
+}
+
+impl LimitsInForce {
+    /// From now on these limits, as far as a running proxy takes them over. Nobody who came in under others is
+    /// sent away.
+    pub fn take_over(&self, limits: Limits) {
+        self.limits.replace(limits.taken_over(&self.limits.now()));
+        self.admission.resize();
+        self.board.resize();
+    }
 }
 
 /// Why the proxy cannot run.
@@ -130,7 +147,6 @@ impl App {
         let admin_listen = config.admin_listen;
         let registry = Arc::new(registry);
         Ok(Self {
-            config,
             door,
             listeners,
             admin_listen,
@@ -160,6 +176,15 @@ impl App {
         Reloader {
             directory: self.renewal.directory.clone(),
             material: Arc::clone(&self.renewal.material),
+        }
+    }
+
+    /// Changes the limits while the proxy runs.
+    pub fn limits(&self) -> LimitsInForce {
+        LimitsInForce {
+            limits: self.door.control.limits.clone(),
+            admission: self.door.admission.clone(),
+            board: self.door.fetcher.board.clone(),
         }
     }
 
@@ -194,14 +219,12 @@ impl App {
             }
         }
         listening.met();
-        let drain_seconds_max = self.config.limits.drain_seconds_max;
         let door = self.door;
         Ok(Running {
             door,
             doors,
             background,
             shutdown,
-            drain_seconds_max,
             admin_address,
             listening,
         })
@@ -214,7 +237,6 @@ pub struct Running {
     doors: Vec<JoinHandle<()>>,
     background: Vec<JoinHandle<()>>,
     shutdown: Shutdown,
-    drain_seconds_max: Duration,
     admin_address: SocketAddr,
     listening: Condition,
 }
@@ -233,7 +255,8 @@ impl Running {
             // Ends at the shutdown by itself and closes its socket.
             let _ = door.await;
         }
-        let drained = drain(&self.door, self.drain_seconds_max, &self.shutdown).await;
+        let seconds_max = self.door.control.limits.now().drain_seconds_max;
+        let drained = drain(&self.door, seconds_max, &self.shutdown).await;
         self.background.iter().for_each(JoinHandle::abort);
         drained
     }
@@ -290,32 +313,24 @@ async fn cut_locked(mut trust: watch::Receiver<Arc<Trust>>, board: Switchboard) 
 }
 
 fn door(config: &Config, state: &State, metrics: &Metrics) -> Door {
-    let limits = Arc::new(config.limits.clone());
-    let pool = PoolLimits {
-        connections_max: limits.pool_connections_max,
-        connections_per_agent_max: limits.pool_connections_per_agent_max,
-    };
-    let board = Switchboard::new(limits.agents_max, limits.pending_opens_max, pool, metrics.clone());
-    let admission = Admission::new(Arc::clone(&limits));
+    let limits = InForce::new(config.limits.clone());
+    let board = Switchboard::new(limits.clone(), metrics.clone());
+    let admission = Admission::new(limits.clone());
     let end = Cancellation::new();
     Door {
         rules: Rules {
             cluster: config.cluster.clone(),
             proxy_protocol_from: config.proxy_protocol_from.clone(),
-            client_hello_bytes_max: limits.client_hello_bytes_max,
-            client_hello_seconds_max: limits.client_hello_seconds_max,
+            limits: limits.clone(),
         },
         fetcher: Fetcher {
             board: board.clone(),
             metrics: metrics.clone(),
-            dial_back_seconds_max: limits.dial_back_seconds_max,
-            next_after: limits.dial_back_next_milliseconds,
-            attempts_max: limits.dial_back_attempts_max,
-            pool_idle_seconds_max: limits.pool_idle_seconds_max,
+            limits: limits.clone(),
         },
         auth: AuthDialer {
             auth: config.auth.clone(),
-            connect_seconds_max: limits.auth_connect_seconds_max,
+            limits: limits.clone(),
         },
         control: ControlDoor {
             material: Arc::clone(&state.material),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iap_identity::ClusterName;
-use iap_runtime::config::{self, ConfigErrors};
+use iap_runtime::config::{self, ConfigErrors, LiveKeys};
 use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::quic::STREAMS_MAX;
 use iap_runtime::telemetry::LogFormat;
@@ -13,6 +13,13 @@ use serde::Deserialize;
 
 /// Prefix of the environment variables that override the file: `IAP_PROXY__SECTION__KEY`.
 pub const ENVIRONMENT_PREFIX: &str = "IAP_PROXY";
+
+/// What SIGHUP takes over.
+pub const LIVE_KEYS: LiveKeys = LiveKeys {
+    taken_over: &["limits"],
+    // QUIC tells each agent of it when it connects, from what the listener was made with.
+    fixed: &["limits.quic_sessions_per_agent_max"],
+};
 
 /// Everything the proxy needs to know, checked.
 #[derive(Debug, Clone)]
@@ -126,6 +133,17 @@ pub struct Limits {
     pub auth_connect_seconds_max: Duration,
     /// How long live sessions may go on once the proxy was told to stop.
     pub drain_seconds_max: Duration,
+}
+
+impl Limits {
+    /// What is in force once these limits are taken over by a proxy that runs with `held`; see [`LIVE_KEYS`].
+    #[must_use]
+    pub fn taken_over(self, held: &Self) -> Self {
+        Self {
+            quic_sessions_per_agent_max: held.quic_sessions_per_agent_max,
+            ..self
+        }
+    }
 }
 
 impl Default for Limits {

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use iap_identity::{AgentPeer, Class, ClassSet, VerifiedPeer};
+use iap_runtime::config::InForce;
 use iap_runtime::pump::Cancellation;
 use iap_runtime::quic::QuicError;
 use iap_runtime::shutdown::Shutdown;
@@ -41,7 +42,7 @@ pub(crate) struct ControlDoor {
     pub(crate) board: Switchboard,
     pub(crate) admission: Admission,
     pub(crate) trust: watch::Receiver<Arc<Trust>>,
-    pub(crate) limits: Arc<Limits>,
+    pub(crate) limits: InForce<Limits>,
     pub(crate) metrics: Metrics,
     pub(crate) end: Cancellation,
 }
@@ -114,7 +115,7 @@ impl ControlDoor {
 
     /// What a drain announces.
     fn drain_seconds(&self) -> u32 {
-        u32::try_from(self.limits.drain_seconds_max.as_secs()).unwrap_or(u32::MAX)
+        u32::try_from(self.limits.now().drain_seconds_max.as_secs()).unwrap_or(u32::MAX)
     }
 
     async fn establish(&self, client: Client) -> Result<(Agent, TlsStream), EstablishError> {
@@ -126,7 +127,8 @@ impl ControlDoor {
         )
         .map_err(|error| EstablishError::Config(error.to_string()))?;
         let stream = Replay::new(client.hello, client.stream);
-        let stream = tls::handshake(stream, config, self.limits.control_handshake_seconds_max).await?;
+        let patience = self.limits.now().control_handshake_seconds_max;
+        let stream = tls::handshake(stream, config, patience).await?;
         let connection = stream.get_ref().1;
         // A client that offers no protocol at all gets this far.
         if connection.alpn_protocol().is_none() {

@@ -19,5 +19,5 @@ pub mod state;
 pub mod switchboard;
 pub mod trust;
 
-pub use app::{App, AppError, Running};
+pub use app::{App, AppError, LimitsInForce, Running};
 pub use config::{Config, Limits};

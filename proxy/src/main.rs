@@ -9,7 +9,7 @@ use iap_proxy::state::{self, Reloader};
 use iap_proxy::{App, Config, config};
 use iap_runtime::config::ConfigErrors;
 use iap_runtime::net::HostPort;
-use iap_runtime::reloading::Reloading;
+use iap_runtime::reloading::{Checked, Reloading};
 use iap_runtime::service_manager::ServiceManager;
 use iap_runtime::shutdown::{Hangups, Shutdown};
 use iap_runtime::{admin, descriptors, telemetry, tls};
@@ -119,14 +119,14 @@ async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow:
             let reloading = Reloading {
                 path: file.to_owned(),
                 environment_prefix: config::ENVIRONMENT_PREFIX,
-                live: &[],
+                live: config::LIVE_KEYS,
                 level,
                 manager: ServiceManager::from_environment(),
             };
             reloading.manager.ready();
             tokio::spawn(reloading.manager.clone().follow(shutdown.clone()));
-            let take_over = take_over(app.reloader(), file.to_owned());
-            tokio::spawn(reloading.run(Hangups::listen()?, shutdown.clone(), take_over));
+            let check = reading_again(file.to_owned(), app.reloader(), app.limits());
+            tokio::spawn(reloading.run(Hangups::listen()?, shutdown.clone(), check));
             let drained = app.run(shutdown).await?;
             tracing::info!(?drained, "stopped");
         }
@@ -134,15 +134,26 @@ async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow:
     Ok(())
 }
 
-/// What changes while the proxy runs is its certificate, and what it logs.
-fn take_over(reloader: Reloader, file: PathBuf) -> impl FnMut() -> Result<String, ConfigErrors> + Send {
+/// What changes while the proxy runs is its certificate, its limits, and what it logs.
+fn reading_again(
+    file: PathBuf,
+    reloader: Reloader,
+    limits: LimitsInForce,
+) -> impl FnMut() -> Result<Checked, ConfigErrors> + Send {
     move || {
         let config = Config::load(&file)?;
-        match reloader.reload(OffsetDateTime::now_utc()) {
-            Ok(()) => tracing::info!("the certificate was read again"),
-            Err(error) => tracing::error!(%error, "the certificate was not read again"),
-        }
-        Ok(config.log.level)
+        let (reloader, limits) = (reloader.clone(), limits.clone());
+        let take_over = move || {
+            match reloader.reload(OffsetDateTime::now_utc()) {
+                Ok(()) => tracing::info!("the certificate was read again"),
+                Err(error) => tracing::error!(%error, "the certificate was not read again"),
+            }
+            limits.take_over(config.limits);
+        };
+        Ok(Checked {
+            level: config.log.level,
+            take_over: Box::new(take_over),
+        })
     }
 }
 

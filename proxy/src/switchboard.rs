@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iap_identity::{AgentId, ConnectionId, Locks, ServerName, ServiceName};
+use iap_runtime::config::InForce;
 use iap_runtime::pump::Cancellation;
 use iap_tunnel::{
     ControlMessage, IssueError, PendingOpens, Pool, PoolLimits, PoolPreface, PoolRefusal, Preface,
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admission::Source;
+use crate::config::Limits;
 use crate::front::data::DataStream;
 use crate::metrics::Metrics;
 
@@ -26,7 +28,7 @@ pub(crate) const REPLACED: &str = "the agent opened a newer control connection";
 #[derive(Clone)]
 pub struct Switchboard {
     table: Arc<Mutex<Table>>,
-    agents_max: usize,
+    limits: InForce<Limits>,
     metrics: Metrics,
 }
 
@@ -96,6 +98,13 @@ pub struct Opened {
     pub pooled: Option<TcpStream>,
 }
 
+fn pool_limits(limits: &Limits) -> PoolLimits {
+    PoolLimits {
+        connections_max: limits.pool_connections_max,
+        connections_per_agent_max: limits.pool_connections_per_agent_max,
+    }
+}
+
 /// The newest connection that is still open: nothing has been sent on one, so it has nothing to read.
 fn take_live(
     pool: &mut Pool<TcpStream>,
@@ -122,20 +131,29 @@ pub struct Slot {
 
 impl Switchboard {
     /// An empty table.
-    pub fn new(agents_max: usize, pending_opens_max: usize, pool: PoolLimits, metrics: Metrics) -> Self {
+    pub fn new(limits: InForce<Limits>, metrics: Metrics) -> Self {
+        let now = limits.now();
         let table = Table {
-            pool: Pool::new(pool),
+            pool: Pool::new(pool_limits(&now)),
             routes: Routes::new(),
-            pending: PendingOpens::new(pending_opens_max),
+            pending: PendingOpens::new(now.pending_opens_max),
             lines: BTreeMap::new(),
             sessions: BTreeMap::new(),
             lines_opened: 0,
         };
         Self {
             table: Arc::new(Mutex::new(table)),
-            agents_max,
+            limits,
             metrics,
         }
+    }
+
+    /// The limits have changed. Whoever is on the line stays, and what waits goes on waiting.
+    pub(crate) fn resize(&self) {
+        let limits = self.limits.now();
+        let mut table = self.table();
+        table.pending.resize(limits.pending_opens_max);
+        table.pool.resize(pool_limits(&limits));
     }
 
     /// An agent is on the line. A line it had before ends: the agent moved to another way, or came back before
@@ -150,11 +168,10 @@ impl Switchboard {
         messages: mpsc::Sender<ControlMessage>,
         cut: Cancellation,
     ) -> Result<LineNumber, TooManyAgents> {
+        let agents_max = self.limits.now().agents_max;
         let mut table = self.table();
-        if !table.lines.contains_key(&agent) && table.lines.len() >= self.agents_max {
-            return Err(TooManyAgents {
-                agents_max: self.agents_max,
-            });
+        if !table.lines.contains_key(&agent) && table.lines.len() >= agents_max {
+            return Err(TooManyAgents { agents_max });
         }
         table.lines_opened += 1;
         let number = LineNumber(table.lines_opened);

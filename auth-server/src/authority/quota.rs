@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use iap_identity::Profile;
+use iap_runtime::config::InForce;
 use time::{Duration, OffsetDateTime};
 
 use crate::config::Limits;
@@ -16,10 +17,7 @@ const PRINCIPALS_MAX: usize = 262_144;
 /// The counts of this server.
 #[derive(Debug)]
 pub struct Quotas {
-    user: u32,
-    bot: u32,
-    agent: u32,
-    proxy: u32,
+    limits: InForce<Limits>,
     windows: Mutex<HashMap<String, Window>>,
 }
 
@@ -52,42 +50,40 @@ pub struct QuotaExceeded {
 
 impl Quotas {
     /// Nothing issued yet.
-    pub fn new(limits: &Limits) -> Self {
+    pub fn new(limits: InForce<Limits>) -> Self {
         Self {
-            user: limits.certificates_per_user_per_hour_max,
-            bot: limits.certificates_per_bot_per_hour_max,
-            agent: limits.certificates_per_agent_per_hour_max,
-            proxy: limits.certificates_per_proxy_per_hour_max,
+            limits,
             windows: Mutex::default(),
         }
     }
 
     /// Counts one certificate that is about to be issued. The auth server's own are not limited.
     pub fn take(&self, profile: &Profile, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
+        let limits = self.limits.now();
         let (principal, max, key) = match profile {
             Profile::User(user) => (
                 format!("user {}", user.name),
-                self.user,
+                limits.certificates_per_user_per_hour_max,
                 "limits.certificates_per_user_per_hour_max",
             ),
             Profile::Bot(bot) => (
                 format!("bot {}", bot.name),
-                self.bot,
+                limits.certificates_per_bot_per_hour_max,
                 "limits.certificates_per_bot_per_hour_max",
             ),
             Profile::Agent(agent) => (
                 format!("agent {}", agent.id),
-                self.agent,
+                limits.certificates_per_agent_per_hour_max,
                 "limits.certificates_per_agent_per_hour_max",
             ),
             Profile::ServiceLeaf { agent, .. } => (
                 format!("agent {agent}"),
-                self.agent,
+                limits.certificates_per_agent_per_hour_max,
                 "limits.certificates_per_agent_per_hour_max",
             ),
             Profile::Proxy(proxy) => (
                 format!("proxy {}", proxy.id),
-                self.proxy,
+                limits.certificates_per_proxy_per_hour_max,
                 "limits.certificates_per_proxy_per_hour_max",
             ),
             Profile::Auth(_) => return Ok(()),
@@ -152,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_principal_gets_so_many_in_an_hour_and_others_are_not_held_up() {
-        let quotas = Quotas::new(&Limits::default());
+        let quotas = Quotas::new(InForce::new(Limits::default()));
         assert!(take(&quotas, "user a", NOW).is_ok() && take(&quotas, "user a", NOW).is_ok());
         let refused = take(&quotas, "user a", NOW + Duration::minutes(50)).unwrap_err();
         assert!(refused.is_news);
@@ -169,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_clock_that_was_set_back_locks_nobody_out() {
-        let quotas = Quotas::new(&Limits::default());
+        let quotas = Quotas::new(InForce::new(Limits::default()));
         assert!(take(&quotas, "user a", NOW).is_ok() && take(&quotas, "user a", NOW).is_ok());
         assert!(take(&quotas, "user a", NOW - Duration::days(1)).is_ok());
     }

@@ -1,6 +1,7 @@
 //! The first bytes of a connection: an optional PROXY header from listed peers, then the ClientHello.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use iap_identity::ServerName;
 use iap_runtime::proxy_protocol::{self, ProxyHeaderError};
@@ -84,10 +85,11 @@ impl ArrivalError {
 /// Reads until it is clear who calls and for whom. Sends the alert where there is something to refuse.
 pub(super) async fn receive(
     config: &Config,
+    timeout: Duration,
     mut stream: TcpStream,
     peer: SocketAddr,
 ) -> Result<Arrival, ArrivalError> {
-    let (client, read) = match read_proxy_header(config, &mut stream, peer).await {
+    let (client, read) = match read_proxy_header(config, timeout, &mut stream, peer).await {
         Ok(read) => read,
         Err(error) => {
             let _ = tls::send_alert(&mut stream, AlertDescription::DecodeError).await;
@@ -95,7 +97,7 @@ pub(super) async fn receive(
         }
     };
     let limits = ClientHelloLimits {
-        timeout: config.limits.handshake_timeout,
+        timeout,
         ..Default::default()
     };
     let (facts, read) = match tls::peek(&mut stream, read, limits).await {
@@ -130,6 +132,7 @@ pub(super) async fn receive(
 /// an error that names it: most likely a proxy whose address is missing in the configuration.
 async fn read_proxy_header(
     config: &Config,
+    timeout: Duration,
     stream: &mut TcpStream,
     peer: SocketAddr,
 ) -> Result<(SocketAddr, Vec<u8>), ArrivalError> {
@@ -138,7 +141,6 @@ async fn read_proxy_header(
         return Ok((peer, vec![first]));
     }
     let mut replay = Replay::new(vec![first], stream);
-    let timeout = config.limits.handshake_timeout;
     let client = proxy_protocol::read(&mut replay, peer, &config.proxy_protocol_from, timeout).await?;
     Ok((client, Vec::new()))
 }

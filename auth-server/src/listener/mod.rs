@@ -18,11 +18,13 @@ use iap_runtime::net;
 use iap_runtime::proxy_protocol;
 use iap_runtime::rpc::ALPN_H2;
 use iap_runtime::shutdown::Shutdown;
+use iap_runtime::slots::{Slot, Slots};
 use iap_runtime::tls::{self, Demand, Material, PeerVerifier};
 use iap_runtime::waiting_room::{NoPlace, Place, Source, Standing, WaitingRoom};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 
+use crate::config::Limits;
 use crate::context::AppContext;
 use crate::metrics::Metrics;
 use crate::rpc::{Connection, Presented};
@@ -47,15 +49,43 @@ pub struct Front {
     web_tls: WebTls,
     pages: Router,
     api: mpsc::Sender<ApiStream>,
-    connections: Arc<Semaphore>,
-    unauthenticated: WaitingRoom,
+    places: Places,
     metrics: Metrics,
     shutdown: Shutdown,
 }
 
+/// How many connections there may be at once. Clones share the places.
+#[derive(Clone, Debug)]
+pub struct Places {
+    connections: Slots,
+    unauthenticated: WaitingRoom,
+}
+
+impl Places {
+    /// As many as these limits allow, none of them taken.
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            connections: Slots::new(limits.connections_max),
+            unauthenticated: WaitingRoom::new(
+                limits.unauthenticated_connections_max,
+                limits.unauthenticated_connections_per_source_max,
+            ),
+        }
+    }
+
+    /// From now on these limits count. Whoever has a place keeps it.
+    pub fn resize(&self, limits: &Limits) {
+        self.connections.resize(limits.connections_max);
+        self.unauthenticated.resize(
+            limits.unauthenticated_connections_max,
+            limits.unauthenticated_connections_per_source_max,
+        );
+    }
+}
+
 /// What a connection holds while it lasts.
-struct Slots {
-    connection: OwnedSemaphorePermit,
+struct Taken {
+    connection: Slot,
     unauthenticated: Place,
 }
 
@@ -66,17 +96,13 @@ impl Front {
         material: Arc<Material>,
         web_tls: WebTls,
         pages: Router,
+        places: Places,
         metrics: Metrics,
         shutdown: Shutdown,
     ) -> (Self, ApiIncoming) {
         let (api, incoming) = mpsc::channel(API_QUEUE_MAX);
-        let limits = &context.config.limits;
         let front = Self {
-            connections: Arc::new(Semaphore::new(limits.connections_max)),
-            unauthenticated: WaitingRoom::new(
-                limits.unauthenticated_connections_max,
-                limits.unauthenticated_connections_per_source_max,
-            ),
+            places,
             context,
             material,
             web_tls,
@@ -132,23 +158,24 @@ impl Front {
         tokio::spawn(serving);
     }
 
-    fn slots(&self, peer: SocketAddr) -> Option<Slots> {
+    fn slots(&self, peer: SocketAddr) -> Option<Taken> {
         let forwards = proxy_protocol::may_send(peer.ip(), &self.context.config.proxy_protocol_from);
         let source = (!forwards).then(|| Source::of(peer.ip()));
-        Some(Slots {
-            connection: Arc::clone(&self.connections).try_acquire_owned().ok()?,
+        Some(Taken {
+            connection: self.places.connections.take()?,
             unauthenticated: self
+                .places
                 .unauthenticated
                 .enter(source, Standing::Stranger, Instant::now())
                 .ok()?,
         })
     }
 
-    async fn serve(&self, stream: TcpStream, peer: SocketAddr, mut slots: Slots) -> Result<(), ArrivalError> {
+    async fn serve(&self, stream: TcpStream, peer: SocketAddr, mut slots: Taken) -> Result<(), ArrivalError> {
         net::tune(&stream)?;
-        let timeout = self.context.config.limits.handshake_timeout;
+        let timeout = self.context.limits.now().handshake_timeout;
         let deadline = tokio::time::Instant::now() + timeout;
-        let arriving = arrival::receive(&self.context.config, stream, peer);
+        let arriving = arrival::receive(&self.context.config, timeout, stream, peer);
         let arrival =
             tokio::time::timeout_at(deadline, arriving)
                 .await
@@ -167,7 +194,7 @@ impl Front {
         }
     }
 
-    async fn serve_pages(&self, arrival: Arrival, left: Duration, slots: Slots) -> Result<(), ArrivalError> {
+    async fn serve_pages(&self, arrival: Arrival, left: Duration, slots: Taken) -> Result<(), ArrivalError> {
         let stream = tls::handshake(arrival.stream, self.web_tls.config(), left).await?;
         self.metrics.connection("web");
         let connection = Connection {
@@ -180,7 +207,7 @@ impl Front {
         Ok(())
     }
 
-    async fn serve_api(&self, arrival: Arrival, left: Duration, slots: Slots) -> Result<(), ArrivalError> {
+    async fn serve_api(&self, arrival: Arrival, left: Duration, slots: Taken) -> Result<(), ArrivalError> {
         let demand = Demand::OptionalOrExpiredAgent;
         let verifier = Arc::new(PeerVerifier::new(self.material.bundle(), API_CLASSES, demand));
         let (identity, clients) = (Arc::clone(&self.material) as _, Arc::clone(&verifier) as _);
@@ -196,7 +223,7 @@ impl Front {
         let certificate = presented(&verifier, leaf_of(&stream));
         let unauthenticated = match &certificate {
             Presented::NoCertificate => {
-                let life = self.context.config.limits.unauthenticated_timeout;
+                let life = self.context.limits.now().unauthenticated_timeout;
                 Some(Unauthenticated::new(slots.unauthenticated, life))
             }
             Presented::Valid { .. } | Presented::ExpiredAgent(_) => None,

@@ -7,11 +7,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::Stream;
+use iap_runtime::slots::Slot;
 use iap_runtime::tls::{Replay, ServerStream};
 use iap_runtime::waiting_room::Place;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
@@ -23,7 +24,7 @@ use crate::rpc::Connection;
 pub struct ApiStream {
     stream: ServerStream<Replay<TcpStream>>,
     connection: Connection,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
     unauthenticated: Option<Unauthenticated>,
 }
 
@@ -49,7 +50,7 @@ impl ApiStream {
     pub(super) fn new(
         stream: ServerStream<Replay<TcpStream>>,
         connection: Connection,
-        slot: OwnedSemaphorePermit,
+        slot: Slot,
         unauthenticated: Option<Unauthenticated>,
     ) -> Self {
         Self {

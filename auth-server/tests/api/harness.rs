@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use iap_auth::app::App;
+use iap_auth::app::{App, LimitsInForce};
 use iap_auth::authority::UserLogin;
 use iap_auth::config::Config;
 use iap_auth::context::{AppContext, Clock, Random};
@@ -52,6 +52,7 @@ impl Offset {
 pub(crate) struct Plane {
     pub(crate) context: Arc<AppContext>,
     pub(crate) address: SocketAddr,
+    pub(crate) limits: LimitsInForce,
     pub(crate) offset: Offset,
     shutdown: Shutdown,
     running: JoinHandle<()>,
@@ -100,12 +101,14 @@ impl Plane {
             .await
             .unwrap();
         let (context, address) = (Arc::clone(app.context()), app.local_address().unwrap());
+        let limits = app.limits();
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
         let running = tokio::spawn(async move { app.run(stop).await.unwrap() });
         Self {
             context,
             address,
+            limits,
             offset,
             shutdown,
             running,

@@ -83,6 +83,40 @@ async fn a_user_gets_so_many_certificates_an_hour_and_is_told_when_there_are_mor
 }
 
 #[tokio::test]
+async fn limits_that_change_while_the_server_runs_count_at_once_for_connections_and_certificates() {
+    let plane = Plane::start_with(|config| config.limits.certificates_per_user_per_hour_max = 2).await;
+    let mut alice = plane.log_in("alice@example.com").await;
+    alice = renew(&plane, &alice).await.unwrap();
+    assert_eq!(refused(renew(&plane, &alice).await), "too_many");
+    let mut limits = plane.config().limits;
+    limits.certificates_per_user_per_hour_max = 3;
+    plane.limits.take_over(limits.clone());
+    alice = renew(&plane, &alice).await.unwrap();
+    assert_eq!(
+        refused(renew(&plane, &alice).await),
+        "too_many",
+        "what was issued before counts"
+    );
+
+    let mut held = plane.user(&alice);
+    held.services(v1::Empty {}).await.unwrap();
+    limits.connections_max = 1;
+    plane.limits.take_over(limits.clone());
+    assert!(
+        renew(&plane, &alice).await.is_err(),
+        "another connection is one too many"
+    );
+    assert!(held.services(v1::Empty {}).await.is_ok(), "the old one goes on");
+    limits.connections_max = 8;
+    plane.limits.take_over(limits);
+    assert_eq!(
+        refused(renew(&plane, &alice).await),
+        "too_many",
+        "there is a place for it again"
+    );
+}
+
+#[tokio::test]
 async fn a_certificate_renewed_before_a_lock_falls_under_it() {
     let plane = Plane::start().await;
     let admin = plane.log_in(ADMIN).await;

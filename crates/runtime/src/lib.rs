@@ -22,6 +22,7 @@ pub mod rpc;
 #[cfg(unix)]
 pub mod service_manager;
 pub mod shutdown;
+pub mod slots;
 pub mod spool;
 pub mod telemetry;
 pub mod tls;

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::{ConfigErrors, Values};
+use crate::config::{ConfigErrors, LiveKeys, Values};
 use crate::service_manager::ServiceManager;
 use crate::shutdown::{Hangups, Shutdown};
 use crate::telemetry::LogLevel;
@@ -15,22 +15,36 @@ pub struct Reloading {
     pub path: PathBuf,
     /// The prefix of its overrides.
     pub environment_prefix: &'static str,
-    /// Keys and sections that the program takes over while it runs; `log.level` always is.
-    pub live: &'static [&'static str],
+    /// What the program takes over while it runs.
+    pub live: LiveKeys,
     /// What is logged.
     pub level: LogLevel,
     /// Whom to tell.
     pub manager: ServiceManager,
 }
 
+/// A file that was read again and has no mistakes.
+pub struct Checked {
+    /// The level to log at.
+    pub level: String,
+    /// Takes over what the program can. Nothing is taken over before the whole file is known to be good.
+    pub take_over: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for Checked {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = formatter.debug_struct("Checked");
+        shown.field("level", &self.level).finish_non_exhaustive()
+    }
+}
+
 impl Reloading {
-    /// Answers until the shutdown. `take_over` reads and checks the file, takes over what the program can, and
-    /// returns the level to log at.
+    /// Answers until the shutdown. `check` reads and checks the file.
     pub async fn run(
         self,
         mut hangups: Hangups,
         shutdown: Shutdown,
-        mut take_over: impl FnMut() -> Result<String, ConfigErrors> + Send,
+        mut check: impl FnMut() -> Result<Checked, ConfigErrors> + Send,
     ) {
         let mut held = Values::load(&self.path, self.environment_prefix).ok();
         loop {
@@ -39,7 +53,7 @@ impl Reloading {
                 () = hangups.received() => {}
             }
             self.manager.reloading();
-            match self.once(&mut take_over) {
+            match self.once(&mut check) {
                 Ok(values) => self.report(&mut held, values),
                 Err(errors) => {
                     tracing::error!(%errors, "the configuration file has mistakes: everything stays as it was");
@@ -51,21 +65,21 @@ impl Reloading {
 
     fn once(
         &self,
-        take_over: &mut impl FnMut() -> Result<String, ConfigErrors>,
+        check: &mut impl FnMut() -> Result<Checked, ConfigErrors>,
     ) -> Result<Values, ConfigErrors> {
         let values = Values::load(&self.path, self.environment_prefix)?;
-        let level = take_over()?;
+        let checked = check()?;
         let file = self.path.display().to_string();
         self.level
-            .set(&level)
+            .set(&checked.level)
             .map_err(|error| ConfigErrors::of(&file, "log.level", error.to_string()))?;
+        (checked.take_over)();
         Ok(values)
     }
 
     fn report(&self, held: &mut Option<Values>, values: Values) {
         if let Some(before) = held {
-            let live: Vec<&str> = self.live.iter().copied().chain(["log.level"]).collect();
-            values.changes(before, &live).log();
+            values.changes(before, &self.live).log();
         }
         *held = Some(values);
     }

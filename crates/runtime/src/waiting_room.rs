@@ -42,13 +42,13 @@ pub enum Standing {
 /// The room. Clones share it.
 #[derive(Debug, Clone)]
 pub struct WaitingRoom {
-    places_max: usize,
-    places_per_source_max: usize,
     room: Arc<Mutex<Room>>,
 }
 
 #[derive(Debug, Default)]
 struct Room {
+    places_max: usize,
+    places_per_source_max: usize,
     entered: u64,
     /// In the order in which they came, as `entered` numbers them.
     strangers: BTreeMap<u64, Seat>,
@@ -80,11 +80,21 @@ pub struct NoPlace;
 impl WaitingRoom {
     /// An empty room.
     pub fn new(places_max: usize, places_per_source_max: usize) -> Self {
-        Self {
+        let room = Room {
             places_max,
             places_per_source_max,
-            room: Arc::default(),
+            ..Room::default()
+        };
+        Self {
+            room: Arc::new(Mutex::new(room)),
         }
+    }
+
+    /// From now on the room has so many places. Nobody inside gives way for that alone.
+    pub fn resize(&self, places_max: usize, places_per_source_max: usize) {
+        let mut room = self.room();
+        room.places_max = places_max;
+        room.places_per_source_max = places_per_source_max;
     }
 
     /// A place for a newcomer, whose source may not be known yet.
@@ -96,16 +106,17 @@ impl WaitingRoom {
         let from_there = source
             .and_then(|source| room.by_source.get(&source))
             .map_or(0, BTreeSet::len);
-        let leaving = if from_there >= self.places_per_source_max {
+        let (places_max, places_per_source_max) = (room.places_max, room.places_per_source_max);
+        let leaving = if from_there >= places_per_source_max {
             source.and_then(|source| room.oldest_of(source, now))
-        } else if room.len() >= self.places_max {
+        } else if room.len() >= places_max {
             room.oldest(standing, now)
         } else {
             None
         };
         match leaving {
             Some(number) => room.send_away(number),
-            None if from_there >= self.places_per_source_max || room.len() >= self.places_max => {
+            None if from_there >= places_per_source_max || room.len() >= places_max => {
                 return Err(NoPlace);
             }
             None => {}
@@ -369,6 +380,24 @@ mod tests {
         assert_eq!(room.taken(), 1, "the refused one holds nothing any more");
         let mut third = room.enter(None, STRANGER, now).unwrap();
         third.attribute(source(2), FAVOURED, now).unwrap();
+        assert_eq!(room.taken(), 2);
+    }
+
+    #[test]
+    fn a_smaller_room_sends_nobody_away_and_a_larger_one_has_places_at_once() {
+        let room = WaitingRoom::new(2, 2);
+        let now = Instant::now();
+        let first = room.enter(Some(source(1)), STRANGER, now).unwrap();
+        let second = room.enter(Some(source(2)), STRANGER, now).unwrap();
+        room.resize(1, 1);
+        assert!(!gave_way(&first) && !gave_way(&second));
+        drop(first);
+        assert!(
+            room.enter(Some(source(3)), STRANGER, now).is_err(),
+            "one is taken, one there is"
+        );
+        room.resize(3, 2);
+        let _third = room.enter(Some(source(2)), STRANGER, now).unwrap();
         assert_eq!(room.taken(), 2);
     }
 

@@ -33,6 +33,11 @@ impl<T> PendingOpens<T> {
         }
     }
 
+    /// From now on so many may wait. Those that do stay.
+    pub fn resize(&mut self, pending_opens_max: usize) {
+        self.pending_opens_max = pending_opens_max;
+    }
+
     /// Puts a connection on the table. The token was drawn for this call and is told to `agent` alone; it is
     /// refused from `deadline` on.
     pub fn issue(

@@ -72,6 +72,11 @@ impl<T> Pool<T> {
         }
     }
 
+    /// From now on so many may wait. Those that do, and invitations given, stay.
+    pub fn resize(&mut self, limits: PoolLimits) {
+        self.limits = limits;
+    }
+
     /// How many more connections of this agent fit.
     pub fn room(&self, agent: &AgentId) -> usize {
         let own = self.members.get(agent).map_or(0, Member::len);

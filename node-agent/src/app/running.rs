@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use iap_audit::CloseReason;
 use iap_runtime::admin::Condition;
+use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
 use iap_tunnel::ControlWay;
 use tokio::sync::watch;
@@ -19,6 +20,7 @@ use crate::control::Connected;
 use crate::decide::Gate;
 use crate::identity::OwnIdentity;
 use crate::journal::Journal;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::session::{Ending, Registry};
 
@@ -66,7 +68,11 @@ pub(super) struct Running {
 impl Running {
     /// Stopping is in steps: the control connections withdraw their announcements by themselves; sessions get
     /// their grace, then their end; records are on disk before anything else goes.
-    pub(super) async fn until_stopped(mut self, shutdown: Shutdown, grace: Duration) -> Result<(), RunError> {
+    pub(super) async fn until_stopped(
+        mut self,
+        shutdown: Shutdown,
+        limits: &InForce<Limits>,
+    ) -> Result<(), RunError> {
         let uploader = Arc::clone(&self.uploader);
         self.tasks.spawn("upload", async move { uploader.run().await });
         let failure = tokio::select! {
@@ -74,6 +80,7 @@ impl Running {
             failure = self.tasks.any_ended() => Some(failure),
         };
         shutdown.trigger("an essential task ended");
+        let grace = limits.now().drain();
         if tokio::time::timeout(grace, self.sessions.empty()).await.is_err() {
             let live = self.sessions.len();
             tracing::info!(live, "ending the sessions that are left");

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use iap_identity::AgentId;
+use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
 use iap_tunnel::RunId;
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -33,7 +34,7 @@ struct Shared {
     agent_id: AgentId,
     clock: Arc<TrustedClock>,
     identity: Arc<OwnIdentity>,
-    limits: Limits,
+    limits: InForce<Limits>,
     services: watch::Receiver<Arc<LocalServices>>,
     sessions: Arc<Registry>,
     views: watch::Receiver<Option<Arc<View>>>,
@@ -56,12 +57,15 @@ pub(super) fn start(
         metrics,
         registry,
         services,
+        limits,
+        sessions,
+        handshakes,
     } = app;
     let shared = Shared {
         agent_id: joined.agent_id,
-        sessions: Arc::new(Registry::new(config.limits.sessions_max)),
+        sessions,
         services: services.subscribe(),
-        limits: config.limits,
+        limits,
         views: feed.views(),
         clock,
         identity,
@@ -75,6 +79,7 @@ pub(super) fn start(
         gate: Arc::clone(&gate),
         journal: journal.clone(),
         registry: Arc::clone(&shared.sessions),
+        handshakes,
         offers: offers.clone(),
         limits: shared.limits.clone(),
         metrics: metrics.clone(),
@@ -94,7 +99,11 @@ pub(super) fn start(
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     };
-    let proxies = Proxies::new(Arc::new(connector), config.proxies, shared.limits.proxies_max);
+    let proxies = Proxies::new(
+        Arc::new(connector),
+        config.proxies,
+        shared.limits.now().proxies_max,
+    );
     let client = Arc::new(AuthClient::new(
         Arc::clone(&shared.identity),
         proxies.addresses(),
@@ -149,7 +158,7 @@ impl Shared {
             self.views.clone(),
             Arc::clone(&self.clock),
             self.services.clone(),
-            self.limits.lock_feed(),
+            self.limits.clone(),
         ))
     }
 
@@ -159,7 +168,7 @@ impl Shared {
             Arc::clone(&self.sessions),
             self.views.clone(),
             self.services.clone(),
-            self.limits.outage_grace(),
+            self.limits.clone(),
         )
     }
 

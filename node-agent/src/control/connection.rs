@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use iap_identity::{ProxyId, ServiceName};
 use iap_proto::{ControlDecodeError, decode_control, encode_control};
+use iap_runtime::config::InForce;
 use iap_runtime::net::HostPort;
 use iap_runtime::quic::{Connection, QuicError};
 use iap_runtime::shutdown::Shutdown;
@@ -110,7 +111,7 @@ pub struct Connector {
     /// Who is connected.
     pub connected: Arc<Connected>,
     /// The bounds.
-    pub limits: Limits,
+    pub limits: InForce<Limits>,
     /// How proxies may be reached.
     pub choice: ControlChoice,
     /// What sessions may run over.
@@ -237,15 +238,16 @@ impl Connector {
             connected: Arc::clone(&self.connected),
             identity: Arc::clone(&self.identity),
             metrics: self.metrics.clone(),
-            retry: self.limits.data_retry(),
+            limits: self.limits.clone(),
         }
     }
 
     fn pool(&self, link: &Link) -> PoolKeeper {
         let ways = link.ways();
-        let size = ways.pool_size(self.limits.pool_connections_per_proxy);
+        let limits = self.limits.now();
+        let size = ways.pool_size(limits.pool_connections_per_proxy);
         let (pool, metrics) = (Arc::clone(&ways.pool), self.metrics.clone());
-        PoolKeeper::new(pool, link.route.clone(), size, self.limits.dial(), metrics)
+        PoolKeeper::new(pool, link.route.clone(), size, limits.dial(), metrics)
     }
 
     fn handle(&self, message: ControlMessage, link: &Link) -> Result<(), ConnectionError> {

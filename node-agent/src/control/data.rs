@@ -1,9 +1,9 @@
 //! What sessions of one proxy run over: what the file allows, what the proxy offers, and what has worked.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use iap_identity::ProxyId;
+use iap_runtime::config::InForce;
 use iap_runtime::quic::Connection;
 use iap_tunnel::{DataOffer, DataWay};
 use tokio::time::Instant;
@@ -12,6 +12,7 @@ use super::Connected;
 use super::pool::Pool;
 use crate::config::DataChoice;
 use crate::identity::OwnIdentity;
+use crate::limits::Limits;
 use crate::metrics::Metrics;
 
 /// What has been found out about one address. Outlives its control connections.
@@ -51,8 +52,8 @@ pub struct Ways {
     pub(super) connected: Arc<Connected>,
     pub(super) identity: Arc<OwnIdentity>,
     pub(super) metrics: Metrics,
-    /// How long a fallback is kept to.
-    pub(super) retry: Duration,
+    /// Among them how long a fallback is kept to.
+    pub(super) limits: InForce<Limits>,
 }
 
 impl Ways {
@@ -117,7 +118,7 @@ impl Ways {
     }
 
     fn prefer(&self, way: DataWay) {
-        let until = Instant::now() + self.retry;
+        let until = Instant::now() + self.limits.now().data_retry();
         let fallback = (way != DataWay::Tcp).then_some(Fallback { way, until });
         self.memory.set(fallback);
     }

@@ -80,7 +80,7 @@ impl Connector {
                 Err(error) => {
                     let line = self.dial_tls(address).await?;
                     tracing::warn!(%address, %error, "QUIC does not get through: TLS over TCP instead");
-                    memory.quic_not_before = Some(Instant::now() + self.limits.quic_retry());
+                    memory.quic_not_before = Some(Instant::now() + self.limits.now().quic_retry());
                     Ok(line)
                 }
             },
@@ -94,7 +94,7 @@ impl Connector {
 
     /// Returns once QUIC gets through to the proxy that is connected over TCP.
     pub(super) async fn better(&self, address: &HostPort, proxy: ProxyId) -> Line {
-        let retry_max = self.limits.quic_retry();
+        let retry_max = self.limits.now().quic_retry();
         let mut backoff = Backoff::new(QUIC_RETRY_FIRST.min(retry_max), retry_max);
         loop {
             tokio::time::sleep(jittered(backoff.next_delay(), RETRY_JITTER_PERCENT)).await;
@@ -112,7 +112,7 @@ impl Connector {
     }
 
     async fn dial_tls(&self, address: &HostPort) -> Result<Line, ConnectionError> {
-        let timeout = self.limits.dial();
+        let timeout = self.limits.now().dial();
         let (stream, route) = net::reach(address, timeout)
             .await
             .map_err(ConnectionError::Dial)?;
@@ -132,7 +132,7 @@ impl Connector {
     async fn dial_quic(&self, address: &HostPort) -> Result<Line, ConnectionError> {
         let candidates = address.resolve().await.map_err(ConnectionError::Dial)?;
         let count = u32::try_from(candidates.len()).unwrap_or(u32::MAX).max(1);
-        let share = self.limits.quic_handshake() / count;
+        let share = self.limits.now().quic_handshake() / count;
         let nobody = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
         let mut last = QuicError::Io(nobody);
         for candidate in candidates {

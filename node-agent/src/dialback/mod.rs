@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iap_identity::{AgentId, ClusterName, ConnectionId, ServiceName};
+use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::waiting_room::{GoodSources, Place, Source, WaitingRoom};
 use iap_tunnel::Token;
@@ -60,7 +61,6 @@ const GOOD_FOR: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct Entrance {
     parts: EntranceParts,
-    handshakes: WaitingRoom,
     good_sources: GoodSources,
 }
 
@@ -77,10 +77,12 @@ pub struct EntranceParts {
     pub journal: Journal,
     /// What is running.
     pub registry: Arc<Registry>,
+    /// Room for the connections whose clients are not yet authenticated.
+    pub handshakes: WaitingRoom,
     /// The leaves to answer with.
     pub offers: watch::Receiver<Arc<Offer>>,
     /// The bounds.
-    pub limits: Limits,
+    pub limits: InForce<Limits>,
     /// The counters.
     pub metrics: Metrics,
     /// When to stop letting anyone in; its drain waits for the sessions.
@@ -88,14 +90,11 @@ pub struct EntranceParts {
 }
 
 impl Entrance {
-    /// An entrance with room for `limits.handshakes_max` unauthenticated connections.
+    /// An entrance to what these parts serve.
     #[must_use]
     pub fn new(parts: EntranceParts) -> Arc<Self> {
-        // The proxy has bounded each source already.
-        let handshakes = WaitingRoom::new(parts.limits.handshakes_max, parts.limits.handshakes_max);
         Arc::new(Self {
             parts,
-            handshakes,
             good_sources: GoodSources::new(GOOD_SOURCES_MAX, GOOD_FOR),
         })
     }
@@ -124,7 +123,7 @@ impl Entrance {
         }
         let (source, now) = (Source::of(client.ip()), Instant::now());
         let standing = self.good_sources.standing(source, now);
-        let place = self.handshakes.enter(Some(source), standing, now);
+        let place = self.parts.handshakes.enter(Some(source), standing, now);
         place.map_err(|_| metrics::HANDSHAKES_MAX)
     }
 }

@@ -91,7 +91,8 @@ impl Passage {
 
     async fn greet(&self) -> Option<Greeted> {
         let parts = &self.entrance.parts;
-        let fetched = match Box::pin(fetch::fetch(&self.open, &self.link, &parts.limits)).await {
+        let limits = parts.limits.now();
+        let fetched = match Box::pin(fetch::fetch(&self.open, &self.link, &limits)).await {
             Ok(fetched) => fetched,
             Err(error) => {
                 if !error.is_for_want_of_descriptors() {
@@ -104,8 +105,8 @@ impl Passage {
             }
         };
         let limits = ClientHelloLimits {
-            bytes_max: parts.limits.client_hello_bytes_max,
-            timeout: parts.limits.handshake(),
+            bytes_max: limits.client_hello_bytes_max,
+            timeout: limits.handshake(),
         };
         let offer = Arc::clone(&parts.offers.borrow());
         match greet::greet(
@@ -144,8 +145,8 @@ impl Passage {
 
     async fn shake_hands(&self, greeted: Greeted, seed: AttemptSeed) -> Option<Entered> {
         let parts = &self.entrance.parts;
-        let shaken =
-            handshake::shake_hands(greeted, seed.clone(), &parts.gate, parts.limits.handshake()).await;
+        let patience = parts.limits.now().handshake();
+        let shaken = handshake::shake_hands(greeted, seed.clone(), &parts.gate, patience).await;
         match shaken {
             Ok(entered) => {
                 self.link.verdict(self.open.connection_id, true);
@@ -168,7 +169,7 @@ impl Passage {
 
     async fn go_on_framed(&self, mut stream: ClientStream, caller: Caller, seed: AttemptSeed) {
         let parts = &self.entrance.parts;
-        let limits = &parts.limits;
+        let limits = parts.limits.now();
         let hello = match read_hello(&mut stream, limits.hello_frame_bytes_max, limits.handshake()).await {
             Ok(hello) => hello,
             Err(error) => {
@@ -200,7 +201,7 @@ impl Passage {
     fn raw_client(&self, stream: ClientStream, seed: &AttemptSeed, permit: &Permit) -> Client {
         match permit.service().facts.protocol {
             Protocol::Postgres => {
-                let patience = self.entrance.parts.limits.handshake();
+                let patience = self.entrance.parts.limits.now().handshake();
                 Client::postgres(stream, seed.session_id, patience)
             }
             Protocol::Tcp | Protocol::Ssh | Protocol::Http => Client::raw(stream),
@@ -219,7 +220,7 @@ impl Passage {
             &seed.service,
             contact.as_deref(),
         );
-        farewell::tell_postgres(&mut stream, &fatal, parts.limits.handshake()).await;
+        farewell::tell_postgres(&mut stream, &fatal, parts.limits.now().handshake()).await;
     }
 
     /// Whom to ask, by the service's record.

@@ -10,6 +10,7 @@ mod tcp;
 
 use iap_identity::ClusterName;
 use iap_policy::{Protocol, ServiceFacts};
+use iap_runtime::config::InForce;
 use tokio::sync::watch;
 
 pub use client::Client;
@@ -33,7 +34,7 @@ pub struct Visit<'a> {
     /// The cluster of its names.
     pub cluster: &'a ClusterName,
     /// The agent's bounds.
-    pub limits: &'a Limits,
+    pub limits: &'a InForce<Limits>,
     /// Where the session must not outlive its records: whether the spool is full.
     pub audit_full: Option<watch::Receiver<bool>>,
 }

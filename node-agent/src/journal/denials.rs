@@ -44,26 +44,16 @@ struct Counted {
 
 /// The denials of the current minute. The first of each kind is recorded at once; a count of those that
 /// followed is recorded when the minute is over.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Denials {
     kinds: BTreeMap<Key, Counted>,
-    kinds_max: usize,
     beyond: u64,
 }
 
 impl Denials {
-    /// At most `kinds_max` kinds are told apart in one minute; the rest is counted together.
-    #[must_use]
-    pub fn new(kinds_max: usize) -> Self {
-        Self {
-            kinds: BTreeMap::new(),
-            kinds_max,
-            beyond: 0,
-        }
-    }
-
-    /// Takes a denial; gives it back when it is the first of its kind and is to be recorded now.
-    pub fn take(&mut self, denied: Denied) -> Option<Denied> {
+    /// Takes a denial; gives it back when it is the first of its kind and is to be recorded now. At most `kinds_max`
+    /// kinds are told apart in one minute; the rest is counted together.
+    pub fn take(&mut self, denied: Denied, kinds_max: usize) -> Option<Denied> {
         let user = denied.caller.peer().principal();
         let key = (user, denied.service.clone(), denied.refusal.code());
         if let Some(counted) = self.kinds.get_mut(&key) {
@@ -71,7 +61,7 @@ impl Denials {
             counted.last_at = denied.at;
             return None;
         }
-        if self.kinds.len() >= self.kinds_max {
+        if self.kinds.len() >= kinds_max {
             self.beyond += 1;
             return None;
         }

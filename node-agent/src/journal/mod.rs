@@ -12,6 +12,7 @@ use std::time::Duration;
 use iap_audit::{CloseReason, Event, EventKind};
 use iap_identity::AgentId;
 use iap_proto::AuditMode;
+use iap_runtime::config::InForce;
 use iap_runtime::spool::{Receipt, Room, Spool, SpoolError, SpoolLimits, SpoolOpenError};
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -83,7 +84,7 @@ struct Inner {
     full: watch::Sender<bool>,
     /// The newest record that the auth server has.
     acknowledged: watch::Sender<u64>,
-    remote_patience: Duration,
+    limits: InForce<Limits>,
     /// Records lost since the last that said so.
     gaps: AtomicU64,
     /// Writes that nobody waits for.
@@ -98,11 +99,14 @@ impl Journal {
     pub async fn open(
         agent_id: AgentId,
         state: &StateDir,
-        limits: &Limits,
+        limits: InForce<Limits>,
         clock: Arc<TrustedClock>,
         metrics: Metrics,
     ) -> Result<Self, JournalError> {
-        let (path, bounds) = (state.path(names::SPOOL), spool_limits(limits.spool_bytes_max));
+        let (path, bounds) = (
+            state.path(names::SPOOL),
+            spool_limits(limits.now().spool_bytes_max),
+        );
         let opening = tokio::task::spawn_blocking(move || Spool::open(&path, bounds, agent_id));
         let (spool, recovery) = opening.await??;
         if recovery.torn_bytes > 0 {
@@ -116,10 +120,10 @@ impl Journal {
             spool,
             clock,
             metrics,
-            denials: Mutex::new(Denials::new(limits.denials_per_minute_max)),
+            denials: Mutex::default(),
             full: watch::Sender::new(false),
             acknowledged: watch::Sender::new(recovery.acknowledged),
-            remote_patience: limits.remote_audit(),
+            limits,
             gaps: AtomicU64::new(0),
             background: TaskTracker::new(),
         }));
@@ -160,7 +164,7 @@ impl Journal {
 
     async fn acknowledged_in_time(&self, started: Started, seq: u64) -> Result<Started, JournalError> {
         let mut acknowledged = self.0.acknowledged.subscribe();
-        let patience = self.0.remote_patience;
+        let patience = self.0.limits.now().remote_audit();
         let waiting = acknowledged.wait_for(|newest| *newest >= seq);
         let in_time = tokio::time::timeout(patience, waiting)
             .await
@@ -222,7 +226,8 @@ impl Journal {
     /// Records or counts a refusal of somebody who proved who they are.
     pub fn denied(&self, denied: Denied) {
         let at = denied.at;
-        let first = self.denials().take(denied);
+        let kinds_max = self.0.limits.now().denials_per_minute_max;
+        let first = self.denials().take(denied, kinds_max);
         if let Some(denied) = first {
             self.note(denials::event(&denied, &self.0.agent_id, at));
         }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use iap_identity::SessionId;
 use iap_runtime::pump::Cancellation;
+use iap_runtime::slots::{Slot, Slots};
 use time::OffsetDateTime;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
 use super::{Ending, SessionFacts};
 use crate::clock::Witnessed;
@@ -85,14 +86,8 @@ impl Live {
 #[derive(Debug)]
 pub struct Registry {
     live: Mutex<HashMap<SessionId, Arc<Live>>>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     left: Notify,
-}
-
-/// Room for one more session.
-#[derive(Debug)]
-pub struct Slot {
-    permit: OwnedSemaphorePermit,
 }
 
 /// A session's place in the registry; dropping it takes the session out.
@@ -100,17 +95,16 @@ pub struct Slot {
 pub struct Entered {
     registry: Arc<Registry>,
     live: Arc<Live>,
-    _permit: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 impl Registry {
     /// A registry with room for `sessions_max`.
     #[must_use]
     pub fn new(sessions_max: usize) -> Self {
-        let slots = Arc::new(Semaphore::new(sessions_max.min(Semaphore::MAX_PERMITS)));
         Self {
             live: Mutex::new(HashMap::new()),
-            slots,
+            slots: Slots::new(sessions_max),
             left: Notify::new(),
         }
     }
@@ -118,14 +112,18 @@ impl Registry {
     /// Room for one more session, if there is.
     #[must_use]
     pub fn reserve(&self) -> Option<Slot> {
-        let permit = Arc::clone(&self.slots).try_acquire_owned().ok()?;
-        Some(Slot { permit })
+        self.slots.take()
+    }
+
+    /// From now on there is room for `sessions_max`. Those that live go on.
+    pub fn resize(&self, sessions_max: usize) {
+        self.slots.resize(sessions_max);
     }
 
     /// Whether another session would find room now.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.slots.available_permits() > 0
+        self.slots.has_room()
     }
 
     /// Puts a session in.
@@ -135,7 +133,7 @@ impl Registry {
         Entered {
             registry: Arc::clone(self),
             live,
-            _permit: slot.permit,
+            _slot: slot,
         }
     }
 

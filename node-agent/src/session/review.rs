@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use iap_audit::CloseReason;
 use iap_runtime::big_stack;
+use iap_runtime::config::InForce;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
@@ -13,6 +14,7 @@ use super::live::{Live, Registry};
 use super::{Ending, SessionFacts};
 use crate::config::LocalServices;
 use crate::decide::{Attempt, Gate, Permit, Refusal};
+use crate::limits::Limits;
 use crate::view::View;
 
 const TICK: Duration = Duration::from_secs(1);
@@ -27,7 +29,7 @@ pub struct Reviewer {
     registry: Arc<Registry>,
     views: watch::Receiver<Option<Arc<View>>>,
     services: watch::Receiver<Arc<LocalServices>>,
-    outage_grace: Duration,
+    limits: InForce<Limits>,
 }
 
 impl Reviewer {
@@ -38,14 +40,14 @@ impl Reviewer {
         registry: Arc<Registry>,
         views: watch::Receiver<Option<Arc<View>>>,
         services: watch::Receiver<Arc<LocalServices>>,
-        outage_grace: Duration,
+        limits: InForce<Limits>,
     ) -> Self {
         Self {
             gate,
             registry,
             views,
             services,
-            outage_grace,
+            limits,
         }
     }
 
@@ -96,9 +98,8 @@ impl Reviewer {
     /// An outage longer than the grace of this host's file or of the service, whichever is shorter.
     fn out_of_grace(&self, live: &Live, permit: &Permit) -> Option<Ending> {
         let strictness = permit.service().strictness;
-        let grace = strictness
-            .grace
-            .map_or(self.outage_grace, |grace| grace.min(self.outage_grace));
+        let own_grace = self.limits.now().outage_grace();
+        let grace = strictness.grace.map_or(own_grace, |grace| grace.min(own_grace));
         let outage = self.gate.outage_for(&strictness);
         let lasted = live.outage_lasted(outage.is_some(), self.gate.now())?;
         outage

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
-use crate::client::{connect_as, ending, framed, hello, host, raw, refused, status};
+use crate::client::{connect_as, echoes, ending, framed, hello, host, raw, refused, status};
 use crate::plane::{CLUSTER, Plane};
 use crate::proxy::WAIT;
 
@@ -263,7 +263,7 @@ async fn no_session_can_be_resumed() {
             iap_runtime::tls::connect(stream, &host("echo"), std::sync::Arc::clone(&config), WAIT)
                 .await
                 .unwrap();
-        crate::client::echoes(&mut stream, "round trip").await;
+        echoes(&mut stream, "round trip").await;
         let connection = stream.get_ref().1;
         assert_eq!(connection.tls13_tickets_received(), 0);
         assert_eq!(connection.handshake_kind(), Some(rustls::HandshakeKind::Full));
@@ -385,6 +385,28 @@ async fn limits_turn_away_with_a_word_to_the_proxy() {
     ));
     let (third, _) = plane.proxy.request("echo");
     assert!(plane.proxy.refusal(third).await.contains("limits.sessions_max"));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_change_while_the_agent_runs_count_for_who_comes_next_and_end_no_session() {
+    let (mut plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (mut first, answer) = framed(&plane, "echo", &alice).await;
+    assert!(matches!(answer, Status::Granted { .. }), "{answer:?}");
+    let (mut second, _) = framed(&plane, "echo", &alice).await;
+
+    plane.limits = "sessions_max = 1".to_owned();
+    running.reload.limits(plane.config().limits);
+    let (third, _) = plane.proxy.request("echo");
+    assert!(plane.proxy.refusal(third).await.contains("limits.sessions_max"));
+    echoes(&mut first, "goes on").await;
+    echoes(&mut second, "likewise").await;
+
+    plane.limits = String::new();
+    running.reload.limits(plane.config().limits);
+    let (_, answer) = framed(&plane, "echo", &alice).await;
+    assert!(matches!(answer, Status::Granted { .. }), "{answer:?}");
     running.stop().await;
 }
 

@@ -60,7 +60,8 @@ impl ControlDoor {
                 DataStream::Quic(stream) => read_preface(stream).await,
             }
         };
-        let read = tokio::time::timeout(self.limits.client_hello_seconds_max, reading).await;
+        let patience = self.limits.now().client_hello_seconds_max;
+        let read = tokio::time::timeout(patience, reading).await;
         let preface = read.map_err(|_| DataError::TimedOut)??;
         let now = OffsetDateTime::now_utc();
         Ok(self.board.redeem(now, &preface, Some(agent), stream)?)

@@ -113,7 +113,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             Ok(run) => run,
             Err(end) => return end,
         };
-        let (sender, mut outbox) = mpsc::channel(self.door.limits.control_queue_messages_max);
+        let (sender, mut outbox) = mpsc::channel(self.door.limits.now().control_queue_messages_max);
         let peer = &self.agent.peer;
         let connected = self
             .door
@@ -130,7 +130,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         self.door.board.disconnect(&self.agent.peer.id, number);
         // The peer may be gone already; it learns the end either way.
         let _ = tokio::time::timeout(
-            self.door.limits.control_handshake_seconds_max,
+            self.door.limits.now().control_handshake_seconds_max,
             self.writer.shutdown(),
         )
         .await;
@@ -155,7 +155,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             run: None,
         };
         self.send(hello).await?;
-        let wait = self.door.limits.control_handshake_seconds_max;
+        let wait = self.door.limits.now().control_handshake_seconds_max;
         let first = tokio::time::timeout(wait, self.first_message())
             .await
             .map_err(|_| LineEnd::Silent)??;
@@ -182,7 +182,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         outbox: &mut mpsc::Receiver<ControlMessage>,
         shutdown: &Shutdown,
     ) -> LineEnd {
-        let mut ticks = tokio::time::interval(self.door.limits.control_ping_seconds);
+        let mut ticks = tokio::time::interval(self.door.limits.now().control_ping_seconds);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if shutdown.is_triggered() {
             let deadline_seconds = self.door.drain_seconds();
@@ -236,7 +236,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             Event::Outgoing(message) => self.send(message).await,
             Event::TrustChanged => self.reconsider(number).await,
             Event::Tick => {
-                if self.heard_at.elapsed() > self.door.limits.control_silence_seconds_max {
+                if self.heard_at.elapsed() > self.door.limits.now().control_silence_seconds_max {
                     return Err(LineEnd::Silent);
                 }
                 self.door
@@ -293,7 +293,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             let Ok(token) = fresh_token() else { break };
             tokens.push((ConnectionId::from_uuid(Uuid::now_v7()), token));
         }
-        let limits = &self.door.limits;
+        let limits = self.door.limits.now();
         let deadline = now + limits.dial_back_seconds_max;
         let tokens = self.door.board.invite(agent, number, tokens, deadline);
         let idle = limits.pool_idle_seconds_max.as_secs();
@@ -304,7 +304,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
 
     /// An agent that moved says at once what it serves; one that does not has no claim to routes it had before.
     fn give_up_inherited_routes(&mut self, number: LineNumber) {
-        if !self.announced && self.began.elapsed() > self.door.limits.control_handshake_seconds_max {
+        if !self.announced && self.began.elapsed() > self.door.limits.now().control_handshake_seconds_max {
             self.announced = true;
             self.door.board.announce(self.agent.peer.id, number, Vec::new());
         }
@@ -375,7 +375,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             });
         }
         let bundle = Arc::clone(&self.trust.borrow().bundle);
-        let (agent, services_max) = (self.agent.peer.id, self.door.limits.services_per_agent_max);
+        let (agent, services_max) = (self.agent.peer.id, self.door.limits.now().services_per_agent_max);
         let now = OffsetDateTime::now_utc();
         let judging = tokio::task::spawn_blocking(move || judge(offers, &agent, &bundle, services_max, now));
         judging
@@ -415,7 +415,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             self.writer.write_all(&frame).await?;
             self.writer.flush().await
         };
-        match tokio::time::timeout(self.door.limits.control_silence_seconds_max, write).await {
+        match tokio::time::timeout(self.door.limits.now().control_silence_seconds_max, write).await {
             Ok(written) => Ok(written?),
             Err(_) => Err(LineEnd::Silent),
         }

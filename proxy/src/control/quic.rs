@@ -71,7 +71,7 @@ impl ControlDoor {
         &self,
         attempt: Attempt,
     ) -> Result<(Agent, Connection, quic::Stream), EstablishError> {
-        let patience = self.limits.control_handshake_seconds_max;
+        let patience = self.limits.now().control_handshake_seconds_max;
         let verifier = Arc::new(self.verifier());
         let config = self.quic_config(&verifier)?;
         let connection = attempt.accept(config, patience).await?;

@@ -84,7 +84,7 @@ impl Door {
                 }
             }
             Ok(Greeting::Pooled(stream, preface)) => {
-                let until = OffsetDateTime::now_utc() + self.fetcher.pool_idle_seconds_max;
+                let until = OffsetDateTime::now_utc() + self.fetcher.limits.now().pool_idle_seconds_max;
                 if let Err(error) = self.fetcher.board.enter_pool(&preface, stream, until) {
                     tracing::warn!(%peer, %error, "a connection dialled in advance is refused");
                     self.metrics.refused(Refusal::Pool);

@@ -1,11 +1,10 @@
 //! Getting a connection from an agent: ask the least loaded one to dial back or to speak on a connection it dialled
 //! in advance; when it does not, or takes its time, ask the next.
 
-use std::time::Duration;
-
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use iap_identity::{AgentId, ConnectionId, ServerName, ServiceName};
+use iap_runtime::config::InForce;
 use iap_tunnel::Token;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -17,6 +16,7 @@ use uuid::Uuid;
 use super::data::DataStream;
 use super::greet::Client;
 use crate::admission::Source;
+use crate::config::Limits;
 use crate::metrics::{DialBackOutcome, Metrics, Refusal};
 use crate::switchboard::{Answer, OpenError, Opened, Request, Slot, Switchboard};
 
@@ -25,11 +25,7 @@ use crate::switchboard::{Answer, OpenError, Opened, Request, Slot, Switchboard};
 pub(crate) struct Fetcher {
     pub(crate) board: Switchboard,
     pub(crate) metrics: Metrics,
-    pub(crate) dial_back_seconds_max: Duration,
-    /// How long an agent may take before the next one is asked as well.
-    pub(crate) next_after: Duration,
-    pub(crate) attempts_max: usize,
-    pub(crate) pool_idle_seconds_max: Duration,
+    pub(crate) limits: InForce<Limits>,
 }
 
 /// A way to an agent that came for this client, and the place it takes while it lives.
@@ -98,8 +94,9 @@ impl Fetcher {
             client,
             source,
         };
+        let limits = self.limits.now();
         let candidates = self.board.candidates(&client.name);
-        let mut candidates = candidates.into_iter().take(self.attempts_max);
+        let mut candidates = candidates.into_iter().take(limits.dial_back_attempts_max);
         let mut asked = FuturesUnordered::new();
         let mut count = 0;
         loop {
@@ -111,7 +108,7 @@ impl Fetcher {
                 None if asked.is_empty() => break,
                 None => {}
             }
-            let patience = tokio::time::sleep(self.next_after);
+            let patience = tokio::time::sleep(limits.dial_back_next_milliseconds);
             let outcome = tokio::select! {
                 outcome = asked.next() => outcome,
                 () = patience, if candidates.len() > 0 => None,
@@ -147,13 +144,14 @@ impl Fetcher {
 
     async fn ask(&self, agent: AgentId, asking: &Asking<'_>) -> Result<Asked, FetchError> {
         let now = OffsetDateTime::now_utc();
+        let patience = self.limits.now().dial_back_seconds_max;
         let request = Request {
             connection_id: ConnectionId::from_uuid(Uuid::now_v7()),
             token: fresh_token()?,
             service: asking.service.clone(),
             client_address: asking.client.address,
             source: asking.source,
-            deadline: now + self.dial_back_seconds_max,
+            deadline: now + patience,
         };
         let opened = match self.board.open(now, agent, request) {
             Ok(opened) => opened,
@@ -167,7 +165,7 @@ impl Fetcher {
                 None => Coming::Answer(answer.await),
             }
         };
-        match tokio::time::timeout(self.dial_back_seconds_max, coming).await {
+        match tokio::time::timeout(patience, coming).await {
             Ok(Coming::Pooled(stream)) => {
                 self.board.withdraw(slot.connection_id());
                 Ok(self.arrived(DataStream::Tcp(stream), slot, true))

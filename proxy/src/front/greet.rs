@@ -3,9 +3,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use iap_identity::{ClusterName, ServerName, ServerNameError};
+use iap_runtime::config::InForce;
 use iap_runtime::net::Cidr;
 use iap_runtime::proxy_protocol::{self, ProxyHeaderError};
 use iap_runtime::tls::{
@@ -16,6 +16,7 @@ use iap_tunnel::{PREFACE_BYTES, PoolPreface, PreambleMachine, PreambleStep, Pref
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::config::Limits;
 use crate::metrics::Refusal;
 
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -71,8 +72,7 @@ impl Refused {
 pub(crate) struct Rules {
     pub(crate) cluster: ClusterName,
     pub(crate) proxy_protocol_from: Vec<Cidr>,
-    pub(crate) client_hello_bytes_max: usize,
-    pub(crate) client_hello_seconds_max: Duration,
+    pub(crate) limits: InForce<Limits>,
 }
 
 impl Rules {
@@ -89,7 +89,7 @@ impl Rules {
         peer: SocketAddr,
         known_client: impl FnOnce(SocketAddr) -> Result<(), Refusal>,
     ) -> Result<Greeting, Refused> {
-        let deadline = self.client_hello_seconds_max;
+        let deadline = self.limits.now().client_hello_seconds_max;
         match tokio::time::timeout(deadline, self.greet_slowly(stream, peer, known_client)).await {
             Ok(greeting) => greeting,
             Err(_) => Err(Refused::silently(
@@ -139,7 +139,8 @@ impl Rules {
     ) -> Result<(SocketAddr, Vec<u8>), Refused> {
         let mut replay = Replay::new(bytes, stream);
         let allowed = &self.proxy_protocol_from;
-        let address = proxy_protocol::read(&mut replay, peer, allowed, self.client_hello_seconds_max).await;
+        let patience = self.limits.now().client_hello_seconds_max;
+        let address = proxy_protocol::read(&mut replay, peer, allowed, patience).await;
         let address =
             address.map_err(|error: ProxyHeaderError| Refused::silently(Refusal::ProxyHeader, error))?;
         let (rest, _) = replay.into_parts();
@@ -152,10 +153,11 @@ impl Rules {
         bytes: Vec<u8>,
         address: SocketAddr,
     ) -> Result<Greeting, Refused> {
+        let limits = self.limits.now();
         let limits = ClientHelloLimits {
-            bytes_max: self.client_hello_bytes_max,
+            bytes_max: limits.client_hello_bytes_max,
             // The deadline around the whole greeting is the one that counts.
-            timeout: self.client_hello_seconds_max * 2,
+            timeout: limits.client_hello_seconds_max * 2,
         };
         let (facts, hello) = match tls::peek(&mut stream, bytes, limits).await {
             Ok(read) => read,

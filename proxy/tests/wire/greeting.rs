@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use iap_proxy::Limits;
 use iap_proxy::metrics::Refusal;
 use iap_runtime::net::Cidr;
 use iap_runtime::proxy_protocol;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::*;
 
@@ -158,6 +159,39 @@ async fn one_source_cannot_hold_more_waiting_connections_than_its_share() {
         .await
         .unwrap();
     until(|| plane.metrics.waiting.get() <= 2).await;
+}
+
+#[tokio::test]
+async fn limits_that_change_while_the_proxy_runs_count_for_who_comes_next() {
+    let plane = Plane::start().await;
+    let mut first = dial(plane.address, &[0x16]).await;
+    let _second = dial(plane.address, &[0x16]).await;
+    until(|| plane.metrics.waiting.get() == 2).await;
+    plane.limits.take_over(Limits {
+        client_hello_seconds_max: Duration::from_millis(100),
+        ..Limits::default()
+    });
+    let _third = dial(plane.address, &[0x16]).await;
+    until(|| plane.metrics.refusals(Refusal::TimedOut) == 1).await;
+    assert_eq!(
+        plane.metrics.waiting.get(),
+        2,
+        "those from before have their time"
+    );
+
+    plane.limits.take_over(Limits {
+        waiting_connections_max: 1,
+        ..Limits::default()
+    });
+    let another = async || {
+        drop(dial(plane.address, &[0x16]).await);
+        plane.metrics.refusals(Refusal::GaveWay) > 0
+    };
+    iap_testkit::wait_until_async(another, Duration::from_secs(20))
+        .await
+        .unwrap();
+    // The one that has waited longest.
+    assert!(matches!(first.read(&mut [0; 64]).await, Ok(0) | Err(_)));
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 
 mod environment;
 mod errors;
+mod in_force;
 mod reader;
 mod reload;
 mod stand_in;
@@ -18,7 +19,8 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 pub use errors::{ConfigError, ConfigErrors};
-pub use reload::{Changes, Values};
+pub use in_force::InForce;
+pub use reload::{Changes, LiveKeys, Values};
 pub use values::{ByteSize, ConfigDuration, ValueError};
 
 /// Configuration files beyond this size are refused.

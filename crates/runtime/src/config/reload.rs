@@ -5,9 +5,28 @@ use std::path::Path;
 
 use super::{ConfigErrors, environment, read_text};
 
+const LOG_LEVEL: &str = "log.level";
+
 /// The values of a configuration file, overrides from the environment included, as they were read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Values(toml::Table);
+
+/// Which keys a running program takes over.
+#[derive(Debug, Clone, Copy)]
+pub struct LiveKeys {
+    /// Keys, and sections with every key in them, that it does.
+    pub taken_over: &'static [&'static str],
+    /// Keys in those sections that it reads at the start alone.
+    pub fixed: &'static [&'static str],
+}
+
+impl LiveKeys {
+    /// `log.level` is taken over by every program.
+    fn has(&self, key: &str) -> bool {
+        let among = |keys: &[&str]| keys.iter().any(|section| is_at_or_below(key, section));
+        key == LOG_LEVEL || (among(self.taken_over) && !among(self.fixed))
+    }
+}
 
 /// Dotted keys that differ.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,13 +62,12 @@ impl Values {
         errors.into_result(Self(table))
     }
 
-    /// What differs from `before`; `live` are the keys, or sections, that a running program takes over.
+    /// What differs from `before`.
     #[must_use]
-    pub fn changes(&self, before: &Self, live: &[&str]) -> Changes {
+    pub fn changes(&self, before: &Self, live: &LiveKeys) -> Changes {
         let mut keys = BTreeSet::new();
         differ("", &before.0, &self.0, &mut keys);
-        let is_live = |key: &String| live.iter().any(|live| is_at_or_below(key, live));
-        let (applied, needs_restart) = keys.into_iter().partition(is_live);
+        let (applied, needs_restart) = keys.into_iter().partition(|key| live.has(key));
         Changes {
             applied,
             needs_restart,
@@ -89,6 +107,8 @@ fn differ(path: &str, before: &toml::Table, after: &toml::Table, keys: &mut BTre
             (Some(toml::Value::Table(before)), Some(toml::Value::Table(after))) => {
                 differ(&key, before, after, keys);
             }
+            (Some(toml::Value::Table(before)), None) => differ(&key, before, &toml::Table::new(), keys),
+            (None, Some(toml::Value::Table(after))) => differ(&key, &toml::Table::new(), after, keys),
             (before, after) if before == after => {}
             _ => {
                 keys.insert(key);
@@ -106,17 +126,29 @@ mod tests {
         Values::parse(text, "x.toml", "IAP_TEST", []).unwrap()
     }
 
+    const LIVE: LiveKeys = LiveKeys {
+        taken_over: &["service", "limits"],
+        fixed: &["limits.y"],
+    };
+
     #[test]
     fn changes_are_dotted_keys_told_apart_by_what_a_running_program_takes_over() {
         let before = values(
             "a = 1\nb = 2\n[log]\nlevel = \"info\"\n[limits]\nx = 1\ny = 2\n[[service]]\nname = \"a\"",
         );
         let after =
-            values("a = 1\n[log]\nlevel = \"debug\"\n[limits]\nx = 1\ny = 3\n[[service]]\nname = \"b\"");
-        let changes = after.changes(&before, &["log.level", "service"]);
-        assert_eq!(changes.applied, ["log.level", "service"]);
+            values("a = 1\n[log]\nlevel = \"debug\"\n[limits]\nx = 2\ny = 3\n[[service]]\nname = \"b\"");
+        let changes = after.changes(&before, &LIVE);
+        assert_eq!(changes.applied, ["limits.x", "log.level", "service"]);
         assert_eq!(changes.needs_restart, ["b", "limits.y"]);
-        assert_eq!(after.changes(&after, &[]), Changes::default());
+        assert_eq!(after.changes(&after, &LIVE), Changes::default());
+    }
+
+    #[test]
+    fn a_section_that_appears_is_told_apart_key_by_key() {
+        let changes = values("[limits]\nx = 1\ny = 2").changes(&values(""), &LIVE);
+        assert_eq!(changes.applied, ["limits.x"]);
+        assert_eq!(changes.needs_restart, ["limits.y"]);
     }
 
     #[test]
@@ -124,12 +156,12 @@ mod tests {
         let variable = || [("IAP_TEST__A".to_owned(), "5".to_owned())];
         let before = Values::parse("a = 1", "x", "IAP_TEST", variable()).unwrap();
         let after = Values::parse("a = 2", "x", "IAP_TEST", variable()).unwrap();
-        assert_eq!(after.changes(&before, &[]), Changes::default());
+        assert_eq!(after.changes(&before, &LIVE), Changes::default());
     }
 
     #[test]
     fn a_live_section_is_no_prefix_of_another_key() {
-        let changes = values("logs = 1").changes(&values(""), &["log"]);
-        assert_eq!(changes.needs_restart, ["logs"]);
+        let changes = values("services = 1").changes(&values(""), &LIVE);
+        assert_eq!(changes.needs_restart, ["services"]);
     }
 }

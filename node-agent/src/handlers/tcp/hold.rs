@@ -5,13 +5,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use iap_audit::CloseReason;
+use iap_runtime::config::InForce;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
+use crate::limits::Limits;
 use crate::session::{Ending, Live};
 
 /// Whether a session's bytes stand still. Clones share it.
@@ -26,12 +27,12 @@ struct State {
 }
 
 impl Hold {
-    /// Holds the session for as long as the spool is full; after `patience` of that, ends it. Never returns
-    /// otherwise.
+    /// Holds the session for as long as the spool is full; after `limits.spool_full_pause_seconds_max` of that, ends
+    /// it. Never returns otherwise.
     pub(super) async fn while_full(
         &self,
         full: Option<watch::Receiver<bool>>,
-        patience: Duration,
+        limits: &InForce<Limits>,
         live: &Live,
     ) -> Ending {
         let Some(mut full) = full else {
@@ -42,6 +43,7 @@ impl Hold {
                 return std::future::pending().await;
             }
             self.set(true);
+            let patience = limits.now().spool_full_pause();
             if tokio::time::timeout(patience, full.wait_for(|full| !*full))
                 .await
                 .is_err()

@@ -24,7 +24,7 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
         limits,
         audit_full,
     } = visit;
-    let dialling = backend::dial(backend, started, cluster, limits.backend_dial());
+    let dialling = backend::dial(backend, started, cluster, limits.now().backend_dial());
     let dialled = tokio::select! {
         biased;
         _ = live.switch().cancelled() => {
@@ -50,7 +50,7 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
     tokio::select! {
         // First, so that no byte moves once the spool is known to be full.
         biased;
-        ending = hold.while_full(audit_full, limits.spool_full_pause(), live) => ending,
+        ending = hold.while_full(audit_full, limits, live) => ending,
         ending = moving => ending,
     }
 }

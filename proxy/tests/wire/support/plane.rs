@@ -9,7 +9,7 @@ use iap_proto::convert::bundle::encode_bundle;
 use iap_proto::v1::Signed;
 use iap_proxy::metrics::{Metrics, Refusal};
 use iap_proxy::switchboard::Switchboard;
-use iap_proxy::{App, Config};
+use iap_proxy::{App, Config, LimitsInForce};
 use iap_runtime::files::DataDir;
 use iap_runtime::shutdown::{Drained, Shutdown};
 use iap_runtime::tls;
@@ -29,6 +29,7 @@ pub struct Plane {
     pub admin: SocketAddr,
     pub metrics: Metrics,
     pub board: Switchboard,
+    pub limits: LimitsInForce,
     pub shutdown: Shutdown,
     pub state: TempDir,
     pub run: JoinHandle<Drained>,
@@ -81,7 +82,7 @@ impl Prepared {
 
     pub async fn start(self) -> Plane {
         let app = App::build(self.config.clone()).await.unwrap();
-        let (metrics, board) = (app.metrics(), app.switchboard());
+        let (metrics, board, limits) = (app.metrics(), app.switchboard(), app.limits());
         let address = app.local_addresses()[0];
         let shutdown = Shutdown::new();
         let running = app.start(shutdown.clone()).await.unwrap();
@@ -94,6 +95,7 @@ impl Prepared {
             admin,
             metrics,
             board,
+            limits,
             shutdown,
             state,
             run,
