@@ -19,7 +19,8 @@ pub use refusal::{CeilingBreach, LockHit, Outage, Refusal};
 
 use crate::clock::TrustedClock;
 use crate::config::{Ceiling, LocalService, LocalServices};
-use crate::session::{Caller, SessionFacts};
+use crate::limits::Limits;
+use crate::session::{Caller, SessionFacts, Through};
 use crate::view::View;
 
 /// Who wants what, from where.
@@ -200,8 +201,8 @@ impl Gate {
 
     /// The service narrows what this host's file allows, and never widens it.
     fn check_age(&self, view: &View, strictness: &Strictness, now: OffsetDateTime) -> Result<(), Outage> {
-        let lock_feed_max = strictness
         let own_max = self.limits.now().lock_feed();
+        let lock_feed_max = strictness
             .lock_feed_max_age
             .map_or(own_max, |max| max.min(own_max));
         let is_fresh = |age: Duration| age <= lock_feed_max;
@@ -222,6 +223,15 @@ impl Gate {
         } else {
             outage
         })
+    }
+
+    /// The lock on the proxy that a session runs through, if there is one.
+    #[must_use]
+    pub fn lock_on_proxy(&self, through: &Through) -> Option<LockHit> {
+        let view = self.view()?;
+        let now = self.clock.now();
+        let lock = view.locks().matching_proxy(&through.proxy, &through.serial, now);
+        lock.map(LockHit::of)
     }
 
     fn check_locks(&self, view: &View, attempt: &Attempt, now: OffsetDateTime) -> Result<(), Refusal> {

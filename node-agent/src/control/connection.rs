@@ -32,6 +32,7 @@ use crate::identity::OwnIdentity;
 use crate::leaves::Offer;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::session::Through;
 use crate::view::View;
 
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -136,7 +137,11 @@ impl Connector {
         let mut certificate = self.identity.changes();
         certificate.mark_unchanged();
         let line = self.dial(address, memory).await?;
-        let (proxy, serial, mut way) = (line.proxy, line.serial.clone(), line.way);
+        let (proxy, mut way) = (line.proxy, line.way);
+        let through = Through {
+            proxy,
+            serial: line.serial.as_str().into(),
+        };
         let data = self.data_choice.only().unwrap_or(DataWay::Tcp);
         let Some(place) = self.connected.enter(proxy, address, way, data) else {
             return Err(ConnectionError::Duplicate { proxy });
@@ -148,7 +153,9 @@ impl Connector {
             tokio::select! {
                 // First: a locked proxy is not even told what this agent serves.
                 biased;
-                reason = until_locked(self.views.clone(), proxy, serial.clone()) => {
+                reason = until_locked(self.views.clone(), &through) => {
+                    // Before the connection goes, and sessions on its streams with it: their records say why.
+                    self.entrance.cut_through(&through);
                     return Err(ConnectionError::Locked { proxy, reason });
                 }
                 ended = &mut current => return ended,
@@ -169,14 +176,18 @@ impl Connector {
         let Line {
             stream,
             proxy,
-            serial: _,
+            serial,
             route,
             way,
             quic,
         } = line;
         let via = route.to_string();
+        let through = Through {
+            proxy,
+            serial: serial.into(),
+        };
         let ways = Arc::new(self.ways(proxy, quic, memory));
-        let (link, outbox) = Link::new(route, Arc::clone(&ways));
+        let (link, outbox) = Link::new(through, route, Arc::clone(&ways));
         let (reader, writer) = tokio::io::split(stream);
         let mut writing = AbortOnDropHandle::new(tokio::spawn(write_messages(writer, outbox)));
         link.send(hello(self.run));
@@ -270,12 +281,12 @@ impl Connector {
                 Ok(())
             }
             ControlMessage::Announced { accepted, refused } => {
-                log_announced(link.proxy, &accepted, &refused);
+                log_announced(link.through.proxy, &accepted, &refused);
                 Ok(())
             }
             ControlMessage::Ping(nonce) => deliver(link, ControlMessage::Pong(nonce)),
             ControlMessage::Drain { deadline_seconds } => {
-                tracing::info!(proxy = %link.proxy, deadline_seconds, "the proxy drains");
+                tracing::info!(proxy = %link.through.proxy, deadline_seconds, "the proxy drains");
                 Ok(())
             }
             // The pool's keeper has taken the tokens before.
@@ -299,14 +310,10 @@ async fn ended<F: Future<Output = Result<Infallible, ConnectionError>> + Unpin>(
 }
 
 /// Waits until a lock hits the proxy; its reason.
-async fn until_locked(
-    mut views: watch::Receiver<Option<Arc<View>>>,
-    proxy: ProxyId,
-    serial: String,
-) -> String {
+async fn until_locked(mut views: watch::Receiver<Option<Arc<View>>>, through: &Through) -> String {
     let lock_in = |view: &Option<Arc<View>>| {
         let locks = view.as_ref()?.locks();
-        let lock = locks.matching_proxy(&proxy, &serial, OffsetDateTime::now_utc())?;
+        let lock = locks.matching_proxy(&through.proxy, &through.serial, OffsetDateTime::now_utc())?;
         Some(lock.reason.clone())
     };
     loop {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use iap_identity::{ConnectionId, ProxyId};
+use iap_identity::ConnectionId;
 use iap_runtime::net::Route;
 use iap_tunnel::ControlMessage;
 use tokio::sync::mpsc;
 
 use super::data::Ways;
+use crate::session::Through;
 
 /// Messages that wait to be written; a peer that reads slower than this is as good as gone.
 pub(super) const OUTBOX_MESSAGES_MAX: usize = 1024;
@@ -16,7 +17,7 @@ pub(super) const OUTBOX_MESSAGES_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Link {
     /// Whose word the client's address is.
-    pub proxy: ProxyId,
+    pub through: Through,
     /// The way the control connection itself took: to the same proxy, also behind a balancer's name.
     pub route: Route,
     ways: Arc<Ways>,
@@ -26,11 +27,11 @@ pub struct Link {
 impl Link {
     /// A link whose messages come out of the receiver.
     #[must_use]
-    pub fn new(route: Route, ways: Arc<Ways>) -> (Self, mpsc::Receiver<ControlMessage>) {
+    pub fn new(through: Through, route: Route, ways: Arc<Ways>) -> (Self, mpsc::Receiver<ControlMessage>) {
         let (outbox, messages) = mpsc::channel(OUTBOX_MESSAGES_MAX);
         (
             Self {
-                proxy: ways.proxy,
+                through,
                 route,
                 ways,
                 outbox,

@@ -75,7 +75,7 @@ pub(super) async fn fetch(open: &Open, link: &Link, limits: &Limits) -> Result<F
                 return Ok(fetched);
             }
             Err(error) => {
-                tracing::info!(connection = %open.connection_id, proxy = %link.proxy, %way, %error, "not fetched this way");
+                tracing::info!(connection = %open.connection_id, proxy = %link.through.proxy, %way, %error, "not fetched this way");
                 ways.failed(way, error.went_silent());
                 last = error;
             }
@@ -91,7 +91,7 @@ async fn take_up(open: &Open, link: &Link, limits: &Limits) -> Option<Fetched> {
     match tokio::time::timeout(limits.data_try(), read_first(&mut stream)).await {
         Ok(Ok(first)) if !first.is_empty() => Some(Fetched { stream, first }),
         Ok(_) | Err(_) => {
-            tracing::info!(connection = %open.connection_id, proxy = %link.proxy, "the connection dialled in advance broke");
+            tracing::info!(connection = %open.connection_id, proxy = %link.through.proxy, "the connection dialled in advance broke");
             None
         }
     }

@@ -36,7 +36,7 @@ use crate::journal::Journal;
 use crate::leaves::Offer;
 use crate::limits::Limits;
 use crate::metrics::{self, Metrics};
-use crate::session::Registry;
+use crate::session::{Live, Registry, Through, review};
 
 /// What a proxy asks the agent to fetch.
 pub struct Open {
@@ -111,6 +111,15 @@ impl Entrance {
                 self.parts.metrics.open_refused(reason);
                 link.refuse(open.connection_id, reason);
             }
+        }
+    }
+
+    /// Cuts the sessions that run through a proxy which is locked.
+    pub fn cut_through(&self, through: &Through) {
+        let (gate, registry) = (&self.parts.gate, &self.parts.registry);
+        let concerned = |live: &Arc<Live>| live.facts.through == *through;
+        for live in registry.all().into_iter().filter(concerned) {
+            review::cut_by_lock_on_proxy(gate, &live);
         }
     }
 

@@ -128,7 +128,7 @@ impl Passage {
 
     fn not_greeted(&self, error: GreetError) {
         let parts = &self.entrance.parts;
-        tracing::info!(connection = %self.open.connection_id, proxy = %self.link.proxy, %error, "turned away");
+        tracing::info!(connection = %self.open.connection_id, proxy = %self.link.through.proxy, %error, "turned away");
         parts.metrics.handshake_failed("client_hello");
         self.link.verdict(self.open.connection_id, false);
         if let GreetError::NameMismatch { asked, .. } = &error {
@@ -137,7 +137,7 @@ impl Passage {
                 .agent(&parts.agent_id)
                 .service(asked)
                 .client_address(self.open.client_address)
-                .field("client_asserted_by", self.link.proxy.to_string())
+                .field("client_asserted_by", self.link.through.proxy.to_string())
                 .reason(&error.to_string());
             parts.journal.note(event);
         }
@@ -240,7 +240,7 @@ impl Passage {
             caller: caller.clone(),
             service: seed.service.clone(),
             client: seed.client,
-            asserted_by: self.link.proxy,
+            asserted_by: self.link.through.proxy,
             refusal: refusal.clone(),
             decision,
             at: parts.gate.now(),
@@ -270,6 +270,13 @@ impl Passage {
     /// and only then, inside the handler, the backend.
     async fn admit(&self, client: Client, caller: Caller, seed: AttemptSeed, permit: Permit, asked: Asked) {
         let parts = &self.entrance.parts;
+        // A lock that is newer than the permit is seen once the session is among the live ones.
+        if parts.gate.lock_on_proxy(&self.link.through).is_some() {
+            parts.metrics.denied("proxy_locked");
+            return client
+                .unavailable("the proxy that this connection came through is locked", true)
+                .await;
+        }
         let Some(slot) = parts.registry.reserve() else {
             parts.metrics.denied("sessions_max");
             return client
@@ -325,7 +332,7 @@ impl Passage {
             protocol: permit.service().facts.protocol,
             agent: self.entrance.parts.agent_id,
             client: seed.client,
-            asserted_by: self.link.proxy,
+            through: self.link.through.clone(),
             asked_login: asked.login,
             asked_database: asked.database,
             started: self.entrance.parts.gate.now(),

@@ -1,6 +1,7 @@
 //! What the records of a session say.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iap_audit::{CloseReason, DecisionRecord, Effect, Event, EventKind, Observed};
@@ -14,6 +15,15 @@ use super::Caller;
 
 /// The longest claim of a client that a record repeats.
 const CLAIM_CHARACTERS_MAX: usize = 63;
+
+/// The proxy that a session runs through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Through {
+    /// Who it is.
+    pub proxy: ProxyId,
+    /// The certificate it proved that with, by serial in lower-case hex.
+    pub serial: Arc<str>,
+}
 
 /// Everything about a session that is settled when it starts.
 #[derive(Debug, Clone)]
@@ -30,10 +40,10 @@ pub struct SessionFacts {
     pub protocol: Protocol,
     /// Through which agent.
     pub agent: AgentId,
-    /// From where, as `asserted_by` says.
+    /// From where, by the word of the proxy.
     pub client: SocketAddr,
-    /// The proxy whose word the client address is.
-    pub asserted_by: ProxyId,
+    /// The proxy.
+    pub through: Through,
     /// The login the client said it would use. Its word only: nobody here reads the bytes that follow.
     pub asked_login: Option<LoginName>,
     /// The database the client said it would use; likewise.
@@ -116,7 +126,7 @@ impl SessionFacts {
             .protocol(self.protocol.as_str())
             .agent(&self.agent)
             .client_address(self.client)
-            .field("client_asserted_by", self.asserted_by.to_string())
+            .field("client_asserted_by", self.through.proxy.to_string())
             .login(grant.login())
             .decision(&decision)
             .observed(Observed::Bytes);

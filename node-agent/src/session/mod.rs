@@ -10,6 +10,6 @@ pub mod review;
 pub mod started;
 
 pub use caller::Caller;
-pub use facts::{Ending, SessionFacts};
+pub use facts::{Ending, SessionFacts, Through};
 pub use live::{Live, Registry};
 pub use started::Started;

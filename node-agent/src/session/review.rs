@@ -110,6 +110,9 @@ impl Reviewer {
 
 /// Decides one live session again; must run on a big stack.
 pub fn review(gate: &Gate, live: &Live) {
+    if cut_by_lock_on_proxy(gate, live) {
+        return;
+    }
     match gate.decide_here(&Attempt::of_live(&live.facts)) {
         Ok(permit) => live.renew(permit),
         Err(refusal) => {
@@ -118,6 +121,16 @@ pub fn review(gate: &Gate, live: &Live) {
             }
         }
     }
+}
+
+/// Cuts the session if the proxy that it runs through is locked: whoever broke into that is in its path. Whether it
+/// did.
+pub fn cut_by_lock_on_proxy(gate: &Gate, live: &Live) -> bool {
+    let lock = gate.lock_on_proxy(&live.facts.through);
+    if let Some(lock) = &lock {
+        live.cut(Ending::because(CloseReason::Lock, lock.to_string()));
+    }
+    lock.is_some()
 }
 
 /// How a refusal ends a live session; `None` when it has a grace of its own.

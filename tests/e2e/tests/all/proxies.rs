@@ -144,10 +144,8 @@ fn a_proxy_starts_from_its_disk_while_the_auth_server_is_down() {
     plane.signal("dev", Signal::CONT).unwrap();
 }
 
-#[test]
-fn a_locked_proxy_gets_no_feed_is_left_by_agents_and_named_to_nobody() {
-    let (plane, annex, first, second) = plane_with_two("");
-    drop(session_by(&plane, &second));
+/// Locks a proxy that says who it is in its log.
+fn lock(plane: &Plane, annex: &Annex, reason: &str) {
     let log = annex.log();
     let id = log
         .split("proxy=")
@@ -155,23 +153,38 @@ fn a_locked_proxy_gets_no_feed_is_left_by_agents_and_named_to_nobody() {
         .unwrap()
         .split_whitespace()
         .next()
-        .unwrap()
-        .to_owned();
-    plane
-        .iapctl(
-            "admin",
-            &[
-                "lock",
-                "add",
-                "--proxy",
-                &id,
-                "--reason",
-                "its host was broken into",
-            ],
-        )
-        .unwrap()
-        .succeeded()
         .unwrap();
+    let locking = ["lock", "add", "--proxy", id, "--reason", reason];
+    plane.iapctl("admin", &locking).unwrap().succeeded().unwrap();
+}
+
+#[test]
+fn a_lock_on_a_proxy_cuts_the_sessions_that_run_through_it_and_no_others_with_its_reason_on_record() {
+    let (plane, annex, first, second) = plane_with_two("");
+    plane.log_in("auditor").unwrap();
+    let mut by_first = session_by(&plane, &first);
+    let mut by_second = session_by(&plane, &second);
+    lock(&plane, &annex, "its host was broken into");
+    let sessions = plane
+        .sessions_when(|all| all.iter().any(|one| one["close_reason"] == "lock"))
+        .unwrap();
+    assert!(by_second.round_trip(b"is cut\n").is_err());
+    by_first.round_trip(b"goes on\n").unwrap();
+    let cut: Vec<&Value> = sessions.iter().filter(|one| !one["end"].is_null()).collect();
+    assert_eq!(cut.len(), 1, "{sessions:?}");
+    let records = plane.records(cut[0]["session_id"].as_str().unwrap()).unwrap();
+    let detail = records.last().unwrap()["close_detail"].as_str().unwrap();
+    assert!(
+        detail.starts_with("proxy lock ") && detail.ends_with(": its host was broken into"),
+        "{detail}"
+    );
+}
+
+#[test]
+fn a_locked_proxy_gets_no_feed_is_left_by_agents_and_named_to_nobody() {
+    let (plane, annex, first, second) = plane_with_two("");
+    drop(session_by(&plane, &second));
+    lock(&plane, &annex, "its host was broken into");
     choose(&plane, "alice", &[&second]);
     wait_until("no session opens through it", || {
         Ok(plane.echo_session("alice").is_err())
