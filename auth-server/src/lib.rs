@@ -12,6 +12,7 @@ pub mod backup;
 pub mod break_glass;
 pub mod config;
 pub mod context;
+pub mod doctor;
 pub mod feed;
 pub mod idp;
 pub mod join;

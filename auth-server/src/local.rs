@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::break_glass::{self, AdminCertificate, AdminCertificateRequest};
 use crate::context::AppContext;
+use crate::store::ProxyRow;
 use crate::tokens;
 
 /// The socket's name in `data_dir`.
@@ -45,6 +46,8 @@ pub enum LocalRequest {
     },
     /// The policy in force, for `iap-auth idp test`.
     Policy,
+    /// Which proxies there are, for `iap-auth doctor`.
+    Proxies,
     /// Record that a backup is about to be made.
     Backup {
         /// Where it goes.
@@ -52,6 +55,15 @@ pub enum LocalRequest {
     },
     /// A short-lived certificate with every admin verb.
     AdminCertificate(AdminCertificateRequest),
+}
+
+/// The proxies that have joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownProxies {
+    /// How many have.
+    pub joined: usize,
+    /// The public addresses of those that follow the feed now.
+    pub connected: Vec<String>,
 }
 
 /// The answer.
@@ -62,6 +74,8 @@ pub enum LocalReply {
     Token(String),
     /// The policy, as it was applied.
     Policy(String),
+    /// The proxies.
+    Proxies(KnownProxies),
     /// It is in the audit log.
     Recorded,
     /// The certificate, and what a home needs beside it.
@@ -160,6 +174,17 @@ pub async fn ask_for_policy(data_dir: &Path) -> Result<String, LocalError> {
     }
 }
 
+/// Asks the server that runs in `data_dir` for its proxies.
+///
+/// # Errors
+/// When none runs there, or it refuses.
+pub async fn ask_for_proxies(data_dir: &Path) -> Result<KnownProxies, LocalError> {
+    match ask(data_dir, &LocalRequest::Proxies).await? {
+        LocalReply::Proxies(proxies) => Ok(proxies),
+        _ => Err(unexpected()),
+    }
+}
+
 /// Has the server that runs in `data_dir` record that a backup is about to be made.
 ///
 /// # Errors
@@ -215,6 +240,7 @@ async fn answer(context: &AppContext, mut stream: UnixStream) -> io::Result<()> 
     let reply = match serde_json::from_slice(&read_line(&mut stream, REQUEST_BYTES_MAX).await?) {
         Ok(LocalRequest::ProxyToken { ttl_seconds }) => proxy_token(context, caller.uid(), ttl_seconds).await,
         Ok(LocalRequest::Policy) => LocalReply::Policy(context.policies.current().toml.clone()),
+        Ok(LocalRequest::Proxies) => proxies(context).await,
         Ok(LocalRequest::Backup { output }) => record(context, caller.uid(), &output).await,
         Ok(LocalRequest::AdminCertificate(request)) => {
             let uid = caller.uid();
@@ -242,6 +268,26 @@ async fn proxy_token(context: &AppContext, uid: u32, ttl_seconds: u32) -> LocalR
         Ok(TokenCreateReply { token, .. }) => LocalReply::Token(token),
         Err(error) => LocalReply::Refused(error.text),
     }
+}
+
+async fn proxies(context: &AppContext) -> LocalReply {
+    let rows = match context.store.proxies().await {
+        Ok(rows) => rows,
+        Err(error) => return LocalReply::Refused(error.to_string()),
+    };
+    let watchers = context.feed.watchers();
+    let connected = rows
+        .iter()
+        .filter(|row| watchers.contains(*row.proxy_id.as_uuid()));
+    let address = |row: &ProxyRow| {
+        row.public_address
+            .clone()
+            .unwrap_or_else(|| row.proxy_id.to_string())
+    };
+    LocalReply::Proxies(KnownProxies {
+        joined: rows.len(),
+        connected: connected.map(address).collect(),
+    })
 }
 
 async fn record(context: &AppContext, uid: u32, output: &str) -> LocalReply {

@@ -9,8 +9,8 @@ use iap_auth::break_glass::{self, Wish};
 use iap_auth::config::{self, Config};
 use iap_auth::context::{Clock, Random};
 use iap_auth::idp::{self, TestArguments};
-use iap_auth::{backup, local, printer};
-use iap_runtime::config::ConfigDuration;
+use iap_auth::{backup, doctor, local, printer};
+use iap_runtime::config::{ConfigDuration, ConfigErrors};
 use iap_runtime::net::HostPort;
 use iap_runtime::reloading::{Checked, Reloading};
 use iap_runtime::service_manager::ServiceManager;
@@ -43,6 +43,12 @@ struct Arguments {
 enum Command {
     /// Ask the running server whether it is ready; exit code 1 while it is not.
     Ready,
+    /// Look for what may be wrong on this host, at the providers and on the way in, and say how to mend it.
+    Doctor {
+        /// How findings are printed.
+        #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
+        format: Format,
+    },
     /// Make a join token on this host, through the running server: how the first proxy joins.
     Token {
         #[command(subcommand)]
@@ -89,6 +95,14 @@ enum IdpCommand {
     Test(TestArguments),
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 #[derive(Subcommand)]
 enum TokenFor {
     /// A single-use token for `iap-proxy join`; printed on standard output.
@@ -115,6 +129,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         None => run(config, &arguments.config).map(|()| true),
         Some(Command::Ready) => ready(&config).map(|()| true),
+        Some(Command::Doctor { format }) => examine(&config, &arguments.config, format),
         Some(Command::Token {
             kind: TokenFor::Proxy { ttl },
         }) => proxy_token(&config, ttl).map(|()| true),
@@ -169,6 +184,16 @@ fn run(config: Config, file: &Path) -> anyhow::Result<()> {
 fn ready(config: &Config) -> anyhow::Result<()> {
     printer::readiness(&admin::ask_readiness(config.admin_listen)?);
     Ok(())
+}
+
+fn examine(config: &Config, file: &Path, format: Format) -> anyhow::Result<bool> {
+    tls::install_provider();
+    let report = one_command()?.block_on(doctor::examine(config, file));
+    match format {
+        Format::Text => printer::findings_of_doctor(report.render().trim_end()),
+        Format::Json => printer::findings_of_doctor(&report.json()?),
+    }
+    Ok(report.healthy)
 }
 
 fn proxy_token(config: &Config, ttl: u32) -> anyhow::Result<()> {

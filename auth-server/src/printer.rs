@@ -26,6 +26,11 @@ pub fn readiness(report: &str) {
     println!("{report}");
 }
 
+/// What `doctor` found, as text or JSON.
+pub fn findings_of_doctor(report: &str) {
+    println!("{report}");
+}
+
 /// A join token, alone on its line, for `> FILE`.
 pub fn token(token: &str) {
     println!("{token}");

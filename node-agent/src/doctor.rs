@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use iap_proto::v1::Signed;
 use iap_proto::{open_beat, open_bundle};
-use iap_runtime::doctor::{Finding, Report, Target, check_path, check_private_tree, check_space};
+use iap_runtime::doctor::{
+    Finding, Report, Server, Target, check_path, check_private_tree, check_running, check_signed_time,
+    check_space,
+};
 use iap_runtime::net::{self, HostPort};
 use prost::Message as _;
 use time::OffsetDateTime;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 
 use crate::backend::BackendAddress;
 use crate::clock::TrustedClock;
@@ -20,9 +22,6 @@ use crate::identity::OwnIdentity;
 use crate::state::{Joined, StateDir, names};
 
 const BACKEND_SECONDS_MAX: Duration = Duration::from_secs(5);
-const ADMIN_SECONDS_MAX: Duration = Duration::from_secs(5);
-const ADMIN_ANSWER_BYTES_MAX: u64 = 64 * 1024;
-const SKEW_TOLERATED: time::Duration = time::Duration::seconds(60);
 const JOIN: &str = "join with a token from `iapctl tokens create agent`: iap-agent join --config FILE --proxy HOST:PORT --token-file FILE";
 
 /// Looks at everything; nothing is changed, and a running agent is not disturbed.
@@ -35,7 +34,12 @@ pub async fn examine(config: &Config, file: &Path) -> Report {
         findings.push(check_backend(name.as_str(), service).await);
     }
     if let Some(address) = config.admin_listen {
-        findings.push(check_running(address).await);
+        let server = Server {
+            check: "agent",
+            unit: "iap-agent",
+            admin: address,
+        };
+        findings.push(check_running(server).await.1);
     }
     Report::new(findings)
 }
@@ -124,18 +128,6 @@ fn check_identity(config: &Config, joined: Joined, state: &StateDir) -> Vec<Find
     findings
 }
 
-/// Signed times lie in the past: a clock before them is wrong, whatever else is.
-fn check_signed_time(now: OffsetDateTime, signed: OffsetDateTime) -> Finding {
-    match signed - now > SKEW_TOLERATED {
-        true => Finding::failed(
-            "clock",
-            format!("this machine says {now}, and the auth server has signed {signed}"),
-            "set the clock: `timedatectl set-ntp true`",
-        ),
-        false => Finding::ok("clock", "not before the newest signed time"),
-    }
-}
-
 fn check_spool(config: &Config, state: &StateDir) -> Finding {
     let path = state.path(names::SPOOL);
     let used: u64 = std::fs::read_dir(&path)
@@ -178,44 +170,6 @@ async fn check_backend(name: &str, service: &LocalService) -> Finding {
         format!("{name} at {address}: {why}"),
         format!("start the backend, or correct `backend` of the [[service]] {name:?}"),
     )
-}
-
-/// What the agent says of itself, if it runs.
-async fn check_running(address: std::net::SocketAddr) -> Finding {
-    let start = "start it: `systemctl start iap-agent`";
-    let asked = tokio::time::timeout(ADMIN_SECONDS_MAX, ask_ready(address)).await;
-    match asked {
-        Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Finding::ok("agent", "runs and is ready"),
-        Ok(Ok(answer)) => {
-            let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-            let unmet: Vec<&str> = body.lines().filter(|line| !line.ends_with(": ok")).collect();
-            let fix = "see the other findings and `journalctl -u iap-agent`";
-            Finding::failed(
-                "agent",
-                format!("runs and is not ready: {}", unmet.join("; ")),
-                fix,
-            )
-        }
-        Ok(Err(error)) => Finding::warning("agent", format!("does not run here ({address}: {error})"), start),
-        Err(_) => Finding::failed(
-            "agent",
-            format!("{address} does not answer"),
-            "restart it: `systemctl restart iap-agent`",
-        ),
-    }
-}
-
-async fn ask_ready(address: std::net::SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream
-        .write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-        .await?;
-    let mut answer = String::new();
-    stream
-        .take(ADMIN_ANSWER_BYTES_MAX)
-        .read_to_string(&mut answer)
-        .await?;
-    Ok(answer)
 }
 
 #[cfg(test)]
@@ -278,22 +232,5 @@ mod tests {
         };
         assert_eq!((down.verdict, up.verdict), (Verdict::Failed, Verdict::Ok));
         assert!(down.fix.as_deref().unwrap().contains("\"down\""));
-    }
-
-    #[test]
-    fn a_clock_before_signed_time_is_wrong() {
-        let now = OffsetDateTime::UNIX_EPOCH;
-        assert_eq!(
-            check_signed_time(now, now + time::Duration::seconds(61)).verdict,
-            Verdict::Failed
-        );
-        assert_eq!(
-            check_signed_time(now, now + time::Duration::seconds(59)).verdict,
-            Verdict::Ok
-        );
-        assert_eq!(
-            check_signed_time(now, now - time::Duration::days(30)).verdict,
-            Verdict::Ok
-        );
     }
 }

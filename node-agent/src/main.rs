@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use iap_agent::app::Reload;
 use iap_agent::printer;
-use iap_agent::{App, Config, config, doctor, join};
+use iap_agent::{App, Config, config, doctor, join, limits};
 use iap_runtime::config::ConfigErrors;
 use iap_runtime::net::HostPort;
 use iap_runtime::reloading::{Checked, Reloading};
@@ -182,7 +182,7 @@ async fn examine(config: Config, arguments: &Doctor) -> anyhow::Result<()> {
     let report = doctor::examine(&config, &arguments.config).await;
     match arguments.format {
         Format::Text => printer::line(report.render().trim_end()),
-        Format::Json => printer::line(&serde_json::to_string_pretty(&report)?),
+        Format::Json => printer::line(&report.json()?),
     }
     anyhow::ensure!(report.healthy, "something is wrong: see above");
     Ok(())

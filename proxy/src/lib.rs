@@ -12,6 +12,7 @@ mod auth;
 mod bind;
 pub mod config;
 mod control;
+pub mod doctor;
 mod front;
 pub mod join;
 pub mod metrics;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 use iap_proxy::state::{self, Reloader};
-use iap_proxy::{App, Config, config};
+use iap_proxy::{App, Config, LimitsInForce, config, doctor};
 use iap_runtime::config::ConfigErrors;
 use iap_runtime::net::HostPort;
 use iap_runtime::reloading::{Checked, Reloading};
@@ -55,6 +55,15 @@ enum Command {
         #[arg(long)]
         unless_joined: bool,
     },
+    /// Look for what may be wrong on this host, towards the auth server and on the way in, and say how to mend it
+    Doctor {
+        /// Configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// How findings are printed
+        #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "text")]
+        format: Format,
+    },
     /// Ask the running proxy whether it is ready; exit code 1 while it is not
     Ready {
         /// Configuration file
@@ -63,12 +72,22 @@ enum Command {
     },
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let file = match (&arguments.command, &arguments.run.config) {
-        (Some(Command::Join { config, .. } | Command::Ready { config }), _) | (None, Some(config)) => {
-            config.clone()
-        }
+        (
+            Some(Command::Join { config, .. } | Command::Ready { config } | Command::Doctor { config, .. }),
+            _,
+        )
+        | (None, Some(config)) => config.clone(),
         (None, None) => return ExitCode::from(EXIT_USAGE),
     };
     let config = match Config::load(&file) {
@@ -97,6 +116,14 @@ async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow:
     tls::install_provider();
     match command {
         Some(Command::Ready { .. }) => tell(&admin::ask_readiness(config.admin_listen)?),
+        Some(Command::Doctor { format, .. }) => {
+            let report = doctor::examine(&config, file).await;
+            match format {
+                Format::Text => tell(report.render().trim_end()),
+                Format::Json => tell(&report.json()?),
+            }
+            anyhow::ensure!(report.healthy, "something is wrong: see above");
+        }
         Some(Command::Join {
             unless_joined: true, ..
         }) if state::is_joined(&config.state_dir)? => {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use iap_identity::{
     AuthId, AuthorityError, CaClass, ClusterName, IssuerCertificate, Pin, RawBundle, RootCertificate, Serial,
-    SignedKind, Signer as _, TrustBundle, certify_ca, certify_signing_key, key_id, self_signed_root,
-    signed_message,
+    SignedKind, Signer as _, SigningKeyCertificate, TrustBundle, certify_ca, certify_signing_key, key_id,
+    self_signed_root, signed_message,
 };
 use iap_proto::v1;
 use iap_runtime::files::{DataDir, FileError};
@@ -162,6 +162,22 @@ impl AuthorityKeys {
     /// The root's pin.
     pub fn pin(&self) -> Pin {
         self.root.pin()
+    }
+
+    /// What each certificate is for, and its end.
+    ///
+    /// # Errors
+    /// When the signing key's certificate is damaged.
+    pub fn ends(&self) -> Result<[(&'static str, OffsetDateTime); 5], KeysError> {
+        let signer = SigningKeyCertificate::parse(&self.signer.certificate, self.root.cluster());
+        let signer = signer.map_err(AuthorityError::from)?;
+        Ok([
+            ("root", self.root.not_after()),
+            ("system", self.system.certificate.not_after()),
+            ("user", self.user.certificate.not_after()),
+            ("workload", self.workload.certificate.not_after()),
+            ("snapshot", signer.not_after()),
+        ])
     }
 
     /// The trust bundle, checked as its receivers will check it.

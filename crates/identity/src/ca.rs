@@ -179,6 +179,11 @@ impl IssuerCertificate {
 }
 
 impl SigningKeyCertificate {
+    /// Its end.
+    pub const fn not_after(&self) -> OffsetDateTime {
+        self.not_after
+    }
+
     /// Reads the certificate of an Ed25519 signing key.
     pub fn parse(der: &[u8], cluster: &ClusterName) -> Result<Self, CaError> {
         let certificate = read::certificate(der).map_err(CaError::Malformed)?;

@@ -34,6 +34,11 @@ pub fn allowed() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// How many a process of this user may raise its limit to; `u64::MAX` when there is no limit.
+pub fn allowed_at_most() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
 /// Whether an error says that this process, or the machine, has run out of what a socket needs.
 pub fn are_exhausted(error: &io::Error) -> bool {
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];

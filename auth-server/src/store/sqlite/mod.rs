@@ -88,6 +88,27 @@ impl SqliteStore {
     }
 }
 
+/// What SQLite's quick check says is wrong with the file at `path`; nothing when it is sound. The file is only read,
+/// also while a server works with it.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub async fn quick_check(path: &Path) -> Result<Vec<String>, StoreError> {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .busy_timeout(BUSY_TIMEOUT);
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await?;
+    let rows = sqlx::query_scalar::<_, String>("PRAGMA quick_check(5)")
+        .fetch_all(&pool)
+        .await;
+    pool.close().await;
+    Ok(rows?.into_iter().filter(|line| line != "ok").collect())
+}
+
 fn migrator() -> Migrator {
     let migration = |(version, description, sql): (i64, &'static str, &'static str)| {
         Migration::new(

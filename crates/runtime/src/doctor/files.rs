@@ -44,6 +44,37 @@ pub fn check_space(path: &Path, needed: u64) -> Finding {
     judge_space(path, free, all, needed)
 }
 
+/// Whether the file system of `path` has room left for what grows without a limit there.
+#[cfg(unix)]
+pub fn check_room(path: &Path, free_bytes_min: u64) -> Finding {
+    let usage = match rustix::fs::statvfs(path) {
+        Ok(usage) => usage,
+        Err(error) => {
+            let detail = format!("{}: {error}", path.display());
+            return Finding::failed("disk", detail, format!("see `df {}`", path.display()));
+        }
+    };
+    let (free, all) = (usage.f_bavail * usage.f_frsize, usage.f_blocks * usage.f_frsize);
+    judge_room(path, free, all, free_bytes_min)
+}
+
+fn judge_room(path: &Path, free: u64, all: u64, free_bytes_min: u64) -> Finding {
+    let detail = format!(
+        "{} MiB free of {} MiB at {}",
+        free >> 20,
+        all >> 20,
+        path.display()
+    );
+    let fix = "free or add space";
+    if free < free_bytes_min {
+        Finding::failed("disk", detail, fix)
+    } else if free < all / 100 * SPACE_WARNED_PERCENT {
+        Finding::warning("disk", detail, fix)
+    } else {
+        Finding::ok("disk", detail)
+    }
+}
+
 fn judge_space(path: &Path, free: u64, all: u64, needed: u64) -> Finding {
     let mebibytes = |bytes: u64| bytes >> 20;
     let detail = format!(
@@ -86,6 +117,14 @@ mod tests {
         assert_eq!(loose.fix, Some(format!("chmod 0600 {}", file.display())));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(check_private_tree(&private, "join").verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn room_is_judged_by_what_is_free_and_by_its_share() {
+        let judge = |free: u64| judge_room(Path::new("/x"), free << 20, 1000 << 20, 64 << 20).verdict;
+        assert_eq!(judge(500), Verdict::Ok);
+        assert_eq!(judge(99), Verdict::Warning);
+        assert_eq!(judge(63), Verdict::Failed);
     }
 
     #[test]

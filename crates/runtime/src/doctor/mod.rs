@@ -3,14 +3,18 @@
 
 mod clock;
 mod files;
+mod listening;
 mod path;
+mod server;
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
-pub use files::{check_private_tree, check_space};
-pub use path::{Target, check_path};
+pub use files::{check_private_tree, check_room, check_space};
+pub use listening::{Transport, check_bindable, check_listening};
+pub use path::{Target, check_path, check_server, presented};
+pub use server::{Server, check_running, check_signed_time};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -76,6 +80,16 @@ impl Finding {
     }
 }
 
+/// The findings about one thing that several checks look at, as one: the worst of them, or what is said when all is
+/// well.
+pub fn worst_of(check: &'static str, findings: Vec<Finding>, well: impl Into<String>) -> Finding {
+    let worst = findings.into_iter().max_by_key(|finding| finding.verdict);
+    match worst {
+        Some(worst) if worst.verdict != Verdict::Ok => Finding { check, ..worst },
+        Some(_) | None => Finding::ok(check, well),
+    }
+}
+
 impl Report {
     /// A report of these findings.
     pub fn new(findings: Vec<Finding>) -> Self {
@@ -83,6 +97,14 @@ impl Report {
             healthy: findings.iter().all(|finding| finding.verdict != Verdict::Failed),
             findings,
         }
+    }
+
+    /// The report as one JSON object.
+    ///
+    /// # Errors
+    /// When it cannot be written as such.
+    pub fn json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string_pretty(self)
     }
 
     /// One line for each check, and one for each fix.

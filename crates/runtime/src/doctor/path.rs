@@ -44,6 +44,38 @@ pub struct Target {
 
 /// Checks the way to a proxy step by step; a step that fails makes the later ones pointless.
 pub async fn check_path(target: &Target) -> Vec<Finding> {
+    check_way(target, true).await
+}
+
+/// The same to where nobody listens on UDP: the auth server itself, or a proxy without QUIC.
+pub async fn check_server(target: &Target) -> Vec<Finding> {
+    check_way(target, false).await
+}
+
+/// The certificates that whoever answers at `address` for `host` and one of the ALPN `protocols` presents; none proves
+/// anything yet.
+///
+/// # Errors
+/// When nobody answers, or nobody presents any.
+pub async fn presented(
+    address: &HostPort,
+    host: &str,
+    protocols: &[&str],
+) -> io::Result<Vec<CertificateDer<'static>>> {
+    let stream = net::connect(address, CONNECT_SECONDS_MAX).await?;
+    let presented = Presented::new();
+    let config =
+        tls::client_config(Arc::clone(&presented) as _, None, protocols).map_err(io::Error::other)?;
+    // What becomes of the handshake does not matter: the certificates come before the server wants any.
+    let outcome = tls::connect(stream, host, config, HANDSHAKE_SECONDS_MAX).await;
+    match (presented.chain(), outcome) {
+        (chain, _) if !chain.is_empty() => Ok(chain),
+        (_, Err(error)) => Err(io::Error::other(error)),
+        (_, Ok(_)) => Err(io::Error::other("no certificate was presented")),
+    }
+}
+
+async fn check_way(target: &Target, over_udp: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let addresses = match net::resolve(target.address.host(), target.address.port()).await {
         Ok(addresses) if !addresses.is_empty() => addresses,
@@ -61,7 +93,7 @@ pub async fn check_path(target: &Target) -> Vec<Finding> {
     let peer = stream.peer_addr().ok();
     let (is_right, finding) = check_tls(target, stream).await;
     findings.push(finding);
-    if let Some(peer) = peer {
+    if let Some(peer) = peer.filter(|_| over_udp) {
         findings.push(check_udp(peer).await);
     }
     if is_right {
@@ -272,7 +304,7 @@ fn describe(chain: &[CertificateDer<'_>]) -> (String, Vec<String>) {
 }
 
 /// Whether a QUIC server answers: it must, to a version that it does not know (RFC 9000 §6.1).
-async fn check_udp(peer: SocketAddr) -> Finding {
+pub(super) async fn check_udp(peer: SocketAddr) -> Finding {
     match tokio::time::timeout(UDP_ANSWER_SECONDS_MAX, quic_answers(peer)).await {
         Ok(Ok(())) => Finding::ok("udp", format!("QUIC answers on UDP {}", peer.port())),
         Ok(Err(error)) => udp_closed(peer, &error.to_string()),

@@ -25,15 +25,19 @@ fn doctor(plane: &Plane) -> (i32, Value) {
     (ran.code, report(&ran))
 }
 
-fn agent_doctor(plane: &Plane) -> (i32, Value) {
-    let mut command = Command::new(program("iap-agent").unwrap());
-    command.args(["doctor", "--format", "json", "--config"]);
+fn server_doctor(plane: &Plane, name: &str) -> (i32, Value) {
+    let mut command = Command::new(program(&format!("iap-{name}")).unwrap());
+    command.args(["doctor", "-f", "json", "--config"]);
     let ran: Ran = command
-        .arg(plane.dir().join("config/agent.toml"))
+        .arg(plane.dir().join(format!("config/{name}.toml")))
         .output()
         .unwrap()
         .into();
     (ran.code, report(&ran))
+}
+
+fn agent_doctor(plane: &Plane) -> (i32, Value) {
+    server_doctor(plane, "agent")
 }
 
 /// Points alice's home at another port of this machine.
@@ -172,4 +176,136 @@ fn the_agents_doctor_says_which_backend_is_gone_and_that_the_proxy_cannot_be_rea
         "{broken:#}"
     );
     plane.signal("dev", Signal::CONT).unwrap();
+}
+
+/// Replaces one value of a server's file.
+fn configure(plane: &Plane, name: &str, from: &str, to: &str) {
+    let file = plane.dir().join(format!("config/{name}.toml"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains(from), "{name}.toml no longer says {from}: {text}");
+    std::fs::write(&file, text.replace(from, to)).unwrap();
+}
+
+#[test]
+fn the_proxys_doctor_finds_the_auth_server_gone_loose_files_and_an_address_that_leads_elsewhere() {
+    let plane = Plane::demo().unwrap();
+    let (code, healthy) = server_doctor(&plane, "proxy");
+    assert_eq!(code, 0, "{healthy:#}");
+    for check in [
+        "permissions",
+        "join",
+        "certificate",
+        "auth",
+        "listen",
+        "tls",
+        "public_address",
+        "proxy",
+    ] {
+        assert_eq!(finding(&healthy, check)["verdict"], "ok", "{check}: {healthy:#}");
+    }
+
+    let key = plane.dir().join("proxy/key.pem");
+    std::fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    let (code, loose) = server_doctor(&plane, "proxy");
+    assert_eq!(code, 1);
+    let fix = finding(&loose, "permissions")["fix"].as_str().unwrap().to_owned();
+    assert_eq!(fix, format!("chmod 0600 {}", key.display()));
+    std::fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+
+    // The supervisor would start the auth server again.
+    plane.signal("dev", Signal::STOP).unwrap();
+    plane.signal("auth", Signal::KILL).unwrap();
+    let (code, alone) = server_doctor(&plane, "proxy");
+    assert_eq!(
+        (code, &finding(&alone, "auth")["verdict"]),
+        (1, &"failed".into()),
+        "{alone:#}"
+    );
+    assert!(
+        finding(&alone, "auth")["fix"]
+            .as_str()
+            .unwrap()
+            .contains("start iap-auth")
+    );
+    plane.signal("dev", Signal::CONT).unwrap();
+
+    let proxy = plane.descriptor().unwrap()["proxy_addr"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let port = free_port();
+    let _nginx = nginx(plane.scratch(), port, &proxy);
+    let public = std::fs::read_to_string(plane.dir().join("config/proxy.toml")).unwrap();
+    let line = public
+        .lines()
+        .find(|line| line.starts_with("public_address"))
+        .unwrap();
+    configure(
+        &plane,
+        "proxy",
+        line,
+        &format!("public_address = \"127.0.0.1:{port}\""),
+    );
+    let (code, balanced) = server_doctor(&plane, "proxy");
+    assert_eq!(code, 1);
+    assert!(
+        finding(&balanced, "balancer")["fix"]
+            .as_str()
+            .unwrap()
+            .contains("layer 4"),
+        "{balanced:#}"
+    );
+}
+
+#[test]
+fn the_auth_servers_doctor_finds_a_provider_that_is_gone_a_damaged_key_and_that_no_proxy_is_connected() {
+    let plane = Plane::demo().unwrap();
+    let (code, healthy) = server_doctor(&plane, "auth");
+    assert_eq!(code, 0, "{healthy:#}");
+    for check in [
+        "permissions",
+        "keys",
+        "database",
+        "listen",
+        "connector",
+        "redirect_uri",
+        "proxies",
+        "tls",
+        "auth",
+    ] {
+        assert_eq!(finding(&healthy, check)["verdict"], "ok", "{check}: {healthy:#}");
+    }
+    let told = finding(&healthy, "redirect_uri")["detail"].as_str().unwrap();
+    assert!(told.contains("/login/callback"), "{told}");
+
+    // The supervisor is the provider of the development plane, and would start the proxy again.
+    plane.signal("dev", Signal::STOP).unwrap();
+    plane.signal("proxy", Signal::KILL).unwrap();
+    wait_until("the auth server notices", || {
+        let (_, alone) = server_doctor(&plane, "auth");
+        Ok(finding(&alone, "proxies")["verdict"] == "failed")
+    })
+    .unwrap();
+    let (code, alone) = server_doctor(&plane, "auth");
+    assert_eq!(code, 1);
+    assert_eq!(finding(&alone, "connector")["verdict"], "failed", "{alone:#}");
+    let fix = finding(&alone, "connector")["fix"].as_str().unwrap();
+    assert!(fix.contains("iap-auth idp test --connector"), "{fix}");
+    assert!(
+        finding(&alone, "proxies")["fix"]
+            .as_str()
+            .unwrap()
+            .contains("proxy_protocol_from")
+    );
+    plane.signal("dev", Signal::CONT).unwrap();
+
+    std::fs::write(plane.dir().join("auth/ca/user.pem"), "gone").unwrap();
+    let (code, damaged) = server_doctor(&plane, "auth");
+    assert_eq!(code, 1);
+    let keys = finding(&damaged, "keys");
+    assert!(keys["detail"].as_str().unwrap().contains("user.pem"), "{keys}");
+    assert!(
+        keys["fix"].as_str().unwrap().contains("iap-auth restore"),
+        "{keys}"
+    );
 }
