@@ -103,7 +103,7 @@ pub async fn obtain(config: &Config, wish: &Wish) -> Result<AdminCertificate, Br
     let key = keys::generate(KeyKind::P256).map_err(|error| BreakGlassError::Key(error.to_string()))?;
     let csr = certificate_request(&key).map_err(|error| BreakGlassError::Key(error.to_string()))?;
     let request = AdminCertificateRequest {
-        csr: to_hex(&csr),
+        csr: iap_identity::hex(&csr),
         life_seconds: wish.life.as_secs(),
         reason: wish.reason.clone(),
     };
@@ -218,7 +218,7 @@ pub(crate) async fn issue(
         certificates_pem: certificates_to_pem(issued.chain_der().iter().map(Vec::as_slice)),
         root_pem: context.authority.root_pem(),
         pin: context.authority.pin().to_string(),
-        bundle: to_hex(&context.feed.bundle().encode_to_vec()),
+        bundle: iap_identity::hex(&context.feed.bundle().encode_to_vec()),
         name: login.name,
         not_after: format_time(issued.not_after()),
     })
@@ -280,10 +280,6 @@ fn checked_reason(reason: &str) -> Result<&str, String> {
             "--reason needs a sentence of at most {REASON_BYTES_MAX} bytes: it goes into the audit log"
         )),
     }
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {

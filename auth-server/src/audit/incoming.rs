@@ -4,7 +4,7 @@ use iap_audit::{EventKind, RecordError, RecordView, SourceId};
 use iap_identity::SessionId;
 use serde_json::Value;
 
-use crate::store::{Hash, NewRecord, SessionChange, hash_of};
+use crate::store::{NewRecord, SessionChange, hash_of};
 
 /// The bytes are no record, or one that does not say what its kind has to.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +46,8 @@ fn read(
     change: fn(&RecordView) -> Result<Option<SessionChange>, IncomingError>,
 ) -> Result<Incoming, IncomingError> {
     let view = RecordView::parse(bytes)?;
-    let previous = unhex(&view.agent_prev).ok_or(RecordError::Field { name: "agent_prev" })?;
+    let previous =
+        iap_identity::hex_to_32(&view.agent_prev).ok_or(RecordError::Field { name: "agent_prev" })?;
     Ok(Incoming {
         source: view.agent_id,
         record: NewRecord {
@@ -130,19 +131,4 @@ fn session_end(view: &RecordView, event: &'static str) -> Result<SessionChange, 
             })?
             .to_owned(),
     })
-}
-
-pub(super) fn hex(hash: &Hash) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Hash> {
-    let mut hash = [0; 32];
-    if text.len() != 2 * hash.len() || !text.is_ascii() {
-        return None;
-    }
-    for (index, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
-    }
-    Some(hash)
 }

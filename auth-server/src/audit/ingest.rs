@@ -185,7 +185,7 @@ impl Ingest {
             .find(|record| record.source_seq == number)
             .filter(|_| matches!(fault, Fault::OtherContent { .. }));
         // Told apart by content: each other content is an alarm of its own.
-        let hash = unstored.map(|record| super::incoming::hex(&record.hash));
+        let hash = unstored.map(|record| iap_identity::hex(&record.hash));
         let remembered = format!("{why} {}", hash.as_deref().unwrap_or_default());
         if !self.is_new_alarm(agent, remembered) {
             return Ok(());

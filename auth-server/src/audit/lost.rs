@@ -16,24 +16,6 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// The rest is found a minute later.
 const SESSIONS_PER_LOOK_MAX: u32 = 1000;
 
-/// What the end repeats of the start it answers.
-const REPEATED_FIELDS: [&str; 14] = [
-    "connect_id",
-    "user",
-    "login_id",
-    "serial",
-    "service",
-    "protocol",
-    "client_address",
-    "client_ip",
-    "client_asserted_by",
-    "login",
-    "asked_login",
-    "asked_database",
-    "decision",
-    "observed",
-];
-
 /// Looks until shutdown.
 pub async fn run(context: std::sync::Arc<AppContext>, shutdown: Shutdown) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
@@ -83,21 +65,14 @@ async fn end(context: &AppContext, session: &SessionRow) -> Result<(), RecordErr
         0 => "its agent was not heard of for too long".to_owned(),
         hours => format!("its agent was not heard of for {hours} h"),
     };
-    let mut event = context
+    let event = context
         .audit
         .event(EventKind::SessionEnd)?
         .session(&session.session_id)
         .close(CloseReason::AgentLost, Some(&why))
         .field("agent", session.agent.clone())
-        .field("source", "auth");
-    for name in REPEATED_FIELDS {
-        if let Some(value) = start.get(name) {
-            event = event.field(name, value.clone());
-        }
-    }
-    if let Some(began) = start.get("time") {
-        event = event.field("start", began.clone());
-    }
+        .field("source", "auth")
+        .answering(&start);
     context.audit.record(event).await
 }
 

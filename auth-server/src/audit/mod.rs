@@ -111,7 +111,7 @@ impl AuditLog {
             .newest_record(*self.shared.source.as_uuid())
             .await?;
         Ok(match newest {
-            Some((seq, hash)) => Chain::resume(self.shared.source, seq, &incoming::hex(&hash)),
+            Some((seq, hash)) => Chain::resume(self.shared.source, seq, &iap_identity::hex(&hash)),
             None => Chain::new(self.shared.source),
         })
     }

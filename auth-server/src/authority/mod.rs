@@ -332,10 +332,7 @@ impl Authority {
             .serial(issued.serial_hex())
             .field("class", class)
             .field("not_after", format_time(issued.not_after()))
-            .field(
-                "key_sha256",
-                key.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
-            );
+            .field("key_sha256", iap_identity::hex(&key));
         self.audit.record(describe(event)).await?;
         Ok(issued)
     }

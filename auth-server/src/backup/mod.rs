@@ -165,7 +165,7 @@ impl<R: Read> Hashing<R> {
         let digest = self.context.finish();
         FileEntry {
             bytes: self.bytes,
-            sha256: digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect(),
+            sha256: iap_identity::hex(digest.as_ref()),
         }
     }
 }

@@ -114,11 +114,7 @@ impl Logins {
     /// The program that asked checks login id, thumbprint and pin against its own before it uses the code:
     /// a server that merely relays could show its own pin, but not ours.
     fn loopback(&self, login: &LoginRow, code: &Secret) -> String {
-        let thumbprint: String = login
-            .key_thumbprint
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let thumbprint = iap_identity::hex(&login.key_thumbprint);
         format!(
             "http://127.0.0.1:{}/callback?code={}&login_id={}&thumbprint={thumbprint}&pin={}",
             login.redirect_port,

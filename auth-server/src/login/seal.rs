@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
-use iap_identity::LoginId;
+use iap_identity::{LoginId, hex};
 use iap_runtime::files::{self, PRIVATE_FILE_MODE};
 
 use crate::authority::KeysError;
@@ -165,10 +165,6 @@ fn split(sealed: &[u8]) -> Option<([u8; KEY_ID_BYTES], &[u8])> {
 
 fn bound_to(login: LoginId) -> Vec<u8> {
     [b"iap-refresh-v1\0".as_slice(), login.as_bytes().as_slice()].concat()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -427,8 +427,7 @@ fn write_client_secret(layout: &Layout) -> anyhow::Result<()> {
     }
     let mut random = [0_u8; 32];
     aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("the system gave no randomness"))?;
-    let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    write_secret(layout, "client_secret", &text).map(|_| ())
+    write_secret(layout, "client_secret", &iap_identity::hex(&random)).map(|_| ())
 }
 
 fn read_client_secret(layout: &Layout) -> anyhow::Result<String> {

@@ -58,7 +58,7 @@ impl Expected {
     pub(super) fn of(started: &Started, trust: &Trust) -> Self {
         Self {
             login_id: started.login_id.as_uuid().to_string(),
-            key_thumbprint: crate::api::hex(&started.key_thumbprint),
+            key_thumbprint: iap_identity::hex(&started.key_thumbprint),
             pin: trust.pin.to_string(),
         }
     }

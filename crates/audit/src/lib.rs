@@ -3,12 +3,14 @@
 //!
 //! Nothing here reads a clock, draws a random number or touches a file: time, ids and bytes are arguments.
 
+pub mod answer;
 pub mod chain;
 pub mod event;
 pub mod kind;
 pub mod record;
 pub mod spool;
 
+pub use answer::carried;
 pub use chain::{Chain, ChainHead, LinkError, SealError, SourceId, verify_link};
 pub use event::{CloseReason, DecisionRecord, Effect, Event, Observed, RecordBody, UserRecord};
 pub use kind::EventKind;

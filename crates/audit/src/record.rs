@@ -36,13 +36,7 @@ pub struct Record {
 
 /// SHA-256 in lower-case hex.
 pub fn hash_hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut hex = String::with_capacity(64);
-    for byte in digest(&SHA256, bytes).as_ref() {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    hex
+    iap_identity::hex(digest(&SHA256, bytes).as_ref())
 }
 
 /// RFC 3339 in UTC with milliseconds.

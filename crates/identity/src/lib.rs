@@ -57,6 +57,7 @@ pub use request::{Request, RequestError, certificate_request};
 pub use rustls_pki_types::CertificateDer;
 pub use server_name::{ServerName, ServerNameError};
 pub use signed::{SignedError, SignedKind, VerifiedPayload, key_id, signed_message, verify_signed};
+pub use text::{hex, hex_to_32};
 pub use verify::{
     FirstContactError, verify_client, verify_expired_agent, verify_first_contact, verify_server,
     verify_service_leaf, verify_signed_by_peer,

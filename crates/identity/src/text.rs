@@ -1,7 +1,9 @@
-//! The traits every parsed name shares: it is written as text and read back through its own `parse`.
+//! Bytes as hexadecimal text, and the traits every parsed name shares: it is written as text and read back through its
+//! own `parse`.
 
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+/// Lower-case hexadecimal, two digits a byte: how serials, hashes, pins and key ids are written everywhere. Not for
+/// secrets where the time taken may be observed.
+pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: [char; 16] = [
         '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
     ];
@@ -12,8 +14,8 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// Exactly 32 bytes from 64 lower-case hex digits.
-pub(crate) fn hex_to_32(text: &str) -> Option<[u8; 32]> {
+/// Exactly 32 bytes from 64 lower-case hexadecimal digits; `None` for anything else.
+pub fn hex_to_32(text: &str) -> Option<[u8; 32]> {
     if text.len() != 64 {
         return None;
     }

@@ -6,11 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iap_audit::{EventKind, RecordView};
+use iap_audit::{EventKind, RecordView, carried};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use crate::session::facts::carried;
 use crate::state::{StateDir, StateError, names};
 
 /// Sessions with a start and no end.

@@ -146,56 +146,14 @@ impl SessionFacts {
     }
 }
 
-/// Fields that an end record repeats from the start record it answers.
-const CARRIED_FIELDS: [&str; 18] = [
-    "session_id",
-    "connect_id",
-    "user",
-    "login_id",
-    "serial",
-    "service",
-    "protocol",
-    "agent",
-    "client_address",
-    "client_ip",
-    "client_asserted_by",
-    "login",
-    "asked_login",
-    "asked_database",
-    "decision",
-    "observed",
-    "start",
-    "time",
-];
-
-/// The part of a start record that outlives it, for the end record of a session whose agent died.
-#[must_use]
-pub fn carried(start: &Map<String, Value>) -> Map<String, Value> {
-    let pick = |name: &&str| start.get(*name).map(|value| ((*name).to_owned(), value.clone()));
-    CARRIED_FIELDS.iter().filter_map(pick).collect()
-}
-
-/// The end record of a session that was live when its agent died; `start` is its start record or the
-/// [`carried`] part of it. How much went each way died with the agent, so nothing is said about it.
+/// The end record of a session that was live when its agent died; `start` is its start record or the part of it that
+/// [`carried`](iap_audit::carried) keeps. How much went each way died with the agent, so nothing is said about it.
 #[must_use]
 pub fn lost_event(start: &Map<String, Value>, now: OffsetDateTime, id: Uuid) -> Event {
-    let began = start.get("start").or_else(|| start.get("time")).cloned();
-    let repeated = CARRIED_FIELDS
-        .iter()
-        .filter(|name| !matches!(**name, "start" | "time"));
-    let mut event = Event::new(EventKind::SessionEnd, now, id).close(
-        CloseReason::AgentLost,
-        Some("the agent ended without warning while the session ran"),
-    );
-    for name in repeated {
-        if let Some(value) = start.get(*name) {
-            event = event.field(name, value.clone());
-        }
-    }
-    match began {
-        Some(began) => event.field("start", began),
-        None => event,
-    }
+    let detail = "the agent ended without warning while the session ran";
+    Event::new(EventKind::SessionEnd, now, id)
+        .close(CloseReason::AgentLost, Some(detail))
+        .answering(start)
 }
 
 /// What a client says about itself takes no more of a record than a name would.

@@ -37,10 +37,7 @@ async fn a_person_approves_and_the_program_gets_a_certificate_for_its_key() {
         parameter(&done, "pin"),
         plane.logins.context().authority.pin().to_string()
     );
-    let thumbprint: String = hash_of(&program.key.subject_public_key_info())
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let thumbprint = iap_identity::hex(&hash_of(&program.key.subject_public_key_info()));
     assert_eq!(parameter(&done, "thumbprint"), thumbprint);
 
     let finished = plane.finish(&program, &parameter(&done, "code")).await.unwrap();
