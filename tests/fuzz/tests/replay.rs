@@ -75,3 +75,47 @@ fn corpora_are_small_and_hold_no_private_key() {
         }
     }
 }
+
+/// Everything else that is signed or encrypted differs from one making to the next.
+const MADE_ALIKE: [&str; 3] = ["preface", "control", "frames"];
+
+#[test]
+fn every_seed_is_committed_as_the_encoders_make_it() {
+    for target in TARGETS {
+        let committed = files(target.name).unwrap();
+        for (name, bytes) in (target.seeds)() {
+            let file = format!("seed-{name}");
+            let found = committed.iter().find(|(name, _)| *name == file);
+            let (_, held) =
+                found.unwrap_or_else(|| panic!("{}/{file} is missing: run iap-fuzz-seeds", target.name));
+            let is_same = !MADE_ALIKE.contains(&target.name) || *held == bytes;
+            assert!(
+                is_same,
+                "{}/{file} is out of date: run iap-fuzz-seeds",
+                target.name
+            );
+        }
+    }
+}
+
+#[test]
+fn every_control_message_of_the_schema_has_a_seed() {
+    let schema = include_str!("../../../proto/schema/control.proto");
+    let (_, messages) = schema.split_once("message ControlMessage {").unwrap();
+    let (messages, _) = messages.split_once("  }").unwrap();
+    let fields = messages.lines().filter_map(|line| line.split_once(" = "));
+    let names: Vec<&str> = fields
+        .filter_map(|(field, _)| field.split_whitespace().last())
+        .collect();
+    assert!(names.len() > 10, "{names:?}");
+    let seeds = (iap_fuzz::target("control").unwrap().seeds)();
+    for name in names {
+        let is_seed = |(seed, _): &(String, Vec<u8>)| {
+            let of_message = seed
+                .split_once('-')
+                .map(|(_, message)| message.trim_end_matches(['-', '2', '3']));
+            of_message == Some(name)
+        };
+        assert!(seeds.iter().any(is_seed), "no seed of {name}");
+    }
+}

@@ -1,11 +1,14 @@
 //! Control messages between proxy and agent: framed in any pieces, bounded, the same after being written back,
 //! and held to the order of the conversation.
 
+use std::collections::BTreeMap;
+
 use iap_identity::{ConnectionId, ServiceName};
 use iap_proto::{decode_control, encode_control};
 use iap_tunnel::frame::LENGTH_BYTES;
 use iap_tunnel::{
-    CONTROL_FRAME_BYTES_MAX, ControlMessage, Conversation, LengthPrefixed, RefusedService, Side, Token,
+    CONTROL_FRAME_BYTES_MAX, ControlMessage, Conversation, DataOffer, LengthPrefixed, RefusedService, RunId,
+    Side, Token,
 };
 
 use super::Seeds;
@@ -63,43 +66,68 @@ fn converse(side: Side, frames: &[Vec<u8>]) {
     let mut conversation = Conversation::with(side);
     let mut greeted = false;
     for message in frames.iter().filter_map(|frame| message(frame)) {
-        let name = message.name();
+        let (name, only_from) = (message.name(), only_from(&message));
         let Ok(_) = conversation.accept(message) else {
             return;
         };
         assert_eq!(greeted, name != "hello", "{name} at the wrong moment");
         greeted = true;
-        let from_agent = ["announce", "open_refused", "verdict"].contains(&name);
-        let from_proxy = ["announced", "open", "drain"].contains(&name);
-        match side {
-            Side::Agent => assert!(!from_proxy, "{name} from an agent"),
-            Side::Proxy => assert!(!from_agent, "{name} from a proxy"),
-        }
+        assert_ne!(only_from, Some(other(side)), "{name} from the wrong side");
         assert!(conversation.version().is_some());
     }
 }
 
+/// The one side that a message comes from; written from docs/protocol.md and not from the code under test.
+fn only_from(message: &ControlMessage) -> Option<Side> {
+    match message {
+        ControlMessage::Announce { .. }
+        | ControlMessage::PoolAsk { .. }
+        | ControlMessage::OpenRefused { .. }
+        | ControlMessage::Verdict { .. } => Some(Side::Agent),
+        ControlMessage::Announced { .. }
+        | ControlMessage::Open { .. }
+        | ControlMessage::PoolTokens { .. }
+        | ControlMessage::Drain { .. } => Some(Side::Proxy),
+        ControlMessage::Hello { .. } | ControlMessage::Ping(_) | ControlMessage::Pong(_) => None,
+    }
+}
+
+fn other(side: Side) -> Side {
+    match side {
+        Side::Agent => Side::Proxy,
+        Side::Proxy => Side::Agent,
+    }
+}
+
+/// One of each message, and more of those with optional parts.
 pub(crate) fn seeds() -> Seeds {
     let connection_id = ConnectionId::from_uuid(super::snapshot::ID);
     let db = || ServiceName::parse("db-prod").unwrap();
-    let hello = || ControlMessage::Hello {
+    let hello = |run| ControlMessage::Hello {
         version: 1,
         software: "iap-agent 0.1".to_owned(),
-        data: "tcp".to_owned(),
-        run: None,
+        data: DataOffer::OWN.to_string(),
+        run,
     };
-    let open = |service| ControlMessage::Open {
+    let open = |service, pooled| ControlMessage::Open {
         connection_id,
         token: Token::from_random([5; 16]),
         service,
         client_address: "[2001:db8::1]:4711".parse().unwrap(),
-        pooled: None,
+        pooled,
+    };
+    let pool_tokens = |count: u8| ControlMessage::PoolTokens {
+        tokens: (0..count)
+            .map(|byte| (connection_id, Token::from_random([byte; 16])))
+            .collect(),
+        idle_seconds: 300,
     };
     let from_agent = vec![
-        hello(),
+        hello(Some(RunId::from_bytes([6; RunId::BYTES]))),
         ControlMessage::Announce {
             services: vec![(db(), vec![0x30, 0x82, 1, 2])],
         },
+        ControlMessage::PoolAsk { connections: 4 },
         ControlMessage::OpenRefused {
             connection_id,
             reason: "full".to_owned(),
@@ -111,7 +139,7 @@ pub(crate) fn seeds() -> Seeds {
         ControlMessage::Ping(7),
     ];
     let from_proxy = vec![
-        hello(),
+        hello(None),
         ControlMessage::Announced {
             accepted: vec![db()],
             refused: vec![RefusedService {
@@ -119,19 +147,29 @@ pub(crate) fn seeds() -> Seeds {
                 reason: "expired".to_owned(),
             }],
         },
-        open(Some(db())),
-        open(None),
+        open(Some(db()), None),
+        open(None, None),
+        open(Some(db()), Some(connection_id)),
+        pool_tokens(2),
+        pool_tokens(0),
         ControlMessage::Pong(u64::MAX),
         ControlMessage::Drain { deadline_seconds: 30 },
     ];
     let mut seeds = Vec::new();
     for (who, messages) in [("agent", from_agent), ("proxy", from_proxy)] {
-        let mut all = vec![9];
+        let (mut all, mut named) = (vec![9], BTreeMap::new());
         for message in messages {
             let name = message.name();
             let frame = encode_control(message).unwrap();
             all.extend(&frame);
-            seeds.push((format!("{who}-{name}"), [&[0], &frame[LENGTH_BYTES..]].concat()));
+            let before = named.entry(name).and_modify(|count| *count += 1).or_insert(1);
+            let number = if *before > 1 {
+                format!("-{before}")
+            } else {
+                String::new()
+            };
+            let payload = [&[0], &frame[LENGTH_BYTES..]].concat();
+            seeds.push((format!("{who}-{name}{number}"), payload));
         }
         seeds.push((format!("{who}-conversation"), all));
     }

@@ -2,7 +2,7 @@
 
 use iap_identity::{ConnectId, LoginName, SessionId};
 use iap_tunnel::frame::LENGTH_BYTES;
-use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status};
+use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
 
 use super::Seeds;
 use crate::input::{choice, pieces};
@@ -71,6 +71,16 @@ pub(crate) fn seeds() -> Seeds {
         session_id: None,
         step_up: None,
     };
+    let step_up = Status::Denied {
+        code: "step_up".to_owned(),
+        text: "This needs a login with several factors.".to_owned(),
+        contact: None,
+        session_id: Some(SessionId::from_uuid(id)),
+        step_up: Some(StepUp {
+            mfa: true,
+            acr: Some("urn:example:loa:2".to_owned()),
+        }),
+    };
     let unavailable = Status::Unavailable {
         text: "The backend is down.".to_owned(),
         retry: true,
@@ -84,6 +94,7 @@ pub(crate) fn seeds() -> Seeds {
         ),
         ("granted".into(), framed(1, granted.encode().unwrap())),
         ("denied".into(), framed(0, denied.encode().unwrap())),
+        ("step-up".into(), framed(2, step_up.encode().unwrap())),
         ("renew".into(), framed(3, Status::Renew.encode().unwrap())),
         ("unavailable".into(), framed(0, unavailable.encode().unwrap())),
         (

@@ -37,7 +37,12 @@ pub(crate) fn seeds() -> Seeds {
         connection_id: iap_identity::ConnectionId::from_uuid(super::snapshot::ID),
         token: Token::from_random([0x5a; 16]),
     };
+    let pool = PoolPreface {
+        id: preface.connection_id,
+        token: Token::from_random([0xa5; 16]),
+    };
     vec![
+        ("pool".to_owned(), pool.encode().to_vec()),
         ("whole".to_owned(), preface.encode().to_vec()),
         ("token".to_owned(), vec![7; 16]),
     ]

@@ -157,8 +157,9 @@ fn example() -> Snapshot {
         audit: AuditMode::BestEffort,
         recording: String::new(),
         strictness: iap_proto::Strictness {
+            lock_feed_max_age: Some(std::time::Duration::from_secs(60)),
+            snapshot_max_age: Some(std::time::Duration::from_secs(30)),
             grace: Some(std::time::Duration::from_secs(5)),
-            ..iap_proto::Strictness::default()
         },
     };
     Snapshot {
@@ -207,6 +208,7 @@ pub(crate) fn seeds() -> Seeds {
         locks: Locks::new(vec![
             lock(LockKind::User, None),
             lock(LockKind::Session, Some(beat.time + Duration::hours(1))),
+            lock(LockKind::Proxy, None),
         ]),
     };
     let small = Snapshot {
