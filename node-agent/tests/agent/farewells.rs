@@ -1,11 +1,19 @@
 //! PostgreSQL clients without `iap/1` read why, before a session and in the midst of one.
 
+use std::time::Duration;
+
 use iap_identity::LockKind;
+use iap_runtime::tls::AlertDescription;
+use iap_testkit::Credential;
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::client::{Stream, raw};
-use crate::plane::Plane;
+use crate::client::{Stream, host, raw, refused};
+use crate::plane::{POLICY, Plane};
 use crate::proxy::WAIT;
+
+/// A refusal takes less; a session that was let in says nothing by itself.
+const PROMPT: Duration = Duration::from_secs(2);
 
 fn startup() -> Vec<u8> {
     let body = b"user\0app\0database\0shop\0\0";
@@ -80,6 +88,7 @@ async fn a_locked_postgres_client_reads_that_access_is_locked() {
     let (plane, running) = Plane::started().await;
     let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
     let mut live = raw(&plane, "echo", &alice).await.1;
+    crate::client::echoes(&mut live, "live").await;
     plane.lock(LockKind::User, "alice@example.com", "stolen laptop");
     // Once the live session is cut, the lock has arrived.
     rest(&mut live).await;
@@ -88,6 +97,107 @@ async fn a_locked_postgres_client_reads_that_access_is_locked() {
     let answer = rest(&mut stream).await;
     assert_eq!(field(&answer, 'C'), "28000");
     assert!(field(&answer, 'M').contains("stolen laptop"), "{answer:?}");
+    running.stop().await;
+}
+
+/// What a PostgreSQL client reads, once it is this SQLSTATE.
+async fn read_with_sqlstate(plane: &Plane, who: &Credential, sqlstate: &str) -> Vec<u8> {
+    let mut answer = Vec::new();
+    iap_testkit::wait_until_async(
+        async || {
+            let (_, mut stream) = raw(plane, "db-prod", who).await;
+            stream.write_all(&startup()).await.unwrap();
+            answer = match tokio::time::timeout(PROMPT, rest(&mut stream)).await {
+                Ok(answer) => answer,
+                // It was let in: the change has not arrived yet.
+                Err(_) => return false,
+            };
+            answer.first() == Some(&b'E') && field(&answer, 'C') == sqlstate
+        },
+        WAIT,
+    )
+    .await
+    .unwrap_or_else(|_| panic!("no {sqlstate}; last: {answer:?}"));
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_stronger_login_would_let_in_reads_the_command_with_postgresql_and_others_get_access_denied() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    plane.auth.publish(|snapshot| {
+        snapshot.policy_toml =
+            POLICY.replace("services", "when = 'user.mfa_age < duration(\"1h\")'\nservices");
+    });
+    let answer = read_with_sqlstate(&plane, &alice, "28000").await;
+    assert!(
+        field(&answer, 'H').starts_with("Log in with: iapctl login --fresh --mfa"),
+        "{answer:?}"
+    );
+    let (_, alert) = refused(&plane, "echo", &host("echo"), Some(&alice), &[]).await;
+    assert_eq!(alert, Some(AlertDescription::AccessDenied));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_certificate_is_older_than_a_group_is_led_to_renew_it_with_postgresql_and_others_see_it_expired()
+ {
+    let (plane, running) = Plane::started().await;
+    plane.auth.publish(|snapshot| {
+        snapshot.policy_toml = POLICY.replace("engineering", "dev:platform");
+        let groups = [(iap_identity::GroupName::parse("dev:platform").unwrap(), 2)];
+        snapshot.vocabulary = iap_policy::Vocabulary::new(groups.into());
+    });
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let answer = read_with_sqlstate(&plane, &alice, "28000").await;
+    assert_eq!(field(&answer, 'H'), "Renew the certificate with: iapctl login");
+    let (_, alert) = refused(&plane, "echo", &host("echo"), Some(&alice), &[]).await;
+    assert_eq!(alert, Some(AlertDescription::CertificateExpired));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_knows_too_little_says_so_with_postgresql_and_others_get_access_denied() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    plane
+        .auth
+        .publish(|snapshot| snapshot.expires = OffsetDateTime::now_utc() + time::Duration::seconds(1));
+    let answer = read_with_sqlstate(&plane, &alice, "57P03").await;
+    assert!(field(&answer, 'M').contains("rules have expired"), "{answer:?}");
+    assert!(field(&answer, 'D').starts_with("Session "), "{answer:?}");
+    let (_, alert) = refused(&plane, "echo", &host("echo"), Some(&alice), &[]).await;
+    assert_eq!(alert, Some(AlertDescription::AccessDenied));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_is_away_is_said_with_postgresql_and_others_are_only_closed() {
+    let mut plane = Plane::new().await;
+    let refusing = format!("127.0.0.1:{}", iap_testkit::free_port().unwrap());
+    plane.backend("echo", &refusing);
+    plane.backend("db-prod", &refusing);
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let answer = read_with_sqlstate(&plane, &alice, "57P03").await;
+    assert!(field(&answer, 'D').starts_with("Session "), "{answer:?}");
+    let (_, mut stream) = raw(&plane, "echo", &alice).await;
+    assert!(rest(&mut stream).await.is_empty());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_ends_a_session_has_the_last_word_in_it() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut stream = raw(&plane, "db-prod", &alice).await.1;
+    let whole = message(b'Z', b"I");
+    stream.write_all(&whole).await.unwrap();
+    // The backend says what it is sent, and "bye" when its client has ended.
+    stream.shutdown().await.unwrap();
+    let said = [whole.as_slice(), b"bye"].concat();
+    assert_eq!(rest(&mut stream).await, said, "nothing is added");
     running.stop().await;
 }
 

@@ -223,3 +223,34 @@ fn paths_and_tests_that_the_documents_name_exist() {
         }
     }
 }
+
+/// The first cells of the tables in a part of a page, without their heads, and the rest of each row.
+fn rows(part: &str) -> Vec<(String, String)> {
+    let rows = part.lines().filter_map(|line| line.strip_prefix("| "));
+    let rows = rows.filter_map(|row| row.split_once(" | "));
+    let is_head = |first: &str| first == "what happened" || first.starts_with("---");
+    rows.filter(|(first, _)| !is_head(first))
+        .map(|(first, rest)| (first.to_owned(), rest.to_owned()))
+        .collect()
+}
+
+/// That the tests exist is held by `paths_and_tests_that_the_documents_name_exist`.
+#[test]
+fn every_denial_that_the_page_lists_has_tests_and_no_other_has() {
+    let page = page("denials.md");
+    let (listed, held) = page.split_once("\n## Held to by\n").unwrap();
+    let (listed, held) = (rows(listed), rows(held));
+    assert!(listed.len() > 10, "the tables were read");
+    let names = |rows: &[(String, String)]| rows.iter().map(|(first, _)| first.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        names(&listed),
+        names(&held),
+        "docs/denials.md: rows, and rows that have tests"
+    );
+    for (row, tests) in held {
+        assert!(
+            quoted(&tests).any(|word| word.matches('_').count() > 3),
+            "docs/denials.md names no test of: {row}"
+        );
+    }
+}

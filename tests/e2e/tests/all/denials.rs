@@ -145,3 +145,81 @@ fn whom_a_lock_shuts_out_reads_so_with_psql_openssl_and_iapctl_and_live_sessions
         "{told:?}"
     );
 }
+
+/// The way to another name than the one it was made for.
+fn asking_for(settings: &BTreeMap<String, String>, name: &str) -> BTreeMap<String, String> {
+    let host = format!("{name}.iap.localhost");
+    let mut settings = settings.clone();
+    for variable in ["IAP_SERVER_NAME", "PGHOST"] {
+        if settings.contains_key(variable) {
+            settings.insert(variable.to_owned(), host.clone());
+        }
+    }
+    settings
+}
+
+#[test]
+fn a_name_that_nobody_serves_and_one_that_does_not_exist_read_so_with_psql_openssl_and_iapctl() {
+    let plane = Plane::demo().unwrap();
+    for user in ["alice", "admin"] {
+        plane.log_in(user).unwrap();
+    }
+    let file = plane.scratch().join("idle.toml");
+    std::fs::write(
+        &file,
+        "[[service]]\nname = \"idle\"\nlabels = { env = \"dev\" }\n",
+    )
+    .unwrap();
+    let applying = ["services", "apply", file.to_str().unwrap()];
+    plane.iapctl("admin", &applying).unwrap().succeeded().unwrap();
+    let (database, echo) = (
+        settings(&plane, "alice", "db-prod"),
+        settings(&plane, "alice", "echo"),
+    );
+    for (name, alert, code, said) in [
+        ("idle", "internal error", 1, "'idle' is not available"),
+        ("nowhere", "unrecognized name", 2, "iapctl ls"),
+    ] {
+        let told = plane.iapctl("alice", &["connect", name, "--stdio"]).unwrap();
+        assert_eq!(told.code, code, "{name}: {told:?}");
+        assert!(told.stderr.contains(said), "{name}: {told:?}");
+        // The proxy learns of a new service a moment later.
+        iap_e2e::wait_until("openssl sees the alert", || {
+            Ok(s_client(&asking_for(&echo, name)).stderr.contains(alert))
+        })
+        .unwrap();
+        let psql: Ran = psql(&asking_for(&database, name), "select 1")
+            .output()
+            .unwrap()
+            .into();
+        assert!(psql.stderr.contains(alert), "{name}: {psql:?}");
+    }
+}
+
+#[test]
+fn a_certificate_of_another_cluster_is_turned_away_by_alert_with_psql() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    let settings = settings(&plane, "alice", "db-prod");
+    let foreign = iap_testkit::TestCluster::new("iap.localhost").unwrap();
+    let stranger = foreign.user("alice@example.com", &["engineering"]).unwrap();
+    let file = |name: &str, text: &str| {
+        let path = plane.scratch().join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        path.display().to_string()
+    };
+    let mut strange = settings.clone();
+    strange.insert(
+        "PGSSLCERT".to_owned(),
+        file("stranger.pem", &stranger.chain_pem()),
+    );
+    strange.insert("PGSSLKEY".to_owned(), file("stranger.key", &stranger.key_pem()));
+    let psql: Ran = psql(&strange, "select 1").output().unwrap().into();
+    assert!(
+        ["alert unknown ca", "alert bad certificate"]
+            .iter()
+            .any(|alert| psql.stderr.contains(alert)),
+        "{psql:?}"
+    );
+}
