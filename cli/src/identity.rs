@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use iap_identity::verify::EXPIRED_USER_GRACE;
 use iap_identity::{
     CLOCK_SKEW, CertificateDer, Class, ClassSet, PeerError, TrustBundle, UserPeer, VerifiedPeer,
 };
@@ -130,6 +131,50 @@ pub fn load(home: &ClusterHome, now: OffsetDateTime) -> anyhow::Result<Standing>
     }
 }
 
+/// A login that goes on, although its certificate has expired: the machine slept. The certificate is good for its own
+/// renewal, and nothing else, for as long as the auth server takes it.
+///
+/// # Errors
+/// When files are there and cannot be read.
+pub fn lapsed(home: &ClusterHome, now: OffsetDateTime) -> anyhow::Result<Option<Identity>> {
+    let (Some(record), Some(generation), Some(bundle)) = (home.record()?, home.generation()?, home.bundle()?)
+    else {
+        return Ok(None);
+    };
+    let bundle = read_bundle(&bundle, &record, now)?;
+    let chain = read_chain(&generation)?;
+    let expired = iap_identity::verify_expired_user(&chain, &bundle, now, EXPIRED_USER_GRACE);
+    Ok(match expired {
+        Ok(peer) if peer.not_after < now => Some(Identity {
+            home: home.clone(),
+            record,
+            peer,
+            bundle: Arc::new(bundle),
+            chain,
+            key_pem: key_text(&generation)?,
+        }),
+        Ok(_) | Err(_) => None,
+    })
+}
+
+/// Renews the certificate of a login that goes on; nothing where that is not possible, for whatever reason.
+async fn revive(context: &Context, home: &ClusterHome) -> Option<Identity> {
+    let identity = lapsed(home, OffsetDateTime::now_utc()).ok()??;
+    match renew_within_limit(&identity).await {
+        Ok(renewed) => {
+            context
+                .printer
+                .verbose("the certificate had expired, and is renewed");
+            Some(renewed)
+        }
+        Err(error) => {
+            let why = format!("the expired certificate could not be renewed: {error:#}");
+            context.printer.verbose(&why);
+            None
+        }
+    }
+}
+
 /// Whose login is stored, although it may have expired.
 pub fn last_peer(home: &ClusterHome) -> Option<UserPeer> {
     let (record, generation, bundle) = (
@@ -147,13 +192,20 @@ pub fn last_peer(home: &ClusterHome) -> Option<UserPeer> {
     }
 }
 
-/// The login to work with; on a terminal a missing or expired one is made good first.
+/// The login to work with. A certificate that expired while the login goes on is renewed; on a terminal a missing or
+/// expired login is made good first.
 ///
 /// # Errors
 /// Login needed when nobody can be asked.
 pub async fn require(context: &Context) -> anyhow::Result<Identity> {
     let home = context.cluster_home()?;
-    match load(&home, OffsetDateTime::now_utc())? {
+    let standing = load(&home, OffsetDateTime::now_utc())?;
+    if matches!(standing, Standing::NoLogin(_))
+        && let Some(renewed) = revive(context, &home).await
+    {
+        return Ok(renewed);
+    }
+    match standing {
         Standing::Valid(identity) => Ok(*identity),
         Standing::NoLogin(failure) if context.interactive && home.record()?.is_some() => {
             context.printer.talk(&format!("{failure}; logging in again."));
@@ -202,7 +254,10 @@ async fn renew(identity: &Identity) -> anyhow::Result<Identity> {
     match load(home, OffsetDateTime::now_utc())? {
         Standing::Valid(current) if is_same(&current.peer, &identity.peer) => {}
         Standing::Valid(current) => return Ok(*current),
-        Standing::NoLogin(failure) => return Err(failure.into()),
+        Standing::NoLogin(failure) => match lapsed(home, OffsetDateTime::now_utc())? {
+            Some(current) if is_same(&current.peer, &identity.peer) => {}
+            Some(_) | None => return Err(failure.into()),
+        },
     }
     let key = identity.key()?;
     let csr = renewal_request(home, &key)?;

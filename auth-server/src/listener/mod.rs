@@ -208,7 +208,7 @@ impl Front {
     }
 
     async fn serve_api(&self, arrival: Arrival, left: Duration, slots: Taken) -> Result<(), ArrivalError> {
-        let demand = Demand::OptionalOrExpiredAgent;
+        let demand = Demand::OptionalOrExpired;
         let verifier = Arc::new(PeerVerifier::new(self.material.bundle(), API_CLASSES, demand));
         let (identity, clients) = (Arc::clone(&self.material) as _, Arc::clone(&verifier) as _);
         let config = tls::server_config(identity, clients, &[ALPN_H2])?;
@@ -226,7 +226,7 @@ impl Front {
                 let life = self.context.limits.now().unauthenticated_timeout;
                 Some(Unauthenticated::new(slots.unauthenticated, life))
             }
-            Presented::Valid { .. } | Presented::ExpiredAgent(_) => None,
+            Presented::Valid { .. } | Presented::ExpiredAgent(_) | Presented::ExpiredUser(_) => None,
         };
         self.metrics.connection("api");
         let connection = Connection {
@@ -242,10 +242,13 @@ impl Front {
 }
 
 fn presented(verifier: &PeerVerifier, leaf: Option<tls::CertificateDer<'static>>) -> Presented {
-    match (verifier.peer(), leaf, verifier.expired_agent()) {
-        (Some(peer), Some(leaf), _) => Presented::Valid { peer, leaf },
-        (_, _, Some(agent)) => Presented::ExpiredAgent(agent),
-        (Some(_), None, None) | (None, _, None) => Presented::NoCertificate,
+    match (verifier.peer(), leaf) {
+        (Some(peer), Some(leaf)) => Presented::Valid { peer, leaf },
+        (Some(_), None) | (None, _) => {
+            let agent = verifier.expired_agent().map(Presented::ExpiredAgent);
+            let user = || verifier.expired_user().map(Presented::ExpiredUser);
+            agent.or_else(user).unwrap_or(Presented::NoCertificate)
+        }
     }
 }
 

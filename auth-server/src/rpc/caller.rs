@@ -33,6 +33,8 @@ pub enum Presented {
     },
     /// An agent's that expired at most 30 days ago: good for its renewal only.
     ExpiredAgent(Arc<AgentPeer>),
+    /// A user's that expired at most 12 hours ago, of a login that goes on: likewise.
+    ExpiredUser(Arc<UserPeer>),
 }
 
 /// A caller that the gate let through; in the extensions of every request that reaches a handler.
@@ -98,7 +100,9 @@ impl Caller {
                 | VerifiedPeer::Auth(_) => Err(RpcError::denied("only agents may do this")),
             },
             Presented::ExpiredAgent(agent) => Ok((agent, None)),
-            Presented::NoCertificate => Err(RpcError::denied("only agents may do this")),
+            Presented::NoCertificate | Presented::ExpiredUser(_) => {
+                Err(RpcError::denied("only agents may do this"))
+            }
         }
     }
 
@@ -112,7 +116,7 @@ impl Caller {
                 | VerifiedPeer::Agent(_)
                 | VerifiedPeer::Auth(_) => Err(RpcError::denied("only proxies may do this")),
             },
-            Presented::ExpiredAgent(_) | Presented::NoCertificate => {
+            Presented::ExpiredAgent(_) | Presented::ExpiredUser(_) | Presented::NoCertificate => {
                 Err(RpcError::denied("only proxies may do this"))
             }
         }

@@ -113,18 +113,20 @@ impl Gate {
         let connection = connection.ok_or_else(|| RpcError::internal("a request without a connection"))?;
         let now = self.context.clock.now();
         self.check_class(row, &connection, now)?;
-        let Presented::Valid { peer, .. } = &connection.certificate else {
-            return Ok(Caller {
-                connection,
-                user: None,
-            });
+        let user = match &connection.certificate {
+            Presented::Valid { peer, .. } => match &**peer {
+                VerifiedPeer::User(user) => Some(user),
+                VerifiedPeer::Bot(_)
+                | VerifiedPeer::Agent(_)
+                | VerifiedPeer::Proxy(_)
+                | VerifiedPeer::Auth(_) => None,
+            },
+            Presented::ExpiredUser(user) => Some(&**user),
+            Presented::NoCertificate | Presented::ExpiredAgent(_) => None,
         };
-        let user = match &**peer {
-            VerifiedPeer::User(user) => Some(self.admit_user(row, user, now).await?),
-            VerifiedPeer::Bot(_)
-            | VerifiedPeer::Agent(_)
-            | VerifiedPeer::Proxy(_)
-            | VerifiedPeer::Auth(_) => None,
+        let user = match user {
+            Some(user) => Some(self.admit_user(row, user, now).await?),
+            None => None,
         };
         Ok(Caller {
             user: user.map(Arc::new),
@@ -138,9 +140,10 @@ impl Gate {
         let locks = &published.content.locks;
         match (&connection.certificate, row.callers) {
             (Presented::NoCertificate, Callers::NoCertificate) => Ok(()),
-            (Presented::NoCertificate, Callers::Classes(_) | Callers::AgentOrExpired) => {
-                Err(RpcError::new(ErrorCode::LoginRequired, "this needs a login"))
-            }
+            (
+                Presented::NoCertificate,
+                Callers::Classes(_) | Callers::AgentOrExpired | Callers::UserOrExpired,
+            ) => Err(RpcError::new(ErrorCode::LoginRequired, "this needs a login")),
             (Presented::Valid { peer, .. }, Callers::Classes(accepted))
                 if accepted.contains(peer.class()) =>
             {
@@ -154,15 +157,29 @@ impl Gate {
                 | VerifiedPeer::Proxy(_)
                 | VerifiedPeer::Auth(_) => Err(wrong_class()),
             },
+            (Presented::Valid { peer, .. }, Callers::UserOrExpired) => match &**peer {
+                VerifiedPeer::User(_) => refuse_locked(locks.matching_peer(peer, now)),
+                VerifiedPeer::Agent(_)
+                | VerifiedPeer::Bot(_)
+                | VerifiedPeer::Proxy(_)
+                | VerifiedPeer::Auth(_) => Err(wrong_class()),
+            },
             (Presented::ExpiredAgent(agent), Callers::AgentOrExpired) => {
                 refuse_locked(locks.matching_agent(&agent.id, &agent.serial, now))
             }
-            (Presented::ExpiredAgent(_), Callers::Classes(_)) => Err(RpcError::new(
-                ErrorCode::LoginRequired,
-                "the agent's certificate has expired: renew it first",
-            )),
+            (Presented::ExpiredUser(user), Callers::UserOrExpired) => {
+                refuse_locked(locks.matching_user(user, now))
+            }
+            (Presented::ExpiredAgent(_), Callers::Classes(_) | Callers::UserOrExpired) => Err(
+                login_required("the agent's certificate has expired: renew it first"),
+            ),
+            (Presented::ExpiredUser(_), Callers::Classes(_) | Callers::AgentOrExpired) => {
+                Err(login_required("your certificate has expired: renew it first"))
+            }
             (Presented::Valid { .. }, Callers::Classes(_) | Callers::NoCertificate)
-            | (Presented::ExpiredAgent(_), Callers::NoCertificate) => Err(wrong_class()),
+            | (Presented::ExpiredAgent(_) | Presented::ExpiredUser(_), Callers::NoCertificate) => {
+                Err(wrong_class())
+            }
         }
     }
 

@@ -24,6 +24,8 @@ pub enum Callers {
     Classes(ClassSet),
     /// An agent, also one whose certificate expired up to 30 days ago.
     AgentOrExpired,
+    /// A user, also one whose certificate expired up to 12 hours ago while the login goes on.
+    UserOrExpired,
 }
 
 impl Row {
@@ -69,7 +71,7 @@ pub const TABLE: &[Row] = &[
     open("/iap.v1.Login/Finish"),
     open("/iap.v1.Join/JoinAgent"),
     open("/iap.v1.Join/JoinProxy"),
-    row("/iap.v1.User/Renew", USER),
+    row("/iap.v1.User/Renew", Callers::UserOrExpired),
     row("/iap.v1.User/Logout", USER),
     row("/iap.v1.User/Services", USER),
     row("/iap.v1.User/Whoami", USER),

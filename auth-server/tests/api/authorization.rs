@@ -47,6 +47,7 @@ fn accepts(row: &Row, class: Class) -> bool {
         Callers::NoCertificate => false,
         Callers::Classes(classes) => classes.contains(class),
         Callers::AgentOrExpired => ClassSet::of(&[Class::Agent]).contains(class),
+        Callers::UserOrExpired => ClassSet::of(&[Class::User]).contains(class),
     }
 }
 

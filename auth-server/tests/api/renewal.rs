@@ -134,6 +134,66 @@ async fn a_certificate_renewed_before_a_lock_falls_under_it() {
     }
 }
 
+/// A login whose certificate expired `ago` and that goes on for `left`.
+async fn expired_user(plane: &Plane, ago: Duration, left: Duration) -> Identity {
+    plane.offset.set(-ago - Duration::HOUR);
+    let deadline = ago + Duration::HOUR + left;
+    let alice = plane
+        .log_in_with("alice@example.com", &[], Duration::ZERO, deadline)
+        .await;
+    plane.offset.set(Duration::ZERO);
+    alice
+}
+
+#[tokio::test]
+async fn a_users_expired_certificate_is_good_for_its_renewal_only_while_the_login_goes_on() {
+    let plane = Plane::start_aged().await;
+    let asleep = expired_user(&plane, Duration::hours(7), Duration::hours(2)).await;
+    assert_eq!(
+        refused(plane.user(&asleep).services(v1::Empty {}).await),
+        "login_required"
+    );
+    assert_eq!(
+        refused(
+            plane
+                .admin(&asleep)
+                .policy_get(v1::PolicyGetRequest::default())
+                .await
+        ),
+        "login_required"
+    );
+    let awake = renew(&plane, &asleep).await.unwrap();
+    assert_eq!(peer(&plane, &awake).generation, 2);
+    plane.user(&awake).services(v1::Empty {}).await.unwrap();
+
+    for (ago, left) in [
+        (Duration::hours(13), Duration::hours(2)),
+        (Duration::hours(7), -Duration::hours(1)),
+    ] {
+        let over = expired_user(&plane, ago, left).await;
+        let status = renew(&plane, &over).await.err().unwrap();
+        assert!(
+            status.metadata().get("iap-error").is_none(),
+            "refused by TLS: {status:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_locked_users_expired_certificate_renews_no_more() {
+    let plane = Plane::start_aged().await;
+    let admin = plane.log_in(ADMIN).await;
+    let asleep = expired_user(&plane, Duration::hours(1), Duration::hours(2)).await;
+    let lock = v1::LockAddRequest {
+        kind: "user".to_owned(),
+        target: "alice@example.com".to_owned(),
+        reason: "laptop stolen".to_owned(),
+        ttl_seconds: 0,
+    };
+    plane.admin(&admin).lock_add(lock).await.unwrap();
+    assert_eq!(refused(renew(&plane, &asleep).await), "denied");
+}
+
 #[tokio::test]
 async fn a_renewal_never_outlives_the_login() {
     let plane = Plane::start().await;

@@ -1,7 +1,7 @@
 //! `Login.Finish`: the code and the proof of possession become a certificate, which is checked and stored.
 
 use anyhow::Context as _;
-use iap_identity::CertificateDer;
+use iap_identity::{CertificateDer, PeerError, TrustBundle, UserPeer};
 use iap_proto::v1;
 use iap_runtime::tls::certificates_to_pem;
 use prost::Message as _;
@@ -61,12 +61,15 @@ pub fn store(
     let bundle = iap_proto::open_bundle(&signed, &record.pin()?, &record.cluster, now)?;
     let issued = finished.issued.context("the auth server sent no certificate")?;
     let chain: Vec<CertificateDer<'static>> = issued.chain.into_iter().map(CertificateDer::from).collect();
-    let peer = identity::verify(&chain, &bundle, now).map_err(|error| {
-        match crate::clock::new_certificate_out_of_time(&error, now) {
-            Some(failure) => anyhow::Error::from(failure),
-            None => error.into(),
-        }
-    })?;
+    let judged = identity::verify(&chain, &bundle, now);
+    let peer = match &judged {
+        Ok(peer) => peer.clone(),
+        Err(error) => match next_generation(home, &chain, &bundle, error) {
+            // Kept although this machine's clock says otherwise: a generation that is lost looks like a thief's.
+            Some(peer) => peer,
+            None => return Err(out_of_time(error.clone(), now)),
+        },
+    };
     if peer.key_thumbprint != api::sha256(&rcgen::PublicKeyData::subject_public_key_info(key)) {
         return Err(Failure::failed("the auth server certified another key than ours").into());
     }
@@ -82,8 +85,35 @@ pub fn store(
         pkcs12: Zeroizing::new(pkcs12::encode(&chain, &key_der)?),
         key_der,
     })?;
+    if let Err(error) = judged {
+        return Err(out_of_time(error, now));
+    }
     match identity::load(home, now)? {
         Standing::Valid(identity) => Ok(*identity),
         Standing::NoLogin(failure) => Err(failure.into()),
+    }
+}
+
+/// Whose certificate it is, if it is a renewed one of the login that is stored and nothing but the time is wrong with it.
+fn next_generation(
+    home: &ClusterHome,
+    chain: &[CertificateDer<'static>],
+    bundle: &TrustBundle,
+    error: &PeerError,
+) -> Option<UserPeer> {
+    let at = match error {
+        PeerError::Expired { not_after } => *not_after,
+        PeerError::NotYetValid { not_before } => *not_before,
+        _ => return None,
+    };
+    let peer = identity::verify(chain, bundle, at).ok()?;
+    let held = identity::last_peer(home)?;
+    (held.login_id == peer.login_id).then_some(peer)
+}
+
+fn out_of_time(error: PeerError, now: OffsetDateTime) -> anyhow::Error {
+    match crate::clock::new_certificate_out_of_time(&error, now) {
+        Some(failure) => failure.into(),
+        None => error.into(),
     }
 }

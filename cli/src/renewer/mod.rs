@@ -1,7 +1,8 @@
 //! The renewer: one small process for each login, left behind by `iapctl login`, that renews the certificate
 //! at half its life, so that programs which read the files themselves keep working.
 //!
-//! It ends with the login: at its deadline, at `logout`, at a lock, and when the home is gone. It goes by the
+//! A certificate that expired meanwhile, because the machine slept, is renewed all the same while the login goes on.
+//! The renewer ends with the login: at its deadline, at `logout`, at a lock, and when the home is gone. It goes by the
 //! wall clock, which it reads again and again: a laptop that slept finds it awake. `status` reads what it
 //! wrote to `renewer.json`; whether it lives is told by the lock on `renewer.lock`, never by a number.
 
@@ -101,7 +102,13 @@ impl Renewer {
                 self.over_seen = 0;
                 self.attend(&identity, now).await
             }
-            Ok(Standing::NoLogin(_)) => self.without_login(now),
+            Ok(Standing::NoLogin(_)) => match identity::lapsed(&self.home, now) {
+                Ok(Some(identity)) => {
+                    self.over_seen = 0;
+                    self.attend(&identity, now).await
+                }
+                Ok(None) | Err(_) => self.without_login(now),
+            },
             Err(error) => {
                 self.note(&format!("the login cannot be read: {error:#}"));
                 Next::Look(LOOK_EVERY)

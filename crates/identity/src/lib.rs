@@ -59,8 +59,8 @@ pub use server_name::{ServerName, ServerNameError};
 pub use signed::{SignedError, SignedKind, VerifiedPayload, key_id, signed_message, verify_signed};
 pub use text::{hex, hex_to_32};
 pub use verify::{
-    FirstContactError, verify_client, verify_expired_agent, verify_first_contact, verify_server,
-    verify_service_leaf, verify_signed_by_peer,
+    FirstContactError, verify_client, verify_expired_agent, verify_expired_user, verify_first_contact,
+    verify_server, verify_service_leaf, verify_signed_by_peer,
 };
 
 /// SHA-256, as this crate uses it for pins, thumbprints and ids.

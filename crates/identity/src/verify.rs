@@ -12,13 +12,16 @@ use crate::ids::AgentId;
 use crate::leaf::Leaf;
 use crate::names::{ClusterName, ServiceName};
 use crate::path::{self, Usage};
-use crate::peer::{AgentPeer, PeerError, ServerIdentity, VerifiedPeer, VerifiedServer};
+use crate::peer::{AgentPeer, PeerError, ServerIdentity, UserPeer, VerifiedPeer, VerifiedServer};
 use crate::pin::Pin;
 use crate::server_name::ServerName;
 use crate::signed::{SignedKind, signed_message};
 
 /// How long after its end an agent's certificate may still be used to renew it.
 pub const EXPIRED_AGENT_GRACE: Duration = Duration::days(30);
+
+/// How long after its end a user's certificate may still be used to renew it, while the login goes on: a night.
+pub const EXPIRED_USER_GRACE: Duration = Duration::hours(12);
 
 /// Verifies a client's certificate for one of the accepted classes.
 pub fn verify_client(
@@ -101,16 +104,41 @@ pub fn verify_expired_agent(
     now: OffsetDateTime,
     grace: Duration,
 ) -> Result<AgentPeer, PeerError> {
-    const ACCEPTED: ClassSet = ClassSet::of(&[Class::Agent]);
-    let peer = match verify_client_at(chain, ACCEPTED, bundle, now, now) {
-        Err(PeerError::Expired { not_after }) if now - not_after <= grace => {
-            verify_client_at(chain, ACCEPTED, bundle, now, not_after)?
-        }
-        other => other?,
-    };
-    match peer {
+    match verify_expired(chain, ClassSet::of(&[Class::Agent]), bundle, now, grace)? {
         VerifiedPeer::Agent(agent) => Ok(agent),
         other => Err(PeerError::WrongClass { found: other.class() }),
+    }
+}
+
+/// Verifies a user whose certificate may have expired up to `grace` ago ([`EXPIRED_USER_GRACE`]), and whose login has
+/// not reached its deadline. For the one RPC that renews it; the caller checks locks.
+pub fn verify_expired_user(
+    chain: &[CertificateDer<'_>],
+    bundle: &TrustBundle,
+    now: OffsetDateTime,
+    grace: Duration,
+) -> Result<UserPeer, PeerError> {
+    match verify_expired(chain, ClassSet::of(&[Class::User]), bundle, now, grace)? {
+        VerifiedPeer::User(user) if user.login_deadline <= now => Err(PeerError::Expired {
+            not_after: user.not_after,
+        }),
+        VerifiedPeer::User(user) => Ok(user),
+        other => Err(PeerError::WrongClass { found: other.class() }),
+    }
+}
+
+fn verify_expired(
+    chain: &[CertificateDer<'_>],
+    accepted: ClassSet,
+    bundle: &TrustBundle,
+    now: OffsetDateTime,
+    grace: Duration,
+) -> Result<VerifiedPeer, PeerError> {
+    match verify_client_at(chain, accepted, bundle, now, now) {
+        Err(PeerError::Expired { not_after }) if now - not_after <= grace => {
+            verify_client_at(chain, accepted, bundle, now, not_after)
+        }
+        other => other,
     }
 }
 

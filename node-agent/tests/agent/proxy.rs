@@ -241,7 +241,7 @@ impl FakeProxy {
             AuthMode::Frozen => self.0.frozen.lock().unwrap().push(stream),
             AuthMode::Up => {
                 let accepted = ClassSet::of(&[Class::Agent]);
-                let demand = Demand::OptionalOrExpiredAgent;
+                let demand = Demand::OptionalOrExpired;
                 let verifier = Arc::new(PeerVerifier::new(self.bundle(), accepted, demand));
                 let mut identity = identity(&self.0.auth_credential);
                 // The auth server alone appends the root.

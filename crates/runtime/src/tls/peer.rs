@@ -3,10 +3,10 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use iap_identity::verify::EXPIRED_AGENT_GRACE;
+use iap_identity::verify::{EXPIRED_AGENT_GRACE, EXPIRED_USER_GRACE};
 use iap_identity::{
-    AgentPeer, CaClass, Class, ClassSet, PeerAlert, PeerError, TrustBundle, VerifiedPeer, verify_client,
-    verify_expired_agent,
+    AgentPeer, CaClass, Class, ClassSet, PeerAlert, PeerError, TrustBundle, UserPeer, VerifiedPeer,
+    verify_client, verify_expired_agent, verify_expired_user,
 };
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::verify_tls13_signature;
@@ -26,9 +26,10 @@ pub enum Demand {
     Required,
     /// It may come without one.
     Optional,
-    /// It may come without one, or with an agent's that expired up to 30 days ago: the auth server's API, where
-    /// that certificate is good for its own renewal and nothing else.
-    OptionalOrExpiredAgent,
+    /// It may come without one, or with an agent's that expired up to 30 days ago, or a user's that expired up to 12
+    /// hours ago and whose login goes on: the auth server's API, where such a certificate is good for its own renewal
+    /// and nothing else.
+    OptionalOrExpired,
 }
 
 /// The alert that refuses a client which has proven who it is (RFC 8446 §6.2).
@@ -66,6 +67,7 @@ pub struct PeerVerifier {
 enum Presented {
     Current(Arc<VerifiedPeer>),
     ExpiredAgent(Arc<AgentPeer>),
+    ExpiredUser(Arc<UserPeer>),
 }
 
 impl PeerVerifier {
@@ -103,7 +105,7 @@ impl PeerVerifier {
     pub fn peer(&self) -> Option<Arc<VerifiedPeer>> {
         match self.proven.get()? {
             Presented::Current(peer) => Some(Arc::clone(peer)),
-            Presented::ExpiredAgent(_) => None,
+            Presented::ExpiredAgent(_) | Presented::ExpiredUser(_) => None,
         }
     }
 
@@ -111,7 +113,15 @@ impl PeerVerifier {
     pub fn expired_agent(&self) -> Option<Arc<AgentPeer>> {
         match self.proven.get()? {
             Presented::ExpiredAgent(agent) => Some(Arc::clone(agent)),
-            Presented::Current(_) => None,
+            Presented::Current(_) | Presented::ExpiredUser(_) => None,
+        }
+    }
+
+    /// The user, likewise.
+    pub fn expired_user(&self) -> Option<Arc<UserPeer>> {
+        match self.proven.get()? {
+            Presented::ExpiredUser(user) => Some(Arc::clone(user)),
+            Presented::Current(_) | Presented::ExpiredAgent(_) => None,
         }
     }
 
@@ -124,14 +134,27 @@ impl PeerVerifier {
         let verified = verify_client(chain, self.accepted, &self.bundle, now);
         match (verified, self.demand) {
             (Ok(peer), _) => Ok(Presented::Current(Arc::new(peer))),
-            (Err(PeerError::Expired { not_after }), Demand::OptionalOrExpiredAgent)
-                if self.accepted.contains(Class::Agent) =>
-            {
-                verify_expired_agent(chain, &self.bundle, now, EXPIRED_AGENT_GRACE)
-                    .map(|agent| Presented::ExpiredAgent(Arc::new(agent)))
-                    .map_err(|error| expired_unless_better(error, not_after))
+            (Err(PeerError::Expired { not_after }), Demand::OptionalOrExpired) => self
+                .identify_expired(chain, now)
+                .map_err(|error| expired_unless_better(error, not_after)),
+            (Err(error), Demand::Required | Demand::Optional | Demand::OptionalOrExpired) => Err(error),
+        }
+    }
+
+    fn identify_expired(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Presented, PeerError> {
+        let agent = verify_expired_agent(chain, &self.bundle, now, EXPIRED_AGENT_GRACE);
+        match agent {
+            Ok(agent) if self.accepted.contains(Class::Agent) => Ok(Presented::ExpiredAgent(Arc::new(agent))),
+            Err(PeerError::WrongClass { .. }) if self.accepted.contains(Class::User) => {
+                let user = verify_expired_user(chain, &self.bundle, now, EXPIRED_USER_GRACE)?;
+                Ok(Presented::ExpiredUser(Arc::new(user)))
             }
-            (Err(error), Demand::Required | Demand::Optional | Demand::OptionalOrExpiredAgent) => Err(error),
+            Ok(_) => Err(PeerError::WrongClass { found: Class::Agent }),
+            Err(error) => Err(error),
         }
     }
 
@@ -257,7 +280,7 @@ fn refusal_error(refusal: Refusal) -> Error {
     })
 }
 
-/// To a user with an expired certificate, that it has expired says more than that it is not an agent's.
+/// To somebody with an expired certificate, that it has expired says more than that it is of another class.
 fn expired_unless_better(error: PeerError, not_after: OffsetDateTime) -> PeerError {
     match error {
         PeerError::WrongClass { .. } => PeerError::Expired { not_after },

@@ -17,6 +17,8 @@ use crate::oidc::{Provider, approve, log_in};
 
 /// Certificates that are renewed within a test: at half their life.
 const SHORT: &str = "[login]\nttl = \"14s\"\n";
+/// Logins that are over with their first certificate.
+const OVER_SOON: &str = "[login]\nttl = \"6s\"\ndeadline = \"6s\"\n";
 /// A provider that is asked again and again.
 const WATCHFUL: &str = "[login]\nrecheck = \"1s\"\n";
 
@@ -285,7 +287,7 @@ fn logging_out_works_without_the_auth_server_and_says_what_could_not_be_done() {
 #[test]
 fn without_a_person_an_expired_login_is_exit_4_and_no_browser() {
     let provider = Provider::start();
-    let plane = provider.plane_with("[login]\nttl = \"6s\"\n");
+    let plane = provider.plane_with(OVER_SOON);
     log_in(&plane, "carol", &["--no-renew"]);
     let opened = browser_that_writes(&plane);
     eventually("the login has expired", || {
@@ -306,9 +308,30 @@ fn without_a_person_an_expired_login_is_exit_4_and_no_browser() {
 }
 
 #[test]
+fn a_machine_that_slept_past_its_certificates_end_goes_on_with_its_login_until_that_is_withdrawn() {
+    let mut provider = Provider::start();
+    let plane = provider.plane_with("[login]\nttl = \"6s\"\nrecheck = \"1s\"\n");
+    log_in(&plane, "carol", &["--no-renew"]);
+    let expired = || plane.iapctl("carol", &["status"]).unwrap().code == 4;
+    eventually("the certificate has expired", expired);
+    let connected = plane
+        .iapctl(
+            "carol",
+            &["connect", "db-prod", "--", "psql", "-X", "-Atc", "select 6 * 7"],
+        )
+        .unwrap();
+    assert_eq!(connected.succeeded().unwrap().trim(), "42", "without a person");
+    assert_eq!(status(&plane, "carol")["generation"], 2);
+    eventually("the next has expired too", expired);
+    provider.tell(&json!({"withdraw": "carol"}));
+    let refused = plane.iapctl("carol", &["ls"]).unwrap();
+    assert_ne!(refused.code, 0, "{refused:?}");
+}
+
+#[test]
 fn several_commands_at_once_share_one_login() {
     let provider = Provider::start();
-    let plane = provider.plane_with("[login]\nttl = \"6s\"\n");
+    let plane = provider.plane_with(OVER_SOON);
     log_in(&plane, "carol", &["--no-renew"]);
     let (script, mark) = browser_that_writes(&plane);
     eventually("the login has expired", || {

@@ -72,7 +72,7 @@ async fn a_client_without_certificate_is_refused_only_where_one_is_required() {
         .meet(world.verifier(USERS, Demand::Required), world.client(None))
         .await;
     meeting.refused_with(AlertDescription::CertificateRequired);
-    for demand in [Demand::Optional, Demand::OptionalOrExpiredAgent] {
+    for demand in [Demand::Optional, Demand::OptionalOrExpired] {
         let verifier = world
             .meet(world.verifier(USERS, demand), world.client(None))
             .await
@@ -108,7 +108,7 @@ async fn an_expired_agent_is_known_as_nothing_but_that() {
             .issue_at(Profile::Agent(profile), OffsetDateTime::now_utc() - age);
         world.client(Some(&credential.unwrap()))
     };
-    let tolerant = || world.verifier(accepted, Demand::OptionalOrExpiredAgent);
+    let tolerant = || world.verifier(accepted, Demand::OptionalOrExpired);
 
     let verifier = world.meet(tolerant(), agent(Duration::days(20))).await.accepted();
     assert_eq!(verifier.expired_agent().unwrap().id, world.agent);
@@ -122,18 +122,18 @@ async fn an_expired_agent_is_known_as_nothing_but_that() {
     let strict = world.verifier(accepted, Demand::Optional);
     let strict = world.meet(strict, agent(Duration::days(20))).await;
     strict.refused_with(AlertDescription::CertificateExpired);
-    let users_only = world.verifier(USERS, Demand::OptionalOrExpiredAgent);
+    let users_only = world.verifier(USERS, Demand::OptionalOrExpired);
     let users_only = world.meet(users_only, agent(Duration::days(20))).await;
     users_only.refused_with(AlertDescription::CertificateExpired);
 }
 
 #[tokio::test]
-async fn an_expired_user_is_not_let_in_as_an_expired_agent() {
+async fn a_user_whose_login_is_over_is_not_let_in_with_an_expired_certificate() {
     let world = World::of_age(Duration::days(60));
     let profile = Profile::User(world.cluster.user_profile("alice@example.com", &[]).unwrap());
     let expired = world.cluster.issue(profile).unwrap();
     let accepted = ClassSet::of(&[Class::User, Class::Agent]);
-    let tolerant = world.verifier(accepted, Demand::OptionalOrExpiredAgent);
+    let tolerant = world.verifier(accepted, Demand::OptionalOrExpired);
     let meeting = world.meet(tolerant, world.client(Some(&expired))).await;
     meeting.refused_with(AlertDescription::CertificateExpired);
 }
