@@ -12,11 +12,11 @@ use crate::preface::Token;
 pub const CONTROL_VERSION: u32 = 1;
 
 /// The oldest version this build speaks.
-pub const CONTROL_VERSION_OLDEST: u32 = if CONTROL_VERSION > 1 {
-    CONTROL_VERSION - 1
-} else {
-    1
-};
+pub const CONTROL_VERSION_OLDEST: u32 = oldest_spoken(CONTROL_VERSION);
+
+const fn oldest_spoken(ours: u32) -> u32 {
+    if ours > 1 { ours - 1 } else { 1 }
+}
 
 /// The most one control message may take on the wire.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1024 * 1024;
@@ -203,7 +203,7 @@ impl Conversation {
         match (&self.state, &message) {
             (State::ExpectHello, ControlMessage::Hello { version, .. }) => {
                 self.state = State::Established {
-                    version: spoken_version(*version)?,
+                    version: spoken_version(CONTROL_VERSION, *version)?,
                 };
                 Ok(message)
             }
@@ -232,9 +232,9 @@ impl Conversation {
 
 /// Each side names its newest version; both speak the older of the two, provided it is at most one behind
 /// the newer.
-fn spoken_version(peers: u32) -> Result<u32, Violation> {
-    let spoken = peers.min(CONTROL_VERSION);
-    if spoken < CONTROL_VERSION_OLDEST || peers > CONTROL_VERSION + 1 {
+fn spoken_version(ours: u32, peers: u32) -> Result<u32, Violation> {
+    let spoken = peers.min(ours);
+    if spoken < oldest_spoken(ours) || peers > ours + 1 {
         return Err(Violation::Version { version: peers });
     }
     Ok(spoken)
@@ -314,6 +314,22 @@ mod tests {
         let mut conversation = Conversation::with(Side::Proxy);
         assert!(conversation.accept(hello(CONTROL_VERSION + 1)).is_ok());
         assert_eq!(conversation.version(), Some(CONTROL_VERSION));
+    }
+
+    /// What an upgrade in steps relies on, at versions that are still to come too.
+    #[test]
+    fn neighbouring_versions_speak_the_older_one_and_others_refuse_each_other() {
+        for one in 1..=6_u32 {
+            for other in 1..=6_u32 {
+                let (here, there) = (spoken_version(one, other), spoken_version(other, one));
+                if one.abs_diff(other) <= 1 {
+                    assert_eq!((here, there), (Ok(one.min(other)), Ok(one.min(other))));
+                } else {
+                    assert_eq!(here, Err(Violation::Version { version: other }));
+                    assert_eq!(there, Err(Violation::Version { version: one }));
+                }
+            }
+        }
     }
 
     #[test]
