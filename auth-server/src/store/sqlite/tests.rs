@@ -79,6 +79,27 @@ fn identity() -> Identity {
     }
 }
 
+/// The way back after an upgrade is the backup, not the older program: `docs/operate.md`.
+#[tokio::test]
+async fn a_database_that_a_newer_program_has_changed_is_refused() {
+    let (dir, store) = store().await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'of a newer program', TRUE, x'00', 0)",
+    )
+    .execute(&store.writer)
+    .await
+    .unwrap();
+    store.close().await;
+    let refused = SqliteStore::open(&dir.path().join("auth.db")).await.unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("was previously applied but is missing"),
+        "{refused}"
+    );
+}
+
 #[tokio::test]
 async fn a_login_goes_through_its_states_and_forgets_each_secret_after_use() {
     let (_dir, store) = store().await;
