@@ -139,7 +139,6 @@ impl App {
         let renewal = Renewal {
             channel,
             directory: state.directory,
-            key: state.key,
             material: state.material,
             ready: readiness.condition("certificate"),
         };

@@ -9,16 +9,16 @@ use iap_proto::v1::{FeedEvent, ProxyWatchRequest, RenewRequest};
 use iap_runtime::admin::Condition;
 use iap_runtime::backoff::{Backoff, jittered};
 use iap_runtime::files::DataDir;
+use iap_runtime::keys::{self, KeyError, KeyKind};
 use iap_runtime::outage::Outage;
 use iap_runtime::tls::Material;
-use rcgen::KeyPair;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::metrics::Metrics;
-use crate::state::{self, StateError};
+use crate::state::{self, KEY_FILE, StateError};
 use crate::trust::{Taken, TrustKeeper};
 
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -124,7 +124,6 @@ impl Feed {
 pub(crate) struct Renewal {
     pub(crate) channel: Channel,
     pub(crate) directory: DataDir,
-    pub(crate) key: Arc<KeyPair>,
     pub(crate) material: Arc<Material>,
     /// Met while the certificate counts.
     pub(crate) ready: Condition,
@@ -133,6 +132,8 @@ pub(crate) struct Renewal {
 /// Why the certificate stays as old as it is.
 #[derive(Debug, Error)]
 enum RenewError {
+    #[error(transparent)]
+    Key(#[from] KeyError),
     #[error("the request cannot be made: {0}")]
     Request(#[from] rcgen::Error),
     #[error("{0}")]
@@ -178,7 +179,9 @@ impl Renewal {
     }
 
     async fn renew(&self) -> Result<(), RenewError> {
-        let csr = iap_identity::certificate_request(&*self.key)?;
+        // From the disk, where a join may have left another one since the start.
+        let key = keys::load(&self.directory.join(KEY_FILE), KeyKind::P256)?;
+        let csr = iap_identity::certificate_request(&key)?;
         let mut client = ProxyClient::new(self.channel.clone());
         let issued = match tokio::time::timeout(RENEW_TIMEOUT, client.renew(RenewRequest { csr })).await {
             Ok(Ok(response)) => response.into_inner(),
@@ -189,7 +192,7 @@ impl Renewal {
         Ok(state::take_over(
             issued,
             &self.directory,
-            &self.key,
+            &key,
             &self.material,
             now,
         )?)

@@ -156,7 +156,6 @@ pub(crate) fn take_over(
     Ok(())
 }
 
-/// Stores what a join brought, the id last: a directory without it is not joined.
 /// Whether a join has left an identity in `path`.
 ///
 /// # Errors
@@ -166,6 +165,7 @@ pub fn is_joined(path: &Path) -> Result<bool, FileError> {
     Ok(directory.read(ID_FILE)?.is_some() && directory.read(CERTIFICATE_FILE)?.is_some())
 }
 
+/// Stores what a join brought, the id last: a directory without it is not joined.
 pub(crate) fn store_joined(
     directory: &DataDir,
     proxy_id: &ProxyId,
