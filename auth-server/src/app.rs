@@ -8,7 +8,7 @@ use iap_audit::EventKind;
 use iap_identity::Pin;
 use iap_runtime::admin::{self, AdminError, Condition, Readiness};
 use iap_runtime::config::InForce;
-use iap_runtime::shutdown::{Drained, Hangups, Shutdown};
+use iap_runtime::shutdown::{Drained, Shutdown};
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -91,9 +91,6 @@ pub enum RunError {
     /// The admin address cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
-    /// Signals cannot be waited for.
-    #[error("cannot wait for signals: {0}")]
-    Signals(#[from] std::io::Error),
 }
 
 impl App {
@@ -167,8 +164,13 @@ impl App {
         self.context.authority.pin()
     }
 
-    /// Serves until shutdown, then drains.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), RunError> {
+    /// The certificate that browsers see, to read it again while the server runs.
+    pub fn web_tls(&self) -> WebTls {
+        self.web_tls.clone()
+    }
+
+    /// Serves until shutdown, then drains. `serving` is called once everything listens.
+    pub async fn run(self, shutdown: Shutdown, serving: impl FnOnce() + Send) -> Result<(), RunError> {
         let readiness = self.readiness.clone();
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
@@ -191,11 +193,6 @@ impl App {
         shutdown.spawn(count_watchers(
             Arc::clone(&self.context),
             metrics.clone(),
-            shutdown.clone(),
-        ));
-        shutdown.spawn(reload_on_hangup(
-            self.web_tls.clone(),
-            Hangups::listen()?,
             shutdown.clone(),
         ));
         shutdown.spawn(local::serve(
@@ -228,6 +225,7 @@ impl App {
             }
         });
         tracing::info!(listen = %config.listen, cluster = %config.cluster, "serving");
+        serving();
         front.run(self.listener).await;
         match shutdown.drain(limits.now().drain_timeout).await {
             Drained::Complete => tracing::info!("stopped"),
@@ -266,18 +264,6 @@ async fn count_watchers(context: Arc<AppContext>, metrics: Metrics, shutdown: Sh
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => metrics.watchers(context.feed.watchers().len()),
-        }
-    }
-}
-
-async fn reload_on_hangup(web_tls: WebTls, mut hangups: Hangups, shutdown: Shutdown) {
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = hangups.received() => match web_tls.reload() {
-                Ok(()) => tracing::info!("the public certificate was read again"),
-                Err(error) => tracing::error!(%error, "the public certificate stays as it was"),
-            },
         }
     }
 }

@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use iap_auth::app::{App, LimitsInForce};
 use iap_auth::break_glass::{self, Wish};
 use iap_auth::config::{self, Config};
 use iap_auth::context::{Clock, Random};
 use iap_auth::idp::{self, TestArguments};
+use iap_auth::listener::WebTls;
 use iap_auth::{backup, doctor, local, printer};
 use iap_runtime::config::{ConfigDuration, ConfigErrors};
+use iap_runtime::manual::Manual;
 use iap_runtime::net::HostPort;
 use iap_runtime::reloading::{Checked, Reloading};
 use iap_runtime::service_manager::ServiceManager;
@@ -19,6 +21,22 @@ use iap_runtime::{admin, descriptors, telemetry, tls};
 
 /// Bad arguments or a bad configuration, as clap says it too.
 const EXIT_USAGE: u8 = 2;
+
+const MANUAL: Manual<'_> = Manual {
+    section: "8",
+    files: &[
+        ("/etc/iap/auth.toml", "The configuration."),
+        ("/var/lib/iap-auth", "Keys and database: the cluster."),
+        (
+            "/usr/share/doc/iap-auth/operate.md",
+            "Installing, upgrading, backup, break-glass, and what to do when a part fails.",
+        ),
+        (
+            "/usr/share/doc/iap-auth/configuration.md",
+            "Every key of the configuration.",
+        ),
+    ],
+};
 
 /// The auth server: certificates, login, join, policy, audit.
 #[derive(Parser)]
@@ -41,6 +59,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Configured(Configured),
+    /// Write the manual pages into a folder, as packages want them
+    #[command(hide = true)]
+    Manual {
+        /// The folder; it must exist.
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
+}
+
+/// What needs the configuration.
+#[derive(Subcommand)]
+enum Configured {
     /// Ask the running server whether it is ready; exit code 1 while it is not.
     Ready,
     /// Look for what may be wrong on this host, at the providers and on the way in, and say how to mend it.
@@ -115,6 +147,11 @@ enum TokenFor {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let command = match arguments.command {
+        Some(Command::Manual { output }) => return exit_code(manual(&output).map(|()| true)),
+        Some(Command::Configured(command)) => Some(command),
+        None => None,
+    };
     let config = match Config::load(&arguments.config) {
         Ok(config) => config,
         Err(errors) => {
@@ -126,19 +163,19 @@ fn main() -> ExitCode {
         printer::configuration_is_good(&config);
         return ExitCode::SUCCESS;
     }
-    let outcome = match arguments.command {
+    let outcome = match command {
         None => run(config, &arguments.config).map(|()| true),
-        Some(Command::Ready) => ready(&config).map(|()| true),
-        Some(Command::Doctor { format }) => examine(&config, &arguments.config, format),
-        Some(Command::Token {
+        Some(Configured::Ready) => ready(&config).map(|()| true),
+        Some(Configured::Doctor { format }) => examine(&config, &arguments.config, format),
+        Some(Configured::Token {
             kind: TokenFor::Proxy { ttl },
         }) => proxy_token(&config, ttl).map(|()| true),
-        Some(Command::Idp {
+        Some(Configured::Idp {
             what: IdpCommand::Test(arguments),
         }) => idp_test(&config, &arguments),
-        Some(Command::Backup { output }) => make_backup(&config, &output).map(|()| true),
-        Some(Command::Restore { backup }) => restore(&config, &backup).map(|()| true),
-        Some(Command::AdminCert {
+        Some(Configured::Backup { output }) => make_backup(&config, &output).map(|()| true),
+        Some(Configured::Restore { backup }) => restore(&config, &backup).map(|()| true),
+        Some(Configured::AdminCert {
             ttl,
             reason,
             home,
@@ -154,6 +191,10 @@ fn main() -> ExitCode {
         )
         .map(|()| true),
     };
+    exit_code(outcome)
+}
+
+fn exit_code(outcome: anyhow::Result<bool>) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -179,6 +220,10 @@ fn run(config: Config, file: &Path) -> anyhow::Result<()> {
         .enable_all()
         .build()?
         .block_on(serve(config, reloading))
+}
+
+fn manual(folder: &Path) -> anyhow::Result<()> {
+    Ok(MANUAL.write(Arguments::command(), folder)?)
 }
 
 fn ready(config: &Config) -> anyhow::Result<()> {
@@ -238,24 +283,34 @@ async fn serve(config: Config, reloading: Reloading) -> anyhow::Result<()> {
         printer::first_start(&config, &app.pin());
     }
     let (manager, path) = (reloading.manager.clone(), reloading.path.clone());
-    manager.ready();
-    tokio::spawn(manager.follow(shutdown.clone()));
-    let check = reading_again(path, app.limits());
+    let follow = manager
+        .clone()
+        .follow(shutdown.clone(), config.limits.drain_timeout);
+    tokio::spawn(follow);
+    let check = reading_again(path, app.web_tls(), app.limits());
     tokio::spawn(reloading.run(hangups, shutdown.clone(), check));
-    Ok(app.run(shutdown).await?)
+    Ok(app.run(shutdown, move || manager.ready()).await?)
 }
 
-/// What changes of the file while the server runs are its limits, and what it logs.
+/// What changes of the file while the server runs are its limits, and what it logs; the certificate that browsers
+/// see is read again too.
 fn reading_again(
     path: PathBuf,
+    web: WebTls,
     limits: LimitsInForce,
 ) -> impl FnMut() -> Result<Checked, ConfigErrors> + Send {
     move || {
         let config = Config::load(&path)?;
-        let limits = limits.clone();
+        let (web, limits) = (web.clone(), limits.clone());
         Ok(Checked {
             level: config.log_level,
-            take_over: Box::new(move || limits.take_over(config.limits)),
+            take_over: Box::new(move || {
+                match web.reload() {
+                    Ok(()) => tracing::info!("the public certificate was read again"),
+                    Err(error) => tracing::error!(%error, "the public certificate stays as it was"),
+                }
+                limits.take_over(config.limits)
+            }),
         })
     }
 }

@@ -126,6 +126,9 @@ pub enum Command {
     Renewer,
     /// Print the completion script of a shell
     Completion(commands::completion::CompletionArguments),
+    /// Write the manual pages into a folder, as packages want them
+    #[command(hide = true)]
+    Manual(commands::manual::ManualArguments),
 }
 
 #[cfg(test)]

@@ -158,11 +158,11 @@ impl App {
         }
     }
 
-    /// Serves until `shutdown`, then drains.
+    /// Serves until `shutdown`, then drains. `serving` is called once every task runs and the admin address is bound.
     ///
     /// # Errors
     /// When something the agent cannot do without fails.
-    pub async fn run(self, shutdown: Shutdown) -> Result<(), RunError> {
+    pub async fn run(self, shutdown: Shutdown, serving: impl FnOnce() + Send) -> Result<(), RunError> {
         let readiness = Readiness::new();
         let conditions = Conditions {
             snapshot: readiness.condition("snapshot"),
@@ -178,6 +178,7 @@ impl App {
             let bound = admin::serve(address, readiness, Arc::new(registry), shutdown.clone()).await?;
             tracing::info!(%bound, "admin address");
         }
+        serving();
         running.until_stopped(shutdown, &limits).await
     }
 }

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use iap_agent::app::Reload;
 use iap_agent::printer;
 use iap_agent::{App, Config, config, doctor, join, limits};
 use iap_runtime::config::ConfigErrors;
+use iap_runtime::manual::Manual;
 use iap_runtime::net::HostPort;
 use iap_runtime::reloading::{Checked, Reloading};
 use iap_runtime::service_manager::ServiceManager;
@@ -47,6 +48,13 @@ enum Command {
     },
     /// Look for what may be wrong on this host and on the way to the cluster, and say how to mend it.
     Doctor(Doctor),
+    /// Write the manual pages into a folder, as packages want them.
+    #[command(hide = true)]
+    Manual {
+        /// The folder; it must exist.
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +97,25 @@ enum Format {
 /// Bad input: a configuration file with mistakes.
 const EXIT_USAGE: u8 = 2;
 
+const MANUAL: Manual<'_> = Manual {
+    section: "8",
+    files: &[
+        ("/etc/iap/agent.toml", "The configuration."),
+        (
+            "/var/lib/iap-agent",
+            "Keys, what the auth server said last, and records that it does not have yet.",
+        ),
+        (
+            "/usr/share/doc/iap-agent/operate.md",
+            "Installing, upgrading, offboarding, and what to do when a part fails.",
+        ),
+        (
+            "/usr/share/doc/iap-agent/configuration.md",
+            "Every key of the configuration.",
+        ),
+    ],
+};
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     tls::install_provider();
@@ -97,6 +124,9 @@ fn main() -> ExitCode {
             with_config(&join.config, |config| block_on(join_cluster(config, &join)))
         }
         (Some(Command::Ready { config }), _) => with_config(&config, |config| ready(&config)),
+        (Some(Command::Manual { output }), _) => {
+            exit_code(MANUAL.write(Arguments::command(), &output).map_err(Into::into))
+        }
         (Some(Command::Doctor(doctor)), _) => {
             with_config(&doctor.config, |config| block_on(examine(config, &doctor)))
         }
@@ -132,7 +162,11 @@ fn with_config(path: &Path, action: impl FnOnce(Config) -> anyhow::Result<()>) -
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    match action(config) {
+    exit_code(action(config))
+}
+
+fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             printer::error(&format!("{error:#}"));
@@ -193,6 +227,7 @@ async fn serve(config: Config, path: &Path) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals()?;
     descriptors::raise_limit();
     let hangups = Hangups::listen()?;
+    let drain = config.limits.drain();
     let app = App::build(config).await?;
     let reloading = Reloading {
         path: path.to_owned(),
@@ -201,11 +236,11 @@ async fn serve(config: Config, path: &Path) -> anyhow::Result<()> {
         level,
         manager: ServiceManager::from_environment(),
     };
-    reloading.manager.ready();
-    tokio::spawn(reloading.manager.clone().follow(shutdown.clone()));
+    let manager = reloading.manager.clone();
+    tokio::spawn(manager.clone().follow(shutdown.clone(), drain));
     let check = reading_again(app.reload(), path.to_owned());
     tokio::spawn(reloading.run(hangups, shutdown.clone(), check));
-    app.run(shutdown).await?;
+    app.run(shutdown, move || manager.ready()).await?;
     Ok(())
 }
 

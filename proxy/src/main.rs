@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::anyhow;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use iap_proxy::state::{self, Reloader};
 use iap_proxy::{App, Config, LimitsInForce, config, doctor};
 use iap_runtime::config::ConfigErrors;
+use iap_runtime::manual::Manual;
 use iap_runtime::net::HostPort;
 use iap_runtime::reloading::{Checked, Reloading};
 use iap_runtime::service_manager::ServiceManager;
@@ -17,6 +18,22 @@ use time::OffsetDateTime;
 
 /// The user's fault, as `sysexits.h` numbers it in spirit: bad usage or configuration.
 const EXIT_USAGE: u8 = 2;
+
+const MANUAL: Manual<'_> = Manual {
+    section: "8",
+    files: &[
+        ("/etc/iap/proxy.toml", "The configuration."),
+        ("/var/lib/iap-proxy", "Key and certificate of this proxy."),
+        (
+            "/usr/share/doc/iap-proxy/operate.md",
+            "Installing, upgrading, and what to do when a part fails.",
+        ),
+        (
+            "/usr/share/doc/iap-proxy/configuration.md",
+            "Every key of the configuration.",
+        ),
+    ],
+};
 
 /// Routes connections by server name and moves bytes it cannot read.
 #[derive(Parser)]
@@ -40,6 +57,20 @@ struct RunArguments {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Configured(Configured),
+    /// Write the manual pages into a folder, as packages want them
+    #[command(hide = true)]
+    Manual {
+        /// The folder; it must exist
+        #[arg(long, value_name = "DIR")]
+        output: PathBuf,
+    },
+}
+
+/// What needs the configuration.
+#[derive(Subcommand)]
+enum Configured {
     /// Join the cluster with a token from `iapctl tokens create proxy`
     Join {
         /// Configuration file
@@ -82,9 +113,20 @@ enum Format {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let file = match (&arguments.command, &arguments.run.config) {
+    let command = match arguments.command {
+        Some(Command::Manual { output }) => {
+            return exit_code(MANUAL.write(Arguments::command(), &output).map_err(Into::into));
+        }
+        Some(Command::Configured(command)) => Some(command),
+        None => None,
+    };
+    let file = match (&command, &arguments.run.config) {
         (
-            Some(Command::Join { config, .. } | Command::Ready { config } | Command::Doctor { config, .. }),
+            Some(
+                Configured::Join { config, .. }
+                | Configured::Ready { config }
+                | Configured::Doctor { config, .. },
+            ),
             _,
         )
         | (None, Some(config)) => config.clone(),
@@ -97,11 +139,15 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    if arguments.command.is_none() && arguments.run.check_config {
+    if command.is_none() && arguments.run.check_config {
         tell(&format!("{} is valid", file.display()));
         return ExitCode::SUCCESS;
     }
-    match start(config, &file, arguments.command) {
+    exit_code(start(config, &file, command))
+}
+
+fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("iap-proxy: {error}"));
@@ -111,12 +157,12 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow::Result<()> {
+async fn start(config: Config, file: &Path, command: Option<Configured>) -> anyhow::Result<()> {
     let level = telemetry::init(config.log.format, &config.log.level)?;
     tls::install_provider();
     match command {
-        Some(Command::Ready { .. }) => tell(&admin::ask_readiness(config.admin_listen)?),
-        Some(Command::Doctor { format, .. }) => {
+        Some(Configured::Ready { .. }) => tell(&admin::ask_readiness(config.admin_listen)?),
+        Some(Configured::Doctor { format, .. }) => {
             let report = doctor::examine(&config, file).await;
             match format {
                 Format::Text => tell(report.render().trim_end()),
@@ -124,12 +170,12 @@ async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow:
             }
             anyhow::ensure!(report.healthy, "something is wrong: see above");
         }
-        Some(Command::Join {
+        Some(Configured::Join {
             unless_joined: true, ..
         }) if state::is_joined(&config.state_dir)? => {
             say("this host has joined already");
         }
-        Some(Command::Join { auth, token_file, .. }) => {
+        Some(Configured::Join { auth, token_file, .. }) => {
             let auth = auth.unwrap_or_else(|| config.auth.clone());
             let id = iap_proxy::join::join(&config, auth, &token_file)
                 .await
@@ -139,6 +185,7 @@ async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow:
         None => {
             let shutdown = Shutdown::on_signals()?;
             descriptors::raise_limit();
+            let drain = config.limits.drain_seconds_max;
             let app = App::build(config).await?;
             for address in app.local_addresses() {
                 tracing::info!(%address, "listening");
@@ -150,11 +197,13 @@ async fn start(config: Config, file: &Path, command: Option<Command>) -> anyhow:
                 level,
                 manager: ServiceManager::from_environment(),
             };
-            reloading.manager.ready();
-            tokio::spawn(reloading.manager.clone().follow(shutdown.clone()));
+            let manager = reloading.manager.clone();
+            tokio::spawn(manager.clone().follow(shutdown.clone(), drain));
             let check = reading_again(file.to_owned(), app.reloader(), app.limits());
             tokio::spawn(reloading.run(Hangups::listen()?, shutdown.clone(), check));
-            let drained = app.run(shutdown).await?;
+            let running = app.start(shutdown).await?;
+            manager.ready();
+            let drained = running.stopped().await;
             tracing::info!(?drained, "stopped");
         }
     }

@@ -104,7 +104,7 @@ impl Plane {
         let limits = app.limits();
         let shutdown = Shutdown::new();
         let stop = shutdown.clone();
-        let running = tokio::spawn(async move { app.run(stop).await.unwrap() });
+        let running = tokio::spawn(async move { app.run(stop, || ()).await.unwrap() });
         Self {
             context,
             address,

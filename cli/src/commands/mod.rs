@@ -11,6 +11,7 @@ pub mod lock;
 pub mod login;
 pub mod logout;
 pub mod ls;
+pub mod manual;
 pub mod policy;
 pub mod proxy;
 pub mod services;
@@ -55,5 +56,6 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitStat
             .await
             .map(|()| ExitStatus::Done),
         Command::Completion(arguments) => completion::run(&arguments, context),
+        Command::Manual(arguments) => manual::run(&arguments),
     }
 }

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod files;
 pub mod inherited;
 pub mod keys;
+pub mod manual;
 pub mod net;
 pub mod outage;
 pub mod proxy_protocol;

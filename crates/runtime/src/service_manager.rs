@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use crate::shutdown::Shutdown;
 
+/// What a program may need to end after its drain.
+const END_SECONDS_MAX: Duration = Duration::from_secs(10);
+
 /// The way to the service manager, if there is one.
 #[derive(Debug, Clone, Default)]
 pub struct ServiceManager {
@@ -58,17 +61,18 @@ impl ServiceManager {
         ));
     }
 
-    /// The program drains and will end.
-    pub fn stopping(&self) {
-        self.send("STOPPING=1");
+    /// The program drains for `drain` at most and will end; the manager waits for that, whatever its own timeout.
+    pub fn stopping(&self, drain: Duration) {
+        let microseconds = (drain + END_SECONDS_MAX).as_micros();
+        self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={microseconds}"));
     }
 
-    /// Says that the program stops once it does, and until then gives the signs of life the manager asks for.
+    /// Says that the program stops once it does, and gives the signs of life the manager asks for.
     /// They come from the runtime that does the work: when it hangs, they stop.
-    pub async fn follow(self, shutdown: Shutdown) {
+    pub async fn follow(self, shutdown: Shutdown, drain: Duration) {
         let Some(watchdog) = self.watchdog.filter(|_| self.socket.is_some()) else {
             shutdown.cancelled().await;
-            return self.stopping();
+            return self.stopping(drain);
         };
         let mut ticks = tokio::time::interval(watchdog / 2);
         let mut stopping = false;
@@ -77,7 +81,7 @@ impl ServiceManager {
                 _ = ticks.tick() => self.send("WATCHDOG=1"),
                 () = shutdown.cancelled(), if !stopping => {
                     stopping = true;
-                    self.stopping();
+                    self.stopping(drain);
                 }
             }
         }
@@ -161,7 +165,7 @@ mod tests {
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let manager = ServiceManager::at(Some(format!("@{name}").into()), Some(Duration::from_millis(40)));
         let shutdown = Shutdown::new();
-        let following = tokio::spawn(manager.follow(shutdown.clone()));
+        let following = tokio::spawn(manager.follow(shutdown.clone(), Duration::from_secs(40)));
         let socket = tokio::task::spawn_blocking(move || {
             assert_eq!(received(&socket), "WATCHDOG=1");
             assert_eq!(received(&socket), "WATCHDOG=1");
@@ -178,7 +182,7 @@ mod tests {
                 }
             }
         });
-        assert_eq!(last.await.unwrap(), "STOPPING=1");
+        assert_eq!(last.await.unwrap(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=50000000");
         following.abort();
     }
 

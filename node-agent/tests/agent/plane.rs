@@ -227,7 +227,7 @@ impl Plane {
         let app = building.await.unwrap();
         let app = app.unwrap_or_else(|error| panic!("{error}"));
         let (shutdown, reload) = (Shutdown::new(), app.reload());
-        let task = runtime.spawn(app.run(shutdown.clone()));
+        let task = runtime.spawn(app.run(shutdown.clone(), || ()));
         Running {
             shutdown,
             reload,

@@ -141,6 +141,63 @@ fn the_units_leave_a_server_little_to_attack_its_host_with() {
 }
 
 #[test]
+fn the_units_wait_for_what_the_programs_say_of_themselves() {
+    for name in SERVERS {
+        let unit = unit(&format!("{name}.service"));
+        for line in [
+            "Type=notify",
+            "NotifyAccess=main",
+            "WatchdogSec=60",
+            "LimitCORE=0",
+        ] {
+            assert!(
+                unit.lines().any(|one| one == line),
+                "iap-{name}.service lacks {line}"
+            );
+        }
+    }
+}
+
+fn troff(page: &std::path::Path) -> Ran {
+    let mut man = Command::new("man");
+    man.env("LC_ALL", "C.UTF-8").env("MANWIDTH", "80");
+    man.args(["--warnings", "-E", "UTF-8", "-Tutf8", "-Z", "-l"]);
+    man.arg(page).output().unwrap().into()
+}
+
+#[test]
+fn every_program_writes_manual_pages_that_troff_has_no_word_against() {
+    let folder = tempfile::tempdir().unwrap();
+    let programs = [("iap-auth", 8), ("iap-proxy", 8), ("iap-agent", 8), ("iapctl", 1)];
+    for (name, section) in programs {
+        let mut command = Command::new(program(name).unwrap());
+        let command = command.args(["manual", "--output"]).arg(folder.path());
+        let ran: Ran = command.output().unwrap().into();
+        assert_eq!((ran.code, &*ran.stdout), (0, ""), "{name}: {}", ran.stderr);
+        assert!(folder.path().join(format!("{name}.{section}")).exists());
+    }
+    let mut pages = 0;
+    for entry in std::fs::read_dir(folder.path()).unwrap() {
+        let page = entry.unwrap().path();
+        let ran = troff(&page);
+        assert!(
+            ran.code == 0 && ran.stderr.is_empty() && ran.stdout.contains("NAME"),
+            "{}: {}",
+            page.display(),
+            ran.stderr
+        );
+        pages += 1;
+    }
+    assert!(pages > 50, "{pages}");
+    for page in ["iap-agent-join.8", "iap-auth-admin-cert.8", "iapctl-lock-add.1"] {
+        assert!(folder.path().join(page).exists(), "{page} is missing");
+    }
+    let broken = folder.path().join("broken.1");
+    std::fs::write(&broken, ".TH broken 1\n.nosuchmacro\n").unwrap();
+    assert!(troff(&broken).stderr.contains("nosuchmacro"));
+}
+
+#[test]
 fn each_server_has_a_user_and_a_state_folder_that_its_unit_names() {
     for name in SERVERS {
         let service = unit(&format!("{name}.service"));
