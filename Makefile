@@ -6,7 +6,7 @@
 # make scale  1,000 agents, 10,000 users, and locks; adds to what make bench writes
 # make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
 # make deb    Debian packages of a release build, in target/deb
-# make package-test  the packages on four clean machines: docs/operate.md followed to the letter (as root; some minutes)
+# make package-test  the packages on four clean machines: docs/operate.md followed to the letter (as root; some minutes); BEFORE=FOLDER upgrades its packages
 # make helm-test, make monitoring-test  the chart and what its images hold; the alert rules through promtool
 #
 # Each installs what it needs on Debian (printing the line first; as root, or with YES=1). One build profile serves all but bench, fuzz and deb.
@@ -31,7 +31,7 @@ torture: build
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:
-	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy systemd-analyze ip fish
+	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy systemd-analyze ip fish man
 	$(CARGO) build --workspace --all-targets --locked
 
 tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json
@@ -64,7 +64,7 @@ deb:
 package-test: tests/oidc/node_modules
 	@tests/scripts/need cc objdump node openssl debootstrap systemd-nspawn ip
 	$(CARGO) build --workspace --bins --locked
-	@tests/scripts/package-test $(BIN)
+	@tests/scripts/package-test $(BIN) $(BEFORE)
 
 # The alert rules through promtool, with their unit tests.
 .PHONY: monitoring-test
