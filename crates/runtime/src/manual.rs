@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(names, ["lamp-on.8", "lamp.8"]);
         let page = std::fs::read_to_string(folder.path().join("lamp-on.8")).unwrap();
         for text in [
-            "lamp\\-on 8",
+            ".TH lamp-on 8",
             "lamp 1.2",
             "Lights it",
             "colour",
