@@ -1,5 +1,7 @@
 //! The provider's answer comes back through the browser.
 
+use std::sync::Arc;
+
 use iap_identity::LoginId;
 
 use super::provider::{Answered, Asking, Identified, ProviderError, refusal_error};
@@ -24,12 +26,17 @@ pub struct ProviderAnswer {
 }
 
 impl Logins {
-    /// Takes the provider's answer: afterwards the login waits for approval.
+    /// Takes the provider's answer: afterwards the login waits for approval. The exchange with the provider is
+    /// carried to its end even if the browser goes away, because a code works once.
     ///
     /// # Errors
     /// When the answer is not for this browser's login, is used already, or the provider is not believed.
     /// What the provider says wrongly ends the login.
-    pub async fn answer(&self, answer: &ProviderAnswer, cookies: &Cookies) -> Result<LoginId, StepError> {
+    pub async fn answer(
+        self: &Arc<Self>,
+        answer: &ProviderAnswer,
+        cookies: &Cookies,
+    ) -> Result<LoginId, StepError> {
         let state = Secret::presented(answer.state.as_deref().unwrap_or_default());
         let Some(row) = self.context.store.login_by_state(&state.hash()).await? else {
             self.note_wrong_state(cookies).await;
@@ -53,7 +60,28 @@ impl Logins {
         if row.state != LoginState::AtProvider {
             return Err(not_in(row.state));
         }
-        self.identify(row, answer, &state, &cookie).await
+        let row = self.claim(&row, &state, &cookie).await?;
+        let (logins, answer) = (Arc::clone(self), answer.clone());
+        let identifying = tokio::spawn(async move { logins.identify(row, &answer, &state, &cookie).await });
+        identifying.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a provider's answer could not be exchanged");
+            Err(StepError::Unavailable)
+        })
+    }
+
+    /// Before anything is asked of the provider: whoever opens the page again while the answer is exchanged must
+    /// not put another browser in the place of the one that signed in.
+    async fn claim(&self, row: &LoginRow, state: &Secret, cookie: &Secret) -> Result<LoginRow, StepError> {
+        let change = LoginChange::Answered {
+            state_hash: state.hash(),
+            cookie_hash: cookie.hash(),
+        };
+        let now = self.context.clock.now();
+        let store = &self.context.store;
+        let claimed = store
+            .advance_login(row.login_id, LoginState::AtProvider, now, change)
+            .await?;
+        claimed.ok_or(StepError::Taken)
     }
 
     async fn identify(
@@ -96,7 +124,7 @@ impl Logins {
         let now = context.clock.now();
         let identified = context
             .store
-            .advance_login(row.login_id, LoginState::AtProvider, now, change)
+            .advance_login(row.login_id, LoginState::Exchanging, now, change)
             .await?;
         identified.map(|row| row.login_id).ok_or(StepError::Taken)
     }

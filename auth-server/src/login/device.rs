@@ -40,9 +40,11 @@ impl Logins {
         };
         match login.state {
             LoginState::Started | LoginState::AtProvider => {}
-            LoginState::Identified | LoginState::Approved | LoginState::Finished | LoginState::Denied => {
-                return Err(not_in(login.state));
-            }
+            LoginState::Exchanging
+            | LoginState::Identified
+            | LoginState::Approved
+            | LoginState::Finished
+            | LoginState::Denied => return Err(not_in(login.state)),
         }
         let mut choices = self.choices();
         if let Some(asked) = &login.connector {

@@ -89,9 +89,10 @@ impl Logins {
                 ("code_late", "the code came late")
             }
             LoginState::Approved => return Ok(row),
-            LoginState::Started | LoginState::AtProvider | LoginState::Identified => {
-                ("code_wrong", "a code came before the approval")
-            }
+            LoginState::Started
+            | LoginState::AtProvider
+            | LoginState::Exchanging
+            | LoginState::Identified => ("code_wrong", "a code came before the approval"),
             LoginState::Denied => ("code_late", "a code came after the login was refused"),
         };
         self.count_wrong(&row, reason, why).await;

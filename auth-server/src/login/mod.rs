@@ -177,6 +177,7 @@ impl Logins {
                 LoginState::Finished | LoginState::Denied => self.record_failure(row, reason, why).await,
                 LoginState::Started
                 | LoginState::AtProvider
+                | LoginState::Exchanging
                 | LoginState::Identified
                 | LoginState::Approved => self.deny(row, reason, why).await,
             },

@@ -53,9 +53,11 @@ impl Logins {
         }
         match row.state {
             LoginState::Started | LoginState::AtProvider => {}
-            LoginState::Identified | LoginState::Approved | LoginState::Finished | LoginState::Denied => {
-                return Err(not_in(row.state));
-            }
+            LoginState::Exchanging
+            | LoginState::Identified
+            | LoginState::Approved
+            | LoginState::Finished
+            | LoginState::Denied => return Err(not_in(row.state)),
         }
         match connector.or(row.connector.as_deref()) {
             Some(name) => {

@@ -149,6 +149,7 @@ pub(super) fn not_in(state: LoginState) -> StepError {
     match state {
         LoginState::Started
         | LoginState::AtProvider
+        | LoginState::Exchanging
         | LoginState::Identified
         | LoginState::Approved
         | LoginState::Finished => StepError::Taken,

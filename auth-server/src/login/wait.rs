@@ -84,10 +84,13 @@ impl Logins {
             LoginState::Approved => self.approved(row).await,
             LoginState::Denied => Ok(Waited::Denied(row.denial.clone().unwrap_or_default())),
             LoginState::Finished => Ok(Waited::Denied("its code has been used".to_owned())),
-            LoginState::Started | LoginState::AtProvider | LoginState::Identified if expired => {
-                Ok(Waited::Expired)
-            }
-            LoginState::Started | LoginState::AtProvider | LoginState::Identified => Ok(Waited::Pending),
+            LoginState::Started
+            | LoginState::AtProvider
+            | LoginState::Exchanging
+            | LoginState::Identified => Ok(match expired {
+                true => Waited::Expired,
+                false => Waited::Pending,
+            }),
         }
     }
 

@@ -50,6 +50,9 @@ pub enum LoginState {
     Started,
     /// A browser was sent to the provider and holds our cookie.
     AtProvider,
+    /// That browser has come back, and its answer is being exchanged at the provider. Nobody else can take the
+    /// login from here: a page opened again now changes nothing.
+    Exchanging,
     /// The provider has told us who it is; the approval page is shown.
     Identified,
     /// Approved by a POST; a one-time code waits to be redeemed.
@@ -66,6 +69,7 @@ impl LoginState {
         match self {
             LoginState::Started => "started",
             LoginState::AtProvider => "at_provider",
+            LoginState::Exchanging => "exchanging",
             LoginState::Identified => "identified",
             LoginState::Approved => "approved",
             LoginState::Finished => "finished",
@@ -74,10 +78,12 @@ impl LoginState {
     }
 
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        use LoginState::{Approved, AtProvider, Denied, Finished, Identified, Started};
-        [Started, AtProvider, Identified, Approved, Finished, Denied]
-            .into_iter()
-            .find(|state| state.as_str() == name)
+        use LoginState::{Approved, AtProvider, Denied, Exchanging, Finished, Identified, Started};
+        [
+            Started, AtProvider, Exchanging, Identified, Approved, Finished, Denied,
+        ]
+        .into_iter()
+        .find(|state| state.as_str() == name)
     }
 }
 
@@ -187,7 +193,15 @@ pub enum LoginChange {
         /// Hash of the browser's cookie.
         cookie_hash: Hash,
     },
-    /// To `Identified`: the provider answered. `state_hash` is forgotten, so a callback works once.
+    /// To `Exchanging`: an answer came with this `state`, in the browser with this cookie. It holds only while
+    /// both are those of the browser that was sent last.
+    Answered {
+        /// Hash of the OIDC `state` in the answer.
+        state_hash: Hash,
+        /// Hash of the browser's cookie.
+        cookie_hash: Hash,
+    },
+    /// To `Identified`: the provider vouched. `state_hash` is forgotten, so a callback works once.
     Identified(Box<Identity>),
     /// To `Approved`: the person pressed the button.
     Approved {
@@ -208,6 +222,7 @@ impl LoginChange {
     pub fn to(&self) -> LoginState {
         match self {
             LoginChange::SentToProvider { .. } => LoginState::AtProvider,
+            LoginChange::Answered { .. } => LoginState::Exchanging,
             LoginChange::Identified(_) => LoginState::Identified,
             LoginChange::Approved { .. } => LoginState::Approved,
             LoginChange::Finished => LoginState::Finished,
@@ -286,7 +301,8 @@ pub trait LoginStore: Send + Sync + 'static {
         now: OffsetDateTime,
     ) -> Result<Option<LoginRow>, StoreError>;
 
-    /// Moves a login by compare-and-set: only if it is in state `from` and unexpired at `now`.
+    /// Moves a login by compare-and-set: only if it is in state `from` and unexpired at `now`, and, for
+    /// [`LoginChange::Answered`], bound to that `state` and cookie.
     /// Returns the row as it is afterwards, or nothing if the condition did not hold. Of two callers
     /// with the same `from` exactly one gets the row (unless `from` equals the change's own state).
     async fn advance_login(

@@ -17,6 +17,7 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use super::super::secrets::pkce_challenge;
 use crate::config::ConnectorConfig;
@@ -37,8 +38,28 @@ pub(super) enum Answering {
     Hugely,
     /// Never.
     Never,
+    /// Honestly, once the test lets it: a permit for each answer.
+    Gated(Arc<Gate>),
     /// Something else in its place.
     With(Value),
+}
+
+/// Holds answers back.
+#[derive(Debug)]
+pub(super) struct Gate {
+    /// One permit for each request that has arrived.
+    pub(super) arrived: Semaphore,
+    /// One permit for each answer that may go.
+    pub(super) open: Semaphore,
+}
+
+impl Gate {
+    pub(super) fn closed() -> Arc<Self> {
+        Arc::new(Self {
+            arrived: Semaphore::new(0),
+            open: Semaphore::new(0),
+        })
+    }
 }
 
 /// What is wrong with the ID token.
@@ -359,6 +380,11 @@ async fn answer(how: Answering, honest: Value) -> Response {
         Answering::With(other) => Json(other).into_response(),
         Answering::WithRedirect(target) => (StatusCode::FOUND, [(header::LOCATION, target)]).into_response(),
         Answering::Never => std::future::pending().await,
+        Answering::Gated(gate) => {
+            gate.arrived.add_permits(1);
+            gate.open.acquire().await.unwrap().forget();
+            Json(honest).into_response()
+        }
         Answering::Hugely => {
             let chunks = (0..HUGE_BYTES / CHUNK_BYTES)
                 .map(|_| Ok::<_, std::io::Error>(Bytes::from_static(&[b' '; CHUNK_BYTES])));

@@ -1,9 +1,11 @@
 //! Browsers and sites that try to slip something in.
 
+use std::sync::Arc;
+
 use axum::http::StatusCode;
 
 use super::super::{LoginId, StartError, StartRequest};
-use super::hostile::Behaviour;
+use super::hostile::{Answering, Behaviour, Gate};
 use super::plane::{HERE, ORIGIN, Plane, callback, parameter};
 use rcgen::KeyPair;
 
@@ -88,6 +90,68 @@ async fn an_answer_is_taken_once() {
         visitor.get(&callback(&sent, &code)).await.status,
         StatusCode::BAD_REQUEST
     );
+}
+
+/// The one who started the login opens its page again in the moment in which somebody else's answer is with
+/// the provider.
+#[tokio::test]
+async fn a_login_that_is_opened_again_during_the_exchange_stays_with_the_browser_that_signed_in() {
+    let gate = Gate::closed();
+    let behaviour = Behaviour {
+        token: Answering::Gated(Arc::clone(&gate)),
+        ..Behaviour::default()
+    };
+    let plane = Plane::with(behaviour, "").await;
+    let program = plane.program("browser").await;
+    let (mut victim, mut thief) = (plane.visitor(), plane.visitor());
+    let sent = victim.get(&program.started.url).await.location();
+    let back = callback(&sent, &plane.hostile.sign_in(&sent));
+    let exchanging = tokio::spawn(async move { (victim.get(&back).await, victim) });
+    gate.arrived.acquire().await.unwrap().forget();
+
+    let opened = thief.get(&program.started.url).await;
+    gate.open.add_permits(1);
+    let (answered, mut victim) = exchanging.await.unwrap();
+    let approval = answered.location();
+    assert_eq!(thief.get(&approval).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(opened.status, StatusCode::CONFLICT, "{}", opened.body);
+    let page = victim.get(&approval).await;
+    assert!(page.body.contains("alice@example.com"), "{}", page.body);
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_twice_at_once_is_exchanged_once_and_ends_no_login() {
+    let gate = Gate::closed();
+    let behaviour = Behaviour {
+        token: Answering::Gated(Arc::clone(&gate)),
+        ..Behaviour::default()
+    };
+    let plane = Plane::with(behaviour, "").await;
+    let program = plane.program("browser").await;
+    let mut visitor = plane.visitor();
+    let sent = visitor.get(&program.started.url).await.location();
+    let back = callback(&sent, &plane.hostile.sign_in(&sent));
+    let mut twin = plane.visitor();
+    twin.cookies.clone_from(&visitor.cookies);
+    // The browser goes away in the midst of it: the code is used up, so the exchange goes on.
+    let first = tokio::spawn({
+        let back = back.clone();
+        async move { twin.get(&back).await }
+    });
+    gate.arrived.acquire().await.unwrap().forget();
+    first.abort();
+    assert_eq!(visitor.get(&back).await.status, StatusCode::CONFLICT);
+    gate.open.add_permits(1);
+    let approval = format!("/login/{}/approve", program.started.login_id);
+    let page = loop {
+        let page = visitor.get(&approval).await;
+        if page.status == StatusCode::OK {
+            break page;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(page.body.contains("alice@example.com"), "{}", page.body);
+    assert_eq!(plane.failures().await, Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -226,6 +226,17 @@ impl LoginStore for SqliteStore {
             .bind(connector)
             .bind(state_hash.as_slice())
             .bind(cookie_hash.as_slice()),
+            LoginChange::Answered {
+                state_hash,
+                cookie_hash,
+            } => sqlx::query(
+                "UPDATE logins SET state = ?1
+                 WHERE login_id = ?4 AND state = ?5 AND expires_at > ?6
+                   AND state_hash = ?2 AND cookie_hash = ?3 RETURNING *",
+            )
+            .bind(to)
+            .bind(state_hash.as_slice())
+            .bind(cookie_hash.as_slice()),
             LoginChange::Identified(identity) => sqlx::query(
                 "UPDATE logins SET state = ?, identity = ?, state_hash = NULL
                  WHERE login_id = ? AND state = ? AND expires_at > ? RETURNING *",

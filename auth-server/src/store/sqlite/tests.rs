@@ -116,9 +116,24 @@ async fn a_login_goes_through_its_states_and_forgets_each_secret_after_use() {
     assert_eq!(at_provider.state, LoginState::AtProvider);
     assert!(store.login_by_state(&[4; 32]).await.unwrap().is_some());
 
+    let answered = |state, cookie| LoginChange::Answered {
+        state_hash: [state; 32],
+        cookie_hash: [cookie; 32],
+    };
+    for (state, cookie) in [(4, 9), (9, 5)] {
+        let claimed = store.advance_login(id, LoginState::AtProvider, NOW, answered(state, cookie));
+        assert!(claimed.await.unwrap().is_none(), "{state} {cookie}");
+    }
+    let claimed = store.advance_login(id, LoginState::AtProvider, NOW, answered(4, 5));
+    assert_eq!(claimed.await.unwrap().unwrap().state, LoginState::Exchanging);
+    let again = store.advance_login(id, LoginState::AtProvider, NOW, answered(4, 5));
+    assert!(again.await.unwrap().is_none(), "an answer is exchanged once");
+    let reopened = store.advance_login(id, LoginState::AtProvider, NOW, sent());
+    assert!(reopened.await.unwrap().is_none());
+
     let change = LoginChange::Identified(Box::new(identity()));
     let identified = store
-        .advance_login(id, LoginState::AtProvider, NOW, change)
+        .advance_login(id, LoginState::Exchanging, NOW, change)
         .await
         .unwrap()
         .unwrap();
