@@ -67,7 +67,7 @@ impl Places {
         Self {
             connections: Slots::new(limits.connections_max),
             unauthenticated: WaitingRoom::new(
-                limits.unauthenticated_connections_max,
+                strangers_max(limits),
                 limits.unauthenticated_connections_per_source_max,
             ),
         }
@@ -77,7 +77,7 @@ impl Places {
     pub fn resize(&self, limits: &Limits) {
         self.connections.resize(limits.connections_max);
         self.unauthenticated.resize(
-            limits.unauthenticated_connections_max,
+            strangers_max(limits),
             limits.unauthenticated_connections_per_source_max,
         );
     }
@@ -239,6 +239,14 @@ impl Front {
             .await
             .map_err(|_| ArrivalError::ShuttingDown)
     }
+}
+
+/// Strangers never get more than half of all connections: those with a certificate find a place beside any number
+/// of them.
+fn strangers_max(limits: &Limits) -> usize {
+    limits
+        .unauthenticated_connections_max
+        .min((limits.connections_max / 2).max(1))
 }
 
 fn presented(verifier: &PeerVerifier, leaf: Option<tls::CertificateDer<'static>>) -> Presented {

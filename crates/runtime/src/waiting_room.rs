@@ -102,6 +102,16 @@ impl WaitingRoom {
     /// # Errors
     /// When nobody gives way.
     pub fn enter(&self, source: Option<Source>, standing: Standing, now: Instant) -> Result<Place, NoPlace> {
+        self.enter_as(source, standing, now, CancellationToken::new())
+    }
+
+    fn enter_as(
+        &self,
+        source: Option<Source>,
+        standing: Standing,
+        now: Instant,
+        gave_way: CancellationToken,
+    ) -> Result<Place, NoPlace> {
         let mut room = self.room();
         let from_there = source
             .and_then(|source| room.by_source.get(&source))
@@ -121,7 +131,7 @@ impl WaitingRoom {
             }
             None => {}
         }
-        let (number, gave_way) = room.seat(source, standing, now);
+        let number = room.seat(source, standing, now, gave_way.clone());
         Ok(Place {
             room: self.clone(),
             number,
@@ -145,13 +155,19 @@ impl Room {
         self.strangers.len() + self.favoured.len()
     }
 
-    fn seat(&mut self, source: Option<Source>, standing: Standing, now: Instant) -> (u64, CancellationToken) {
+    fn seat(
+        &mut self,
+        source: Option<Source>,
+        standing: Standing,
+        now: Instant,
+        gave_way: CancellationToken,
+    ) -> u64 {
         self.entered += 1;
-        let (number, gave_way) = (self.entered, CancellationToken::new());
+        let number = self.entered;
         let seat = Seat {
             since: now,
             source,
-            gave_way: gave_way.clone(),
+            gave_way,
         };
         match standing {
             Standing::Favoured => self.favoured.insert(number, seat),
@@ -160,7 +176,7 @@ impl Room {
         if let Some(source) = source {
             self.by_source.entry(source).or_default().insert(number);
         }
-        (number, gave_way)
+        number
     }
 
     /// Strangers give way first. When none is left, those that are favoured do, to their like alone.
@@ -220,7 +236,8 @@ impl Seat {
 }
 
 impl Place {
-    /// The client behind a balancer is known now: counted by its source from here on.
+    /// The client behind a balancer is known now: counted by its source from here on. Every
+    /// [`Place::gave_way`] made before stays good.
     ///
     /// # Errors
     /// When nobody from there gives way.
@@ -230,7 +247,8 @@ impl Place {
             // It gave way meanwhile; whoever holds it hears so.
             return Err(NoPlace);
         }
-        let place = self.room.enter(Some(source), standing, now)?;
+        let gave_way = self.gave_way.clone();
+        let place = self.room.enter_as(Some(source), standing, now, gave_way)?;
         // Dropped instead of this one, the old place finds its seat gone.
         *self = place;
         Ok(())
@@ -399,6 +417,19 @@ mod tests {
         room.resize(3, 2);
         let _third = room.enter(Some(source(2)), STRANGER, now).unwrap();
         assert_eq!(room.taken(), 2);
+    }
+
+    #[test]
+    fn whoever_waits_for_a_place_to_give_way_hears_so_after_its_client_became_known_too() {
+        let room = WaitingRoom::new(1, 1);
+        let now = Instant::now();
+        let mut place = room.enter(None, STRANGER, now).unwrap();
+        let mut waiting = Box::pin(place.gave_way());
+        let mut poll = || waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        place.attribute(source(1), STRANGER, now).unwrap();
+        assert!(poll().is_pending(), "it only moved");
+        let _newcomer = room.enter(Some(source(2)), STRANGER, now + UNDISTURBED).unwrap();
+        assert!(poll().is_ready());
     }
 
     #[test]
