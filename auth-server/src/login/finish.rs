@@ -1,11 +1,14 @@
 //! `Login.Finish`: the one-time code and the key's proof of possession become a certificate.
 
+use std::net::IpAddr;
+use std::time::Instant;
+
 use iap_audit::EventKind;
 use iap_identity::{IdentityProvider, Issued, LockKind, LoginId, Request};
 use time::OffsetDateTime;
 
 use super::secrets::Secret;
-use super::{Logins, described, user_record};
+use super::{Logins, described, source_of, user_record};
 use crate::authority::{IssueError, UserLogin};
 use crate::store::{Identity, LoginChange, LoginRow, LoginState, StoreError, UserRow};
 
@@ -32,6 +35,9 @@ pub enum FinishError {
     /// The person has had enough certificates for now.
     #[error("{0}")]
     TooMany(String),
+    /// Too many wrong codes from one source.
+    #[error("too many wrong codes came from this address; wait a few minutes")]
+    TooManyTries,
     /// Ours, passing; the code is used up all the same.
     #[error("the auth server cannot issue a certificate at the moment; start again with `iapctl login`")]
     Unavailable,
@@ -49,10 +55,27 @@ impl Logins {
     ///
     /// # Errors
     /// When code, key and login do not belong together, or nothing can be issued.
-    pub async fn finish(&self, id: LoginId, code: &str, csr: &[u8]) -> Result<Finished, FinishError> {
+    pub async fn finish(
+        &self,
+        id: LoginId,
+        code: &str,
+        csr: &[u8],
+        client: IpAddr,
+    ) -> Result<Finished, FinishError> {
+        let source = source_of(client);
+        self.codes
+            .check(source, Instant::now())
+            .map_err(|_| FinishError::TooManyTries)?;
         let row = self.context.store.login(id).await?.ok_or(FinishError::Refused)?;
         let request = Request::parse(csr).map_err(|error| FinishError::Request(error.to_string()))?;
-        let row = self.check_code(row, &Secret::presented(code)).await?;
+        let row = match self.check_code(row, &Secret::presented(code)).await {
+            Ok(row) => row,
+            Err(refused) => {
+                // The check above has answered; this only uses the try up.
+                let _ = self.codes.count(source, Instant::now());
+                return Err(refused);
+            }
+        };
         if request.spki_sha256() != row.key_thumbprint {
             // Whoever holds the code without the key got it from somebody else: it is worth nothing from now on.
             self.deny(

@@ -59,11 +59,11 @@ pub use seal::{KEY_FILE, SealKeys};
 pub use start::{StartError, StartRequest, Started};
 pub use step::{Cookies, StepError};
 pub use trial::{Finding, Trial, TrialError, TriedOut};
+pub(crate) use tries::Tries;
 pub use vouch::Vouching;
 pub use wait::{WaitError, Waited};
 
 use provider::Provider;
-use tries::Tries;
 use vouch::Turns;
 
 /// From start to the end of the approval, in the browser.
@@ -78,7 +78,9 @@ const REMEMBERED: Duration = Duration::hours(1);
 const USER_CODE_TRIES_MAX: u32 = 5;
 /// Started logins from one source before it has to wait.
 const STARTS_MAX: u32 = 300;
-/// The time in which the two above are counted.
+/// Wrong one-time codes from one source, of whatever logins, before it has to wait.
+const CODE_TRIES_MAX: u32 = 100;
+/// The time in which the three above are counted.
 const TRIES_WINDOW: std::time::Duration = std::time::Duration::from_secs(300);
 /// Wrong one-time codes, poll secrets and callbacks of one login before it is over.
 const LOGIN_TRIES_MAX: u32 = 5;
@@ -92,6 +94,7 @@ pub struct Logins {
     changed: watch::Sender<u64>,
     user_codes: Tries,
     starts: Tries,
+    codes: Tries,
     turns: Turns,
 }
 
@@ -120,6 +123,7 @@ impl Logins {
             changed: watch::Sender::new(0),
             user_codes: Tries::new(USER_CODE_TRIES_MAX, TRIES_WINDOW),
             starts: Tries::new(STARTS_MAX, TRIES_WINDOW),
+            codes: Tries::new(CODE_TRIES_MAX, TRIES_WINDOW),
             turns: Turns::default(),
         })
     }
@@ -170,7 +174,11 @@ impl Logins {
     }
 
     /// Records what went wrong without ending the login, at most [`LOGIN_TRIES_MAX`] times; the last one ends it.
+    /// Nothing is written beyond them, however often strangers come back.
     async fn count_wrong(&self, row: &LoginRow, reason: &str, why: &str) {
+        if row.tries >= LOGIN_TRIES_MAX {
+            return;
+        }
         match self.context.store.count_login_try(row.login_id).await {
             Ok(tries) if tries < LOGIN_TRIES_MAX => self.record_failure(row, reason, why).await,
             Ok(LOGIN_TRIES_MAX) => match row.state {
@@ -227,7 +235,7 @@ fn user_record(identity: &crate::store::Identity) -> UserRecord {
 }
 
 /// The key under which a source's tries are counted: an IPv4 address, or an IPv6 /64.
-fn source_of(address: IpAddr) -> IpAddr {
+pub(crate) fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => {

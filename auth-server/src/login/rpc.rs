@@ -98,7 +98,7 @@ impl v1::login_server::Login for LoginRpc {
         let asked = request.into_inner();
         let finished = self
             .logins
-            .finish(login_id(&asked.login_id)?, &asked.code, &asked.csr)
+            .finish(login_id(&asked.login_id)?, &asked.code, &asked.csr, client)
             .await;
         let finished = finished.map_err(RpcError::from)?;
         Ok(Response::new(self.finished(&finished, client).await))
@@ -135,7 +135,7 @@ impl From<FinishError> for RpcError {
     fn from(error: FinishError) -> Self {
         let code = match &error {
             FinishError::Refused | FinishError::Locked(..) => ErrorCode::Denied,
-            FinishError::TooMany(_) => ErrorCode::TooMany,
+            FinishError::TooMany(_) | FinishError::TooManyTries => ErrorCode::TooMany,
             FinishError::Request(_) => ErrorCode::Invalid,
             FinishError::Unavailable => ErrorCode::Internal,
         };

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use time::Duration;
 
-use super::super::{FinishError, Waited};
+use super::super::{CODE_TRIES_MAX, FinishError, LOGIN_TRIES_MAX, Waited};
 use super::hostile::{Answering, Behaviour};
 use super::plane::{HERE, ORIGIN, PORT, Plane, callback, parameter};
 use crate::store::hash_of;
@@ -128,6 +128,22 @@ async fn a_wrong_code_does_not_use_up_the_right_one_but_five_do() {
         assert!(plane.finish(&other, "9999999999.guess").await.is_err());
     }
     assert!(plane.finish(&other, &code).await.is_err());
+}
+
+#[tokio::test]
+async fn tries_beyond_the_fifth_write_nothing_and_a_source_that_guesses_has_to_wait() {
+    let plane = Plane::start().await;
+    let program = plane.program("browser").await;
+    let mut refused = Vec::new();
+    for _ in 0..=CODE_TRIES_MAX {
+        refused.push(plane.finish(&program, "9999999999.guess").await.err().unwrap());
+    }
+    let store = &plane.logins.context().store;
+    let row = store.login(program.started.login_id).await.unwrap().unwrap();
+    assert_eq!(row.tries, LOGIN_TRIES_MAX);
+    assert_eq!(plane.failures().await.len(), LOGIN_TRIES_MAX as usize);
+    assert_eq!(refused.pop(), Some(FinishError::TooManyTries));
+    assert!(refused.iter().all(|error| *error == FinishError::Refused));
 }
 
 #[tokio::test]

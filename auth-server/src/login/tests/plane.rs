@@ -138,7 +138,9 @@ impl Plane {
         key: &KeyPair,
     ) -> Result<Finished, FinishError> {
         let csr = certificate_request(key).unwrap();
-        self.logins.finish(program.started.login_id, code, &csr).await
+        self.logins
+            .finish(program.started.login_id, code, &csr, HERE)
+            .await
     }
 
     /// (event, reason) of every record so far.

@@ -229,12 +229,16 @@ impl InventoryStore for SqliteStore {
         secret_hash: &Hash,
         agent: &AgentRow,
     ) -> Result<Result<TokenRow, TokenRefusal>, StoreError> {
+        // Strangers' guesses must not queue for the only writer.
+        let kind = TokenKind::Agent;
+        if let Err(refusal) = joining::redeemable(&self.readers, secret_hash, kind, agent.joined_at).await? {
+            return Ok(Err(refusal));
+        }
         let mut transaction = self.begin().await?;
-        let token =
-            match joining::redeem(&mut transaction, secret_hash, TokenKind::Agent, agent.joined_at).await? {
-                Ok(token) => token,
-                Err(refusal) => return Ok(Err(refusal)),
-            };
+        let token = match joining::redeem(&mut transaction, secret_hash, kind, agent.joined_at).await? {
+            Ok(token) => token,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         joining::enrol_agent(&mut transaction, agent).await?;
         for service in &token.services {
             if stored_service(&mut transaction, service).await?.is_some() {
@@ -250,12 +254,16 @@ impl InventoryStore for SqliteStore {
         secret_hash: &Hash,
         proxy: &ProxyRow,
     ) -> Result<Result<TokenRow, TokenRefusal>, StoreError> {
+        // Strangers' guesses must not queue for the only writer.
+        let kind = TokenKind::Proxy;
+        if let Err(refusal) = joining::redeemable(&self.readers, secret_hash, kind, proxy.joined_at).await? {
+            return Ok(Err(refusal));
+        }
         let mut transaction = self.begin().await?;
-        let token =
-            match joining::redeem(&mut transaction, secret_hash, TokenKind::Proxy, proxy.joined_at).await? {
-                Ok(token) => token,
-                Err(refusal) => return Ok(Err(refusal)),
-            };
+        let token = match joining::redeem(&mut transaction, secret_hash, kind, proxy.joined_at).await? {
+            Ok(token) => token,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         joining::enrol_proxy(&mut transaction, proxy).await?;
         transaction.commit().await?;
         Ok(Ok(token))

@@ -2,7 +2,7 @@
 
 use iap_identity::{AgentId, ServiceName};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
+use sqlx::{Sqlite, SqliteExecutor, Transaction};
 use time::OffsetDateTime;
 
 use super::columns::{Columns, json, milliseconds};
@@ -23,30 +23,44 @@ pub(super) fn token_from(row: &SqliteRow) -> Result<TokenRow, StoreError> {
     })
 }
 
-/// Takes one use. Expiry is told before use, so that an old token says the same whether it was used or not.
-pub(super) async fn redeem(
-    transaction: &mut Transaction<'static, Sqlite>,
+/// The token that this secret redeems now. Expiry is told before use, so that an old token says the same whether
+/// it was used or not.
+pub(super) async fn redeemable(
+    executor: impl SqliteExecutor<'_>,
     secret_hash: &Hash,
     kind: TokenKind,
     now: OffsetDateTime,
 ) -> Result<Result<TokenRow, TokenRefusal>, StoreError> {
     let row = sqlx::query("SELECT * FROM tokens WHERE secret_hash = ?")
         .bind(secret_hash.as_slice())
-        .fetch_optional(&mut **transaction)
+        .fetch_optional(executor)
         .await?;
     let Some(row) = row else {
         return Ok(Err(TokenRefusal::Unknown));
     };
     let token = token_from(&row)?;
-    if token.kind != kind {
-        return Ok(Err(TokenRefusal::Unknown));
-    }
-    if token.expires_at <= now {
-        return Ok(Err(TokenRefusal::Expired));
-    }
-    if token.uses_left == 0 {
-        return Ok(Err(TokenRefusal::Used));
-    }
+    Ok(if token.kind != kind {
+        Err(TokenRefusal::Unknown)
+    } else if token.expires_at <= now {
+        Err(TokenRefusal::Expired)
+    } else if token.uses_left == 0 {
+        Err(TokenRefusal::Used)
+    } else {
+        Ok(token)
+    })
+}
+
+/// Takes one use.
+pub(super) async fn redeem(
+    transaction: &mut Transaction<'static, Sqlite>,
+    secret_hash: &Hash,
+    kind: TokenKind,
+    now: OffsetDateTime,
+) -> Result<Result<TokenRow, TokenRefusal>, StoreError> {
+    let token = match redeemable(&mut **transaction, secret_hash, kind, now).await? {
+        Ok(token) => token,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
     sqlx::query("UPDATE tokens SET uses_left = uses_left - 1 WHERE token_id = ?")
         .bind(token.token_id.as_bytes().as_slice())
         .execute(&mut **transaction)

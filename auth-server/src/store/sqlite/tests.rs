@@ -6,18 +6,20 @@
     clippy::indexing_slicing
 )]
 
-use iap_identity::{GroupName, LoginId, UserId};
+use iap_identity::{GroupName, LoginId, ProxyId, UserId};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::*;
 use crate::store::{
-    AnsweredRequest, Counter, GenerationRow, GrantRow, GrantStore as _, Identity, LoginChange, LoginMethod,
-    LoginRow, LoginState, LoginStore as _, ProofAsked, RuleStore as _,
+    AnsweredRequest, Counter, GenerationRow, GrantRow, GrantStore as _, Identity, InventoryStore as _,
+    LoginChange, LoginMethod, LoginRow, LoginState, LoginStore as _, ProofAsked, ProxyRow, RuleStore as _,
+    TokenRefusal,
 };
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 async fn store() -> (TempDir, SqliteStore) {
     let dir = tempfile::tempdir().unwrap();
@@ -360,4 +362,24 @@ async fn generations_are_replaced_by_compare_and_set_with_the_request_that_led_t
     );
     assert!(store.replace_generations(&answered(7), &first).await.unwrap());
     assert_eq!(store.generations(first.login_id).await.unwrap(), Some(first));
+}
+
+#[tokio::test]
+async fn a_guessed_join_token_is_refused_without_the_writer() {
+    let (_dir, store) = store().await;
+    let proxy = ProxyRow {
+        proxy_id: ProxyId::from_uuid(Uuid::now_v7()),
+        host_name: "edge".to_owned(),
+        version: "0.1.0".to_owned(),
+        joined_at: NOW,
+        last_seen: None,
+        public_address: None,
+    };
+    let _writing = store.begin().await.unwrap();
+    let joining = store.join_proxy(&[7; 32], &proxy);
+    let refused = tokio::time::timeout(PATIENCE, joining).await;
+    assert_eq!(
+        refused.expect("it waits for the writer").unwrap().err(),
+        Some(TokenRefusal::Unknown)
+    );
 }
