@@ -143,6 +143,16 @@ impl AuthorityKeys {
         let auth_id = dir.read(AUTH_ID_FILE)?.unwrap_or_default();
         let auth_id = AuthId::parse(String::from_utf8_lossy(&auth_id).trim())
             .map_err(|error| inconsistent(&dir.join(AUTH_ID_FILE), error))?;
+        Self::load_as(auth_id, dir, cluster, now)
+    }
+
+    /// The same for a `data_dir` whose id is not in it yet.
+    pub(crate) fn load_as(
+        auth_id: AuthId,
+        dir: &DataDir,
+        cluster: &ClusterName,
+        now: OffsetDateTime,
+    ) -> Result<Self, KeysError> {
         let root_der = read_certificate(dir, ROOT_FILE)?;
         let root =
             RootCertificate::parse(&root_der).map_err(|error| inconsistent(&dir.join(ROOT_FILE), error))?;

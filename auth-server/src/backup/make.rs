@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -40,6 +41,7 @@ pub async fn make(config: &Config, output: &Path, now: OffsetDateTime) -> Result
     if output.exists() {
         return Err(BackupError::OutputExists(output.to_owned()));
     }
+    refuse_inside(source.path(), output)?;
     let keys = AuthorityKeys::load(&source, &config.cluster, now)?;
     let recorded = match local::record_backup(&config.data_dir, output).await {
         Ok(()) => true,
@@ -74,6 +76,15 @@ pub async fn make(config: &Config, output: &Path, now: OffsetDateTime) -> Result
     })
 }
 
+/// However it is named: by links, or from the working directory.
+fn refuse_inside(data_dir: &Path, output: &Path) -> Result<(), BackupError> {
+    let canonical = |path: &Path| fs::canonicalize(path).map_err(BackupError::io("find", path));
+    match canonical(parent_of(output))?.starts_with(canonical(data_dir)?) {
+        true => Err(BackupError::OutputInside(output.to_owned())),
+        false => Ok(()),
+    }
+}
+
 fn write_tar(
     path: &Path,
     source: &DataDir,
@@ -106,11 +117,19 @@ fn append(archive: &mut tar::Builder<File>, from: &Path, name: &Path) -> Result<
     let failed = || BackupError::io("back up", from);
     let file = File::open(from).map_err(failed())?;
     let bytes = file.metadata().map_err(failed())?.len();
-    let mut content = Hashing::new(file);
+    // What is appended meanwhile is not in it.
+    let mut content = Hashing::new(file.take(bytes));
     archive
         .append_data(&mut header(bytes), name, &mut content)
         .map_err(failed())?;
-    Ok(content.finish())
+    let entry = content.finish();
+    match entry.bytes == bytes {
+        true => Ok(entry),
+        false => Err(failed()(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "it became shorter while it was read",
+        ))),
+    }
 }
 
 fn header(bytes: u64) -> tar::Header {

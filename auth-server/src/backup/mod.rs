@@ -48,6 +48,9 @@ pub enum BackupError {
     /// A backup overwrites nothing.
     #[error("{} exists already: choose another name, or remove it", .0.display())]
     OutputExists(PathBuf),
+    /// The backup would be part of what it backs up, and grow for ever.
+    #[error("{} is inside data_dir, which the backup is of: choose a place outside", .0.display())]
+    OutputInside(PathBuf),
     /// Something in `data_dir` that no backup can hold.
     #[error("{} is neither a file nor a directory and cannot be backed up", .0.display())]
     NotAFile(PathBuf),

@@ -21,6 +21,9 @@ use crate::context::{self, Clock, LOCK_FILE, Random};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Restore, RestoreStore as _, Restored, SharedStore};
 
+/// A UUID and a line's end, with room to spare.
+const AUTH_ID_BYTES_MAX: u64 = 256;
+
 /// What was restored.
 #[derive(Debug)]
 pub struct RestoreReport {
@@ -76,23 +79,20 @@ pub async fn restore(
     }
 }
 
-struct Restoring<'a> {
-    config: &'a Config,
-    backup: &'a Path,
-    dir: &'a DataDir,
-    backup_made: OffsetDateTime,
-    clock: &'a Clock,
-    random: &'a Random,
+pub(super) struct Restoring<'a> {
+    pub(super) config: &'a Config,
+    pub(super) backup: &'a Path,
+    pub(super) dir: &'a DataDir,
+    pub(super) backup_made: OffsetDateTime,
+    pub(super) clock: &'a Clock,
+    pub(super) random: &'a Random,
 }
 
 impl Restoring<'_> {
     async fn run(&self, file: &mut File) -> Result<Restored, BackupError> {
-        self.unpack(file)?;
-        let previous = AuthorityKeys::load(self.dir, &self.config.cluster, self.clock.now())?.auth_id;
-        // Without it the server does not start: it is written last.
-        let id_file = self.dir.join(AUTH_ID_FILE);
-        fs::remove_file(&id_file).map_err(BackupError::io("remove", &id_file))?;
+        let previous = self.unpack(file)?;
         let now = self.clock.now();
+        AuthorityKeys::load_as(previous, self.dir, &self.config.cluster, now)?;
         let auth_id = AuthId::from_uuid(self.random.uuid_v7(now)?);
         let store = SqliteStore::open(&self.dir.join(DATABASE_FILE)).await?;
         let restored = self.new_epoch(&store, auth_id, now, previous).await;
@@ -129,8 +129,14 @@ impl Restoring<'_> {
         Ok(restored)
     }
 
-    fn unpack(&self, file: &mut File) -> Result<(), BackupError> {
+    /// Writes everything but the server's id, which is written last of all, and returns the backup's. Without
+    /// it, and with a database, no server starts: a restore that was cut off stays one.
+    pub(super) fn unpack(&self, file: &mut File) -> Result<AuthId, BackupError> {
         let failed = || BackupError::io("read", self.backup);
+        let database = self.dir.join(DATABASE_FILE);
+        create(&database)?;
+        files::sync_directory(self.dir.path())?;
+        let mut auth_id = Vec::new();
         file.rewind().map_err(failed())?;
         let mut archive = tar::Archive::new(file);
         for entry in archive.entries().map_err(failed())? {
@@ -139,20 +145,36 @@ impl Restoring<'_> {
             if name == Path::new(MANIFEST_FILE) {
                 break;
             }
+            if name == Path::new(AUTH_ID_FILE) {
+                let mut entry = entry.take(AUTH_ID_BYTES_MAX);
+                entry.read_to_end(&mut auth_id).map_err(failed())?;
+                continue;
+            }
             let mut folder = self.dir.clone();
             for parent in name.parent().into_iter().flat_map(Path::components) {
                 folder = folder.subdirectory(&parent.as_os_str().to_string_lossy())?;
             }
             let to = self.dir.path().join(&name);
-            let mut options = OpenOptions::new();
-            options.write(true).create_new(true).mode(PRIVATE_FILE_MODE);
-            let mut written = options.open(&to).map_err(BackupError::io("create", &to))?;
+            let mut written = match to == database {
+                true => OpenOptions::new()
+                    .write(true)
+                    .open(&to)
+                    .map_err(BackupError::io("open", &to))?,
+                false => create(&to)?,
+            };
             io::copy(&mut entry, &mut written).map_err(BackupError::io("write", &to))?;
             written.sync_all().map_err(BackupError::io("write", &to))?;
             files::sync_directory(folder.path())?;
         }
-        Ok(())
+        let text = String::from_utf8_lossy(&auth_id);
+        AuthId::parse(text.trim()).map_err(|error| unsound(self.backup, format!("{AUTH_ID_FILE}: {error}")))
     }
+}
+
+fn create(path: &Path) -> Result<File, BackupError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(PRIVATE_FILE_MODE);
+    options.open(path).map_err(BackupError::io("create", path))
 }
 
 /// Reads the backup to its end once: nothing is written before all of it is known to be sound.

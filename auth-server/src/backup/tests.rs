@@ -11,6 +11,9 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use tempfile::TempDir;
 
+use iap_runtime::files::DataDir;
+
+use super::restore::Restoring;
 use super::*;
 use crate::authority::AUTH_ID_FILE;
 use crate::config::Config;
@@ -95,6 +98,43 @@ async fn an_existing_file_is_never_overwritten_and_an_empty_data_dir_has_nothing
 }
 
 #[tokio::test]
+async fn a_backup_into_the_data_dir_is_refused_however_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, _) = backup(&dir).await;
+    let before = config(&dir, "iap.example.com", "before");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(before.data_dir.join("ca"), &link).unwrap();
+    for folder in [before.data_dir.clone(), before.data_dir.join("ca"), link] {
+        let inside = make(&before, &folder.join("new.tar"), Clock::system().now()).await;
+        assert!(matches!(inside, Err(BackupError::OutputInside(_))), "{inside:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_does_not_start_from_a_restore_that_was_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let (output, empty) = backup(&dir).await;
+    let (clock, random) = (Clock::system(), Random::system());
+    let restoring = Restoring {
+        config: &empty,
+        backup: &output,
+        dir: &DataDir::open_or_create(&empty.data_dir).unwrap(),
+        backup_made: clock.now(),
+        clock: &clock,
+        random: &random,
+    };
+    restoring.unpack(&mut fs::File::open(&output).unwrap()).unwrap();
+    for cut_off_before_the_keys in [false, true] {
+        if cut_off_before_the_keys {
+            fs::remove_dir_all(empty.data_dir.join("ca")).unwrap();
+            fs::write(empty.data_dir.join(DATABASE_FILE), b"").unwrap();
+        }
+        let opened = AppContext::open(empty.clone(), Clock::system(), Random::system()).await;
+        assert!(matches!(opened, Err(OpenError::Keys(_))), "{opened:?}");
+    }
+}
+
+#[tokio::test]
 async fn each_restore_begins_an_epoch_of_its_own_and_a_new_chain_of_records() {
     let dir = tempfile::tempdir().unwrap();
     let (output, first) = backup(&dir).await;
@@ -176,7 +216,7 @@ async fn a_restore_that_fails_half_way_leaves_data_dir_as_empty_as_before() {
         archive.append_data(&mut header, name, &mut hashing).unwrap();
         hashing.finish()
     };
-    let entry = add(&mut archive, "auth_id", b"nobody");
+    let entry = add(&mut archive, "auth_id", b"018f0000-0000-7000-8000-000000000000\n");
     manifest.files.insert("auth_id".to_owned(), entry);
     let text = serde_json::to_vec(&manifest).unwrap();
     add(&mut archive, MANIFEST_FILE, &text);
@@ -208,4 +248,15 @@ async fn the_copy_of_a_database_in_use_is_consistent_and_private() {
     copy.check_integrity().await.unwrap();
     assert_eq!(copy.counter(Counter::LockVersion).await.unwrap(), 1);
     assert!(SqliteStore::copy(&from, &to).await.is_err());
+}
+
+#[tokio::test]
+async fn the_copy_of_a_database_is_not_written_through_somebody_elses_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("a.db"), dir.path().join("b.db"));
+    SqliteStore::open(&from).await.unwrap();
+    let elsewhere = dir.path().join("elsewhere");
+    std::os::unix::fs::symlink(&elsewhere, &to).unwrap();
+    assert!(SqliteStore::copy(&from, &to).await.is_err());
+    assert!(!elsewhere.exists());
 }

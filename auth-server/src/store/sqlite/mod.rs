@@ -124,10 +124,17 @@ fn migrator() -> Migrator {
 
 /// SQLite gives its `-wal` and `-shm` files the mode of the file itself.
 fn create_private(path: &Path) -> Result<(), StoreError> {
-    std::fs::OpenOptions::new()
+    make_private(std::fs::OpenOptions::new().create(true).truncate(false), path)
+}
+
+/// The same for a file that nobody else made, and no link to one.
+fn create_new_private(path: &Path) -> Result<(), StoreError> {
+    make_private(std::fs::OpenOptions::new().create_new(true), path)
+}
+
+fn make_private(options: &mut std::fs::OpenOptions, path: &Path) -> Result<(), StoreError> {
+    options
         .write(true)
-        .create(true)
-        .truncate(false)
         .mode(0o600)
         .open(path)
         .map(drop)

@@ -7,7 +7,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use uuid::Uuid;
 
 use super::columns::{Columns, milliseconds};
-use super::{BUSY_TIMEOUT, SqliteStore, create_private};
+use super::{BUSY_TIMEOUT, SqliteStore, create_new_private};
 use crate::store::{Restore, RestoreStore, Restored, RestoredSource, StoreError};
 
 impl SqliteStore {
@@ -17,11 +17,7 @@ impl SqliteStore {
     /// # Errors
     /// When either cannot be used.
     pub async fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
-        let exists = |path: &Path| StoreError::File(format!("{} exists already", path.display()));
-        if to.exists() {
-            return Err(exists(to));
-        }
-        create_private(to)?;
+        create_new_private(to)?;
         // No migration: the running server may be of another version.
         let options = SqliteConnectOptions::new()
             .filename(from)
