@@ -153,14 +153,20 @@ impl Logins {
     async fn issue(
         &self,
         row: &LoginRow,
-        identity: Identity,
+        mut identity: Identity,
         request: Request,
         now: OffsetDateTime,
     ) -> Result<Finished, FinishError> {
-        let store = &self.context.store;
         let deadline = self.deadline(row, now).await?;
-        let login = self.facts(row, &identity, deadline);
-        store.upsert_user(&user_row(&identity, row, now)).await?;
+        let kept = self
+            .keep_person(row.login_id, user_row(&identity, row, now))
+            .await
+            .map_err(|error| {
+                tracing::error!(%error, "a person who logged in could not be kept");
+                FinishError::Unavailable
+            })?;
+        identity.groups = kept.groups;
+        let login = self.facts(row, &identity, deadline, kept.groups_as_of);
         let issued = match self.context.authority.issue_user(&login, request).await {
             Ok(issued) => issued,
             Err(error) => {
@@ -200,7 +206,13 @@ impl Logins {
         })
     }
 
-    fn facts(&self, row: &LoginRow, identity: &Identity, login_deadline: OffsetDateTime) -> UserLogin {
+    fn facts(
+        &self,
+        row: &LoginRow,
+        identity: &Identity,
+        login_deadline: OffsetDateTime,
+        groups_as_of: OffsetDateTime,
+    ) -> UserLogin {
         UserLogin {
             user_id: identity.user_id.clone(),
             name: identity.name.clone(),
@@ -216,7 +228,7 @@ impl Logins {
             login_method: row.method.as_str().to_owned(),
             mfa_time: identity.mfa_time,
             groups: identity.groups.clone(),
-            groups_as_of: row.created_at,
+            groups_as_of,
         }
     }
 

@@ -40,7 +40,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use iap_audit::{EventKind, UserRecord};
-use iap_identity::LoginId;
+use iap_identity::{LoginId, UserId};
 use time::Duration;
 use tokio::sync::watch;
 
@@ -95,7 +95,8 @@ pub struct Logins {
     user_codes: Tries,
     starts: Tries,
     codes: Tries,
-    turns: Turns,
+    turns: Turns<LoginId>,
+    person_turns: Turns<UserId>,
 }
 
 impl Logins {
@@ -125,6 +126,7 @@ impl Logins {
             starts: Tries::new(STARTS_MAX, TRIES_WINDOW),
             codes: Tries::new(CODE_TRIES_MAX, TRIES_WINDOW),
             turns: Turns::default(),
+            person_turns: Turns::default(),
         })
     }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use iap_audit::EventKind;
-use iap_identity::{Class, GroupName, LockKind};
+use iap_audit::{EventKind, UserRecord};
+use iap_identity::{Class, GroupName, LockKind, LoginId};
 use iap_policy::UserFacts;
 use iap_proto::v1;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use super::Logins;
 use super::vouch::ourselves;
 use crate::locks::{self, NewLock};
 use crate::rpc::RpcError;
-use crate::store::{GrantRow, SessionFilter, SessionRow, UserRow};
+use crate::store::{SessionFilter, SessionRow, UserRow};
 
 /// Live sessions of one person that are looked at.
 const SESSIONS_MAX: u32 = 10_000;
@@ -27,12 +27,37 @@ const GROUPS_NAMED_MAX: usize = 4;
 const GROUPS_RECORDED_MAX: usize = 256;
 
 impl Logins {
-    pub(super) async fn groups_changed(
-        &self,
-        row: &GrantRow,
-        before: &UserRow,
-        now: &UserRow,
-    ) -> Result<(), RpcError> {
+    /// Keeps what a provider has said about a person, and returns what is kept. Groups that were read later than
+    /// these stay, and so do they in what is returned.
+    ///
+    /// What a change of groups asks for comes first, and only then are the groups kept: whatever fails is done
+    /// again the next time the provider says the same.
+    ///
+    /// # Errors
+    /// When the store, a record or a lock fails; then the person stands as before.
+    pub(super) async fn keep_person(&self, login: LoginId, read: UserRow) -> Result<UserRow, RpcError> {
+        let _turn = self.person_turns.take(&read.user_id).await;
+        let store = &self.context.store;
+        let Some(known) = store.user(&read.user_id).await? else {
+            store.upsert_user(&read).await?;
+            return Ok(read);
+        };
+        let mut kept = UserRow {
+            last_login: read.last_login.max(known.last_login),
+            ..read
+        };
+        if known.groups_as_of > kept.groups_as_of {
+            kept.groups.clone_from(&known.groups);
+            kept.groups_as_of = known.groups_as_of;
+        }
+        if known.groups != kept.groups {
+            self.groups_changed(login, &known, &kept).await?;
+        }
+        store.upsert_user(&kept).await?;
+        Ok(kept)
+    }
+
+    async fn groups_changed(&self, login: LoginId, before: &UserRow, now: &UserRow) -> Result<(), RpcError> {
         let missing = |from: &UserRow, at: &UserRow| -> Vec<GroupName> {
             let there: BTreeSet<_> = at.groups.iter().collect();
             let gone = from.groups.iter().filter(|group| !there.contains(group));
@@ -40,8 +65,15 @@ impl Logins {
         };
         let (removed, added) = (missing(before, now), missing(now, before));
         let event = self.context.audit.event(EventKind::LoginRegrouped)?;
-        let event = self.about(event, row).await?;
+        let user = UserRecord {
+            id: now.user_id.to_string(),
+            name: before.name.clone(),
+            kind: "user".to_owned(),
+        };
         let event = event
+            .user(&user)
+            .login_id(&login)
+            .field("connector", now.connector.as_str())
             .field("added", names(&added, GROUPS_RECORDED_MAX))
             .field("removed", names(&removed, GROUPS_RECORDED_MAX));
         self.context.audit.record(event).await?;

@@ -47,26 +47,33 @@ pub enum Vouching {
     Locked(String),
 }
 
-/// One question about a login at a time: a refresh token that rotates can be used only once.
-#[derive(Debug, Default)]
-pub(super) struct Turns(Mutex<BTreeMap<LoginId, Weak<tokio::sync::Mutex<()>>>>);
+/// One at a time: questions about a login, because a refresh token that rotates can be used only once; changes of
+/// what is known about a person.
+#[derive(Debug)]
+pub(super) struct Turns<K>(Mutex<BTreeMap<K, Weak<tokio::sync::Mutex<()>>>>);
 
-impl Turns {
-    async fn take(&self, id: LoginId) -> OwnedMutexGuard<()> {
+impl<K> Default for Turns<K> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<K: Ord + Clone> Turns<K> {
+    pub(super) async fn take(&self, id: &K) -> OwnedMutexGuard<()> {
         let turn = self.of(id);
         turn.lock_owned().await
     }
 
-    fn of(&self, id: LoginId) -> Arc<tokio::sync::Mutex<()>> {
+    fn of(&self, id: &K) -> Arc<tokio::sync::Mutex<()>> {
         let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if turns.len() >= TURNS_SWEPT_AT {
             turns.retain(|_, turn| turn.strong_count() > 0);
         }
-        match turns.get(&id).and_then(Weak::upgrade) {
+        match turns.get(id).and_then(Weak::upgrade) {
             Some(turn) => turn,
             None => {
                 let turn = Arc::default();
-                turns.insert(id, Arc::downgrade(&turn));
+                turns.insert(id.clone(), Arc::downgrade(&turn));
                 turn
             }
         }
@@ -91,7 +98,7 @@ impl Logins {
 
     /// Asks the provider about a login, unless it has just been asked.
     pub(super) async fn vouch(&self, id: LoginId) -> Result<Vouching, RpcError> {
-        let _turn = self.turns.take(id).await;
+        let _turn = self.turns.take(&id).await;
         let Some(row) = self.context.store.grant(id).await? else {
             return Ok(Vouching::NotAsked);
         };
@@ -147,7 +154,7 @@ impl Logins {
     /// # Errors
     /// When the store fails.
     pub async fn forget(self: &Arc<Self>, id: LoginId) -> Result<(), StoreError> {
-        let _turn = self.turns.take(id).await;
+        let _turn = self.turns.take(&id).await;
         match self.context.store.grant(id).await? {
             Some(row) => self.forget_grant(row).await,
             None => Ok(()),
@@ -237,12 +244,9 @@ impl Logins {
                 email: identity.email,
                 groups: identity.groups,
                 groups_as_of: now,
-                ..known.clone()
+                ..known
             };
-            store.upsert_user(&current).await?;
-            if known.groups != current.groups {
-                self.groups_changed(row, &known, &current).await?;
-            }
+            self.keep_person(row.login_id, current).await?;
         }
         let next_check = now + self.spread(self.context.config.login.recheck)?;
         store

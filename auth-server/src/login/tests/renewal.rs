@@ -119,6 +119,43 @@ async fn groups_are_read_again_and_the_record_says_which_changed() {
 }
 
 #[tokio::test]
+async fn logging_in_again_with_fewer_groups_counts_as_a_change_of_groups() {
+    let plane = Plane::start().await;
+    let id = logged_in(&plane).await;
+    assert_eq!(groups(&plane, id).await, ["hostile:engineering"]);
+    plane.hostile.behave(Behaviour {
+        claims: vec![("groups", json!(["support"]))],
+        ..Behaviour::default()
+    });
+    let again = logged_in(&plane).await;
+    assert_eq!(groups(&plane, again).await, ["hostile:support"]);
+    let records = plane.records().await;
+    let changed = records
+        .iter()
+        .find(|record| record["event"] == "login.regrouped")
+        .expect("a record of the change");
+    assert_eq!(changed["removed"], json!(["hostile:engineering"]));
+    assert_eq!(changed["login_id"], json!(again.to_string()));
+}
+
+#[tokio::test]
+async fn groups_read_before_the_last_check_do_not_come_back_with_a_login_that_is_finished_after_it() {
+    let plane = Plane::with(refreshing(Refreshing::Rotating), "").await;
+    let checked = logged_in(&plane).await;
+    let slow = plane.program("browser").await;
+    let code = plane.approved_code(&slow).await;
+    plane.hostile.behave(Behaviour {
+        claims: vec![("groups", json!(["support"])), ("nonce", json!(null))],
+        ..refreshing(Refreshing::Rotating)
+    });
+    assert_eq!(vouch(&plane, checked).await, Vouching::Vouched);
+    let login = plane.finish(&slow, &code).await.unwrap().login;
+    assert_eq!(groups(&plane, checked).await, ["hostile:support"]);
+    let names: Vec<String> = login.groups.iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["hostile:support"]);
+}
+
+#[tokio::test]
 async fn a_withdrawn_grant_locks_the_login_and_is_on_record() {
     let plane = Plane::with(refreshing(Refreshing::Rotating), "").await;
     let id = logged_in(&plane).await;
