@@ -128,7 +128,7 @@ impl Logins {
             Err(error) => return tracing::error!(%error, "the logins that are over cannot be read"),
         };
         for row in ended {
-            if let Err(error) = self.forget_grant(row).await {
+            if let Err(error) = self.forget_expired_grant(row).await {
                 tracing::error!(%error, "a refresh token could not be forgotten");
             }
         }

@@ -29,6 +29,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(30);
 const RETRY_DOUBLINGS_MAX: u32 = 6;
 /// Logins whose turns are remembered before those that nobody waits for are forgotten.
 const TURNS_SWEPT_AT: usize = 1024;
+/// How often ending a login is tried while renewals overtake it.
+const ENDINGS_MAX: u32 = 5;
 /// The longest part of a provider's words that stands in a lock's reason.
 const WORDS_BYTES_MAX: usize = 240;
 
@@ -164,6 +166,20 @@ impl Logins {
     /// Forgets a login's grant and tells the provider so, without making anybody wait for it.
     pub(super) async fn forget_grant(self: &Arc<Self>, row: GrantRow) -> Result<(), StoreError> {
         self.context.store.drop_grant(row.login_id).await?;
+        self.revoke(row);
+        Ok(())
+    }
+
+    /// Forgets a grant whose deadline has passed, unless its login was finished meanwhile.
+    pub(super) async fn forget_expired_grant(self: &Arc<Self>, row: GrantRow) -> Result<(), StoreError> {
+        let now = self.context.clock.now();
+        if self.context.store.drop_expired_grant(row.login_id, now).await? {
+            self.revoke(row);
+        }
+        Ok(())
+    }
+
+    fn revoke(self: &Arc<Self>, row: GrantRow) {
         let logins = Arc::clone(self);
         tokio::spawn(async move {
             let (Some(grant), Some(provider)) = (logins.opened(&row), logins.provider(&row.connector)) else {
@@ -178,7 +194,6 @@ impl Logins {
                 }
             }
         });
-        Ok(())
     }
 
     fn opened(&self, row: &GrantRow) -> Option<ProviderGrant> {
@@ -195,17 +210,33 @@ impl Logins {
     /// Nobody can ask about this login any more, so it is not renewed: it was given its long life because
     /// somebody could.
     async fn lost(&self, row: &GrantRow) -> Result<Vouching, RpcError> {
+        self.end_generations(row.login_id).await?;
+        self.context.store.drop_grant(row.login_id).await?;
+        Ok(Vouching::Refused(
+            "the auth server can no longer ask the identity provider about this login".to_owned(),
+        ))
+    }
+
+    /// No certificate of this login is renewed any more, whatever becomes of locks.
+    ///
+    /// # Errors
+    /// When the store fails, or renewals keep coming in between.
+    pub async fn end_generations(&self, id: LoginId) -> Result<(), RpcError> {
         let store = &self.context.store;
-        if let Some(generations) = store.generations(row.login_id).await? {
+        for _ in 0..ENDINGS_MAX {
+            let Some(generations) = store.generations(id).await?.filter(|row| row.ended_at.is_none()) else {
+                return Ok(());
+            };
             let ended = GenerationRow {
                 ended_at: Some(self.context.clock.now()),
                 ..generations.clone()
             };
-            store.replace_generations(&generations, &ended).await?;
+            if store.replace_generations(&generations, &ended).await? {
+                return Ok(());
+            }
         }
-        store.drop_grant(row.login_id).await?;
-        Ok(Vouching::Refused(
-            "the auth server can no longer ask the identity provider about this login".to_owned(),
+        Err(RpcError::conflict(
+            "the login was renewed at the same time; try again",
         ))
     }
 

@@ -69,4 +69,7 @@ pub trait GrantStore: Send + Sync + 'static {
 
     /// Forgets a grant; says whether there was one.
     async fn drop_grant(&self, id: LoginId) -> Result<bool, StoreError>;
+
+    /// The same, only if its deadline has passed: a login may be finished, and so prolonged, at any moment.
+    async fn drop_expired_grant(&self, id: LoginId, now: OffsetDateTime) -> Result<bool, StoreError>;
 }

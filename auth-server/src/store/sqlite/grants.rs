@@ -128,4 +128,13 @@ impl GrantStore for SqliteStore {
             .await?;
         Ok(done.rows_affected() == 1)
     }
+
+    async fn drop_expired_grant(&self, id: LoginId, now: OffsetDateTime) -> Result<bool, StoreError> {
+        let done = sqlx::query("DELETE FROM grants WHERE login_id = ? AND deadline <= ?")
+            .bind(id.as_bytes().as_slice())
+            .bind(milliseconds(now))
+            .execute(&self.writer)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
 }
