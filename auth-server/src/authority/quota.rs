@@ -3,16 +3,24 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use iap_identity::Profile;
+use iap_identity::{Profile, UserId};
 use iap_runtime::config::InForce;
 use time::{Duration, OffsetDateTime};
 
+use crate::break_glass;
 use crate::config::Limits;
 
 /// The window counted in; it begins with a principal's first certificate.
 const WINDOW: Duration = Duration::HOUR;
 /// Principals counted at once. All are enrolled or logged in: beyond it, newcomers are not counted.
 const PRINCIPALS_MAX: usize = 262_144;
+
+const USER_KEY: &str = "limits.certificates_per_user_per_hour_max";
+
+/// Names can change and be shared; ids cannot.
+fn key_of_user(id: &UserId) -> String {
+    format!("user {id}")
+}
 
 /// The counts of this server.
 #[derive(Debug)]
@@ -60,46 +68,66 @@ impl Quotas {
     /// Counts one certificate that is about to be issued. The auth server's own are not limited.
     pub fn take(&self, profile: &Profile, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
         let limits = self.limits.now();
-        let (principal, max, key) = match profile {
+        let alike = |principal: String| (principal.clone(), principal);
+        let ((counted_by, principal), max, key) = match profile {
+            // Who has a shell on this host and is in need of it has no time to wait.
+            Profile::User(user) if user.login_method == break_glass::LOGIN_METHOD => return Ok(()),
             Profile::User(user) => (
-                format!("user {}", user.name),
+                (key_of_user(&user.id), format!("user {}", user.name)),
                 limits.certificates_per_user_per_hour_max,
-                "limits.certificates_per_user_per_hour_max",
+                USER_KEY,
             ),
             Profile::Bot(bot) => (
-                format!("bot {}", bot.name),
+                alike(format!("bot {}", bot.name)),
                 limits.certificates_per_bot_per_hour_max,
                 "limits.certificates_per_bot_per_hour_max",
             ),
             Profile::Agent(agent) => (
-                format!("agent {}", agent.id),
+                alike(format!("agent {}", agent.id)),
                 limits.certificates_per_agent_per_hour_max,
                 "limits.certificates_per_agent_per_hour_max",
             ),
             Profile::ServiceLeaf { agent, .. } => (
-                format!("agent {agent}"),
+                alike(format!("agent {agent}")),
                 limits.certificates_per_agent_per_hour_max,
                 "limits.certificates_per_agent_per_hour_max",
             ),
             Profile::Proxy(proxy) => (
-                format!("proxy {}", proxy.id),
+                alike(format!("proxy {}", proxy.id)),
                 limits.certificates_per_proxy_per_hour_max,
                 "limits.certificates_per_proxy_per_hour_max",
             ),
             Profile::Auth(_) => return Ok(()),
         };
-        self.count(principal, max, key, now)
+        self.count(counted_by, principal, max, key, now)
+    }
+
+    /// Whether a user has none left and was told so before, so that asking anybody about it is in vain. The first
+    /// refusal is left to [`Quotas::take`], whose caller records it.
+    pub fn check_user(&self, id: &UserId, name: &str, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
+        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        match windows.get(&key_of_user(id)) {
+            Some(window) if window.told && !window.is_over(now) => Err(QuotaExceeded {
+                principal: format!("user {name}"),
+                max: self.limits.now().certificates_per_user_per_hour_max,
+                key: USER_KEY,
+                retry_after: window.began + WINDOW - now,
+                is_news: false,
+            }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn count(
         &self,
+        counted_by: String,
         principal: String,
         max: u32,
         key: &'static str,
         now: OffsetDateTime,
     ) -> Result<(), QuotaExceeded> {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        if windows.len() >= PRINCIPALS_MAX && !windows.contains_key(&principal) {
+        if windows.len() >= PRINCIPALS_MAX && !windows.contains_key(&counted_by) {
             windows.retain(|_, window| !window.is_over(now));
             if windows.len() >= PRINCIPALS_MAX {
                 return Ok(());
@@ -110,7 +138,7 @@ impl Quotas {
             issued: 0,
             told: false,
         };
-        let window = windows.entry(principal.clone()).or_insert_with(fresh);
+        let window = windows.entry(counted_by).or_insert_with(fresh);
         if window.is_over(now) {
             *window = fresh();
         }
@@ -143,7 +171,7 @@ mod tests {
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
     fn take(quotas: &Quotas, who: &str, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
-        quotas.count(who.to_owned(), 2, "limits.x", now)
+        quotas.count(who.to_owned(), who.to_owned(), 2, "limits.x", now)
     }
 
     #[test]
@@ -161,6 +189,23 @@ mod tests {
         );
         assert!(take(&quotas, "user b", NOW + Duration::minutes(50)).is_ok());
         assert!(take(&quotas, "user a", NOW + WINDOW).is_ok());
+    }
+
+    #[test]
+    fn a_user_without_any_left_is_known_before_anybody_is_asked_and_once_told() {
+        let limits = Limits {
+            certificates_per_user_per_hour_max: 1,
+            ..Limits::default()
+        };
+        let quotas = Quotas::new(InForce::new(limits));
+        let [one, other] = ["s1", "s2"].map(|subject| UserId::derive("okta", "https://issuer", subject));
+        let take = |id: &UserId| quotas.count(key_of_user(id), "user alice".to_owned(), 1, USER_KEY, NOW);
+        take(&one).unwrap();
+        quotas.check_user(&one, "alice", NOW).unwrap();
+        assert!(take(&one).unwrap_err().is_news);
+        assert!(quotas.check_user(&one, "alice", NOW).is_err());
+        assert!(quotas.check_user(&one, "alice", NOW + WINDOW).is_ok());
+        take(&other).expect("somebody else of the same name");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub use vouch::Vouching;
 pub use wait::{WaitError, Waited};
 
 use provider::Provider;
-use vouch::Turns;
+use vouch::{Turns, Unanswered};
 
 /// From start to the end of the approval, in the browser.
 const LOGIN_LIFE: Duration = Duration::minutes(10);
@@ -97,6 +97,7 @@ pub struct Logins {
     codes: Tries,
     turns: Turns<LoginId>,
     person_turns: Turns<UserId>,
+    unanswered: Unanswered,
 }
 
 impl Logins {
@@ -127,6 +128,7 @@ impl Logins {
             codes: Tries::new(CODE_TRIES_MAX, TRIES_WINDOW),
             turns: Turns::default(),
             person_turns: Turns::default(),
+            unanswered: Unanswered::default(),
         })
     }
 

@@ -4,7 +4,7 @@
 //! that they no longer allow are cut. It cannot be asked: what was read last stands. It has withdrawn its
 //! grant (`invalid_grant`): the login is locked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(30);
 const RETRY_DOUBLINGS_MAX: u32 = 6;
 /// Logins whose turns are remembered before those that nobody waits for are forgotten.
 const TURNS_SWEPT_AT: usize = 1024;
+/// Logins remembered as unanswered; beyond it all are asked once more.
+const UNANSWERED_MAX: usize = 65_536;
 /// How often ending a login is tried while renewals overtake it.
 const ENDINGS_MAX: u32 = 5;
 /// The longest part of a provider's words that stands in a lock's reason.
@@ -82,6 +84,30 @@ impl<K: Ord + Clone> Turns<K> {
     }
 }
 
+/// Logins whose providers could not be asked: told apart from those whose providers answered, but
+/// would not let anybody log in, which the store counts as failures too. After a start everybody is asked once.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered(Mutex<BTreeSet<LoginId>>);
+
+impl Unanswered {
+    fn note(&self, id: LoginId) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= UNANSWERED_MAX {
+            known.clear();
+        }
+        known.insert(id);
+    }
+
+    fn is_before_next_check(&self, row: &GrantRow, now: OffsetDateTime) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = row.failures > 0 && now < row.next_check && known.contains(&row.login_id);
+        if !waits {
+            known.remove(&row.login_id);
+        }
+        waits
+    }
+}
+
 impl Logins {
     /// Asks about a login that is about to be renewed, for a bounded time. The question itself is carried to
     /// its end even if nobody waits any more, because its answer may hold a new refresh token.
@@ -108,6 +134,10 @@ impl Logins {
         let is_fresh = |at: OffsetDateTime| (now - at).whole_seconds() < VOUCHED_FOR_SECONDS && at <= now;
         if row.failures == 0 && row.refreshed_at.is_some_and(is_fresh) {
             return Ok(Vouching::Vouched);
+        }
+        // Its provider did not answer a moment ago, and is asked again when that is due: not at each renewal.
+        if self.unanswered.is_before_next_check(&row, now) {
+            return Ok(Vouching::Kept);
         }
         let Some(grant) = self.opened(&row) else {
             return self.lost(&row).await;
@@ -289,6 +319,7 @@ impl Logins {
     /// The provider is down or out of order: nothing is taken away for that.
     async fn unanswered(&self, row: &GrantRow, error: &ProviderError) -> Result<Vouching, RpcError> {
         self.count_failure(row, error).await?;
+        self.unanswered.note(row.login_id);
         Ok(Vouching::Kept)
     }
 

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Caller, ErrorCode, RpcError, UserCaller};
 use crate::audit::sessions;
-use crate::authority::{Renewed, format_time, issued_to_wire};
+use crate::authority::{IssueError, Renewed, format_time, issued_to_wire};
 use crate::context::AppContext;
 use crate::locks::{self, NewLock};
 use crate::login::{Logins, Vouching};
@@ -41,6 +41,11 @@ impl UserRpc {
                 "a renewal is for the key of the certificate that asks for it",
             ));
         }
+        let (authority, now) = (&self.context.authority, self.context.clock.now());
+        authority
+            .quotas
+            .check_user(&user.peer.id, &user.peer.name, now)
+            .map_err(IssueError::from)?;
         match self.logins.vouch_for_renewal(user.peer.login_id).await? {
             Vouching::NotAsked | Vouching::Vouched | Vouching::Kept => {}
             Vouching::Refused(text) => return Err(RpcError::new(ErrorCode::LoginRequired, text)),

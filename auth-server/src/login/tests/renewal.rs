@@ -193,7 +193,12 @@ async fn a_provider_that_cannot_be_asked_takes_nothing_away() {
         plane.hostile.behave(refreshing(down));
         assert_eq!(vouch(&plane, id).await, Vouching::Kept);
         let row = store.grant(id).await.unwrap().unwrap();
-        pauses.push((row.next_check - plane.logins.context().clock.now()).whole_seconds());
+        let pause = row.next_check - plane.logins.context().clock.now();
+        pauses.push(pause.whole_seconds());
+        let asked = plane.hostile.refreshes();
+        assert_eq!(vouch(&plane, id).await, Vouching::Kept);
+        assert_eq!(plane.hostile.refreshes(), asked, "it is asked when that is due");
+        plane.pass(pause);
     }
     assert!(
         pauses.is_sorted() && pauses[0] > 20 && pauses[2] > 80,
