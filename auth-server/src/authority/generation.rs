@@ -17,8 +17,10 @@ pub const PREVIOUS_ACCEPTED: Duration = Duration::minutes(10);
 pub enum Renewal {
     /// Renew: the row to be stored, whose generation the new certificate carries.
     Allowed(GenerationRow),
-    /// Be answered once more: nothing is stored, the certificate carries the generation that is.
-    Repeated,
+    /// Be answered once more: the certificate carries the generation that is. The row to be stored differs from the
+    /// one before in the last digit of a time alone, so that whoever gave the first answer up does not take the
+    /// generation back.
+    Repeated(GenerationRow),
     /// Nothing: the login was ended by its holder.
     Ended,
     /// Nothing: another holder of the key has renewed already.
@@ -32,12 +34,20 @@ pub fn judge(row: &GenerationRow, presented: u64, request: &Hash, now: OffsetDat
     }
     let is_newest = presented == row.generation;
     let is_previous = presented.checked_add(1) == Some(row.generation);
-    let is_repetition = row.answered.as_ref().is_some_and(|answered| {
+    let repeated = row.answered.as_ref().filter(|answered| {
         answered.from == presented && answered.request == *request && now < answered.until
     });
+    if let (false, Some(answered)) = (is_newest, repeated) {
+        return Renewal::Repeated(GenerationRow {
+            answered: Some(AnsweredRequest {
+                until: answered.until + Duration::MILLISECOND,
+                ..answered.clone()
+            }),
+            ..row.clone()
+        });
+    }
     let previous_until = match (is_newest, is_previous) {
         (true, _) => Some(now + PREVIOUS_ACCEPTED),
-        (false, _) if is_repetition => return Renewal::Repeated,
         // Once more, and not again: the window closes with its use.
         (false, true) if row.previous_until.is_some_and(|until| now < until) => None,
         (false, _) => return Renewal::Reused,
@@ -144,7 +154,7 @@ mod tests {
             panic!("the newest may renew");
         };
         for minute in [0, 1, 9] {
-            assert_eq!(judged(&second, 1, 7, minute), Renewal::Repeated);
+            assert!(matches!(judged(&second, 1, 7, minute), Renewal::Repeated(_)));
         }
         assert_eq!(judged(&second, 1, 7, 10), Renewal::Reused);
         assert_eq!(allowed(&second, 2, 30).generation, 3);
@@ -158,7 +168,7 @@ mod tests {
         let Renewal::Allowed(third) = judged(&second, 1, 8, 5) else {
             panic!("the previous may renew once more");
         };
-        assert_eq!(judged(&third, 1, 8, 14), Renewal::Repeated);
+        assert!(matches!(judged(&third, 1, 8, 14), Renewal::Repeated(_)));
         assert_eq!(judged(&third, 1, 8, 15), Renewal::Reused);
         assert_eq!(
             judged(&third, 1, 7, 6),
@@ -182,6 +192,6 @@ mod tests {
         };
         assert_eq!(judged(&third, 1, 7, 2), Renewal::Reused);
         assert_eq!(judged(&third, 1, OTHER, 2), Renewal::Reused);
-        assert_eq!(judged(&third, 2, 8, 2), Renewal::Repeated);
+        assert!(matches!(judged(&third, 2, 8, 2), Renewal::Repeated(_)));
     }
 }

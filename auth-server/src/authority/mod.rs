@@ -156,7 +156,10 @@ impl Authority {
         };
         let next = match generation::judge(&row, peer.generation, request_hash, now) {
             Renewal::Allowed(next) => next,
-            Renewal::Repeated => {
+            Renewal::Repeated(told) => {
+                if !self.store.replace_generations(&row, &told).await? {
+                    return Ok(Renewed::Overtaken);
+                }
                 let login = self.login_of(peer).await?;
                 let issued = self
                     .issue_user_generation(&login, row.generation, request)

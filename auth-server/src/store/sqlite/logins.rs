@@ -363,7 +363,8 @@ impl LoginStore for SqliteStore {
         let done = sqlx::query(
             "UPDATE generations SET generation = ?, previous_until = ?, ended_at = ?,
                 request_hash = ?, request_from = ?, request_until = ?
-             WHERE login_id = ? AND generation = ? AND previous_until IS ? AND ended_at IS ? AND request_hash IS ?",
+             WHERE login_id = ? AND generation = ? AND previous_until IS ? AND ended_at IS ? AND request_hash IS ?
+               AND request_until IS ?",
         )
         .bind(integer(new.generation))
         .bind(new.previous_until.map(milliseconds))
@@ -376,6 +377,7 @@ impl LoginStore for SqliteStore {
         .bind(expected.previous_until.map(milliseconds))
         .bind(expected.ended_at.map(milliseconds))
         .bind(expected.answered.as_ref().map(|answered| answered.request.as_slice()))
+        .bind(expected.answered.as_ref().map(|answered| milliseconds(answered.until)))
         .execute(&self.writer)
         .await?;
         Ok(done.rows_affected() == 1)
