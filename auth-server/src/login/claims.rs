@@ -27,6 +27,9 @@ const ACR_BYTES_MAX: usize = 255;
 /// The most groups of one person; certificates carry those that the policy names.
 const GROUPS_MAX: usize = 2_000;
 
+/// How long ago a person signed in whose provider does not tell and was not asked to let them sign in anew: not lately.
+const UNTOLD_AGE: time::Duration = time::Duration::DAY;
+
 /// Every claim the `openidconnect` crate has no field for.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct OtherClaims(pub(crate) BTreeMap<String, Value>);
@@ -42,6 +45,8 @@ pub(crate) struct Claims {
     pub(crate) preferred_username: Option<String>,
     /// When the person proved who they are, if the provider says.
     pub(crate) auth_time: Option<OffsetDateTime>,
+    /// Whether the provider was asked to let the person sign in anew (`prompt=login`).
+    pub(crate) was_prompted: bool,
     pub(crate) acr: Option<String>,
     pub(crate) amr: Vec<String>,
     pub(crate) other: BTreeMap<String, Value>,
@@ -204,8 +209,15 @@ impl Claims {
         let email = person::owned_email(&self, connector);
         let name = person::name(&self, email.as_deref(), connector, owned)?;
         let subject = person::subject(&self, connector)?;
-        // A provider's clock may be ahead of ours; nobody has authenticated in the future.
-        let auth_time = self.auth_time.map_or(now, |told| told.min(now));
+        let auth_time = match (self.auth_time, self.was_prompted) {
+            // A provider's clock may be ahead of ours; nobody has authenticated in the future.
+            (Some(told), _) => told.min(now),
+            // All that such a provider can be asked for.
+            (None, true) => now,
+            // A standing session may be that old, and older.
+            (None, false) => now - UNTOLD_AGE,
+        };
+        let is_known = self.auth_time.is_some() || self.was_prompted;
         let acr = self.class(connector);
         let user_id = UserId::derive(&connector.name, &connector.issuer, &subject);
         Ok(Identity {
@@ -217,9 +229,7 @@ impl Claims {
             email,
             groups,
             auth_time,
-            mfa_time: self
-                .used_several_factors(acr.as_ref(), connector)
-                .then_some(auth_time),
+            mfa_time: (is_known && self.used_several_factors(acr.as_ref(), connector)).then_some(auth_time),
             acr,
         })
     }

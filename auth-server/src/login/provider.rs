@@ -27,6 +27,10 @@ pub(crate) use examine::Examined;
 pub(crate) use exchange::{Answered, Identified, refusal_error};
 pub(crate) use refresh::{ProviderGrant, Refreshed};
 
+/// How long ago a person may have signed in at the provider where nothing fresh is asked for: a year, which is as good
+/// as any time.
+const STANDING_SESSION_SECONDS_MAX: u32 = 365 * 24 * 3600;
+
 /// How long a discovery document and its keys are used before they are fetched again.
 const DESCRIPTION_AGE_MAX: Duration = Duration::from_secs(3600);
 /// A token signed by an unknown key makes us fetch the keys again, this often at most: whoever can send
@@ -266,9 +270,13 @@ impl Provider {
             )
             .append_pair("code_challenge_method", "S256");
         let mut prompts = Vec::new();
+        // OpenID Connect Core §3.1.2.1: asked for any `max_age`, a provider has to tell `auth_time`.
+        let max_age = match asking.prompt_login {
+            true => 0,
+            false => STANDING_SESSION_SECONDS_MAX,
+        };
+        query.append_pair("max_age", &max_age.to_string());
         if asking.prompt_login {
-            // OpenID Connect Core §3.1.2.1; `max_age` makes the provider tell when that was.
-            query.append_pair("max_age", "0");
             prompts.push("login");
         }
         if self.connector.kind == ConnectorKind::Google {

@@ -62,6 +62,7 @@ impl Claims {
         let text = |name: &str| payload.get(name).and_then(Value::as_str).map(str::to_owned);
         let amr = payload.get("amr").and_then(Value::as_array);
         Self {
+            was_prompted: false,
             subject: text("sub").unwrap_or_default(),
             email: text("email"),
             email_verified: payload.get("email_verified").and_then(Value::as_bool) == Some(true),

@@ -197,19 +197,26 @@ fn entra_names_people_by_tenant_and_object() {
 #[test]
 fn the_providers_time_of_authentication_counts_and_never_lies_ahead() {
     let now = OffsetDateTime::from_unix_timestamp(1_000_000).unwrap();
-    let at = |seconds: Option<i64>| {
+    let at = |seconds: Option<i64>, was_prompted| {
         let claims = Claims {
+            was_prompted,
             auth_time: seconds.map(|at| OffsetDateTime::from_unix_timestamp(at).unwrap()),
             amr: vec!["mfa".to_owned()],
             ..claims(json!([]))
         };
         let identity = claims.identity(&connector(), &connector().domains, now).unwrap();
-        assert_eq!(identity.mfa_time, Some(identity.auth_time));
+        let is_known = seconds.is_some() || was_prompted;
+        assert_eq!(identity.mfa_time, is_known.then_some(identity.auth_time));
         identity.auth_time.unix_timestamp()
     };
-    assert_eq!(at(Some(990_000)), 990_000);
-    assert_eq!(at(Some(1_000_050)), 1_000_000, "its clock is ahead of ours");
-    assert_eq!(at(None), 1_000_000, "where it says nothing, the login is when");
+    assert_eq!(at(Some(990_000), false), 990_000);
+    assert_eq!(
+        at(Some(1_000_050), false),
+        1_000_000,
+        "its clock is ahead of ours"
+    );
+    assert_eq!(at(None, true), 1_000_000, "it was to let the person sign in anew");
+    assert_eq!(at(None, false), 913_600, "a standing session may be old");
 }
 
 #[test]
@@ -221,7 +228,10 @@ fn the_class_that_means_several_factors_is_the_one_told() {
         mfa_acr: vec!["c1".to_owned()],
         ..connector()
     };
-    let mut claims = claims(json!([]));
+    let mut claims = Claims {
+        was_prompted: true,
+        ..claims(json!([]))
+    };
     for (name, value) in [
         ("tid", json!("t")),
         ("oid", json!("o")),

@@ -112,6 +112,7 @@ impl Provider {
                 authenticated_since,
             )
             .await?;
+        claims.was_prompted = asking.prompt_login;
         let grant = tokens
             .refresh_token
             .and_then(|token| ProviderGrant::new(token, nonce, claims.subject.clone()));

@@ -135,6 +135,7 @@ fn taken_over(claims: &SignedClaims) -> Claims {
         auth_time: claims
             .auth_time()
             .and_then(|at| OffsetDateTime::from_unix_timestamp(at.timestamp()).ok()),
+        was_prompted: false,
         acr: claims.auth_context_ref().map(|class| class.as_str().to_owned()),
         amr: claims
             .auth_method_refs()

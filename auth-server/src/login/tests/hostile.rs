@@ -353,6 +353,7 @@ impl Shared {
         let now = OffsetDateTime::now_utc().unix_timestamp();
         let mut claims = json!({
             "iss": self.issuer, "aud": CLIENT_ID, "sub": "s1", "iat": now, "exp": now + 60, "nonce": nonce,
+            "auth_time": now,
             "email": "alice@example.com", "email_verified": true, "preferred_username": "alice",
             "groups": ["engineering"],
         });

@@ -219,8 +219,34 @@ async fn a_person_who_was_to_sign_in_anew_and_did_not_is_refused() {
     };
     let url = provider.authorization_url(&anew.asking()).await.unwrap();
     assert!(url.query().unwrap().contains("prompt=login"));
+    assert!(url.query().unwrap().contains("max_age=0"));
     refused_token(log_in_with(&provider, &hostile, &anew).await);
     log_in_with(&provider, &hostile, &Attempt::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_provider_that_does_not_tell_when_somebody_signed_in_proves_nothing_recent_unless_it_was_prompted()
+{
+    let untold = with_claims(&[("auth_time", Value::Null), ("amr", json!(["mfa"]))]);
+    let hostile = Hostile::start(untold).await;
+    let provider = Provider::with_time(hostile.connector(), PATIENCE);
+    let now = OffsetDateTime::now_utc();
+    let standing = Attempt::new();
+    let url = provider.authorization_url(&standing.asking()).await.unwrap();
+    assert!(url.query().unwrap().contains("max_age=31536000"), "{url}");
+    let identity = log_in_with(&provider, &hostile, &standing).await.unwrap();
+    assert!(
+        identity.auth_time <= now - time::Duration::hours(23),
+        "{identity:?}"
+    );
+    assert_eq!(identity.mfa_time, None);
+    let anew = Attempt {
+        prompt_login: true,
+        ..Attempt::new()
+    };
+    let identity = log_in_with(&provider, &hostile, &anew).await.unwrap();
+    assert!(identity.auth_time >= now, "{identity:?}");
+    assert_eq!(identity.mfa_time, Some(identity.auth_time));
 }
 
 #[tokio::test]
