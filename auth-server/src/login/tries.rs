@@ -1,19 +1,46 @@
 //! Counts what a source may do only so often.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The most sources remembered at a time; beyond it new ones are refused until old ones are forgotten.
+/// The most sources remembered at a time; beyond it the one whose window began first is forgotten.
 const SOURCES_MAX: usize = 65_536;
+/// IPv6 sources are counted a second time by the site they belong to, so that whoever has a /48 cannot be 65 536
+/// strangers: as many /64s of it as this may be at their limit.
+const NETWORKS_PER_SITE: u32 = 16;
+const SITE_BITS: u32 = 48;
 
 /// Tries by source, each source's counted from its first one for the length of a window.
 #[derive(Debug)]
 pub(crate) struct Tries {
     tries_max: u32,
     window: Duration,
-    sources: Mutex<HashMap<IpAddr, (Instant, u32)>>,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    sources: HashMap<Counted, Count>,
+    /// The same in the order in which their windows began, so that forgetting costs no search.
+    by_age: BTreeMap<u64, Counted>,
+    begun: u64,
+}
+
+/// Whose tries are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Counted {
+    Source(IpAddr),
+    /// The first 48 bits of IPv6 addresses.
+    Site(u128),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    since: Instant,
+    number: u64,
+    tries: u32,
 }
 
 /// No try is left.
@@ -25,7 +52,7 @@ impl Tries {
         Self {
             tries_max,
             window,
-            sources: Mutex::default(),
+            counts: Mutex::default(),
         }
     }
 
@@ -34,13 +61,12 @@ impl Tries {
     /// # Errors
     /// When it has none.
     pub(crate) fn check(&self, source: IpAddr, now: Instant) -> Result<(), Exhausted> {
-        self.with(source, now, |tries| *tries).and_then(|tries| {
-            if tries < self.tries_max {
-                Ok(())
-            } else {
-                Err(Exhausted)
-            }
-        })
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_left = |(counted, tries_max)| counts.tries(counted, now, self.window) < tries_max;
+        match self.counted(source).all(has_left) {
+            true => Ok(()),
+            false => Err(Exhausted),
+        }
     }
 
     /// Uses up one of the source's tries.
@@ -48,40 +74,69 @@ impl Tries {
     /// # Errors
     /// When it had none.
     pub(crate) fn count(&self, source: IpAddr, now: Instant) -> Result<(), Exhausted> {
-        self.with(source, now, |tries| {
-            *tries = tries.saturating_add(1);
-            *tries
-        })
-        .and_then(|tries| {
-            if tries <= self.tries_max {
-                Ok(())
-            } else {
-                Err(Exhausted)
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counted = Ok(());
+        for (who, tries_max) in self.counted(source) {
+            if counts.add(who, now, self.window) > tries_max {
+                counted = Err(Exhausted);
             }
-        })
+        }
+        counted
     }
 
-    fn with(
-        &self,
-        source: IpAddr,
-        now: Instant,
-        act: impl FnOnce(&mut u32) -> u32,
-    ) -> Result<u32, Exhausted> {
-        let Ok(mut sources) = self.sources.lock() else {
-            return Err(Exhausted);
+    /// Under which names a source is counted, each with its limit.
+    fn counted(&self, source: IpAddr) -> impl Iterator<Item = (Counted, u32)> + use<> {
+        let site = match source {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(Counted::Site(address.to_bits() >> (128 - SITE_BITS))),
         };
-        let current = |since: &Instant| now.saturating_duration_since(*since) < self.window;
-        if sources.len() >= SOURCES_MAX && !sources.contains_key(&source) {
-            sources.retain(|_, (since, _)| current(since));
-            if sources.len() >= SOURCES_MAX {
-                return Err(Exhausted);
-            }
+        let site = site.map(|site| (site, self.tries_max.saturating_mul(NETWORKS_PER_SITE)));
+        std::iter::once((Counted::Source(source), self.tries_max)).chain(site)
+    }
+}
+
+impl Counts {
+    fn tries(&self, who: Counted, now: Instant, window: Duration) -> u32 {
+        self.sources
+            .get(&who)
+            .filter(|count| count.is_current(now, window))
+            .map_or(0, |count| count.tries)
+    }
+
+    fn add(&mut self, who: Counted, now: Instant, window: Duration) -> u32 {
+        if let Some(count) = self.sources.get_mut(&who)
+            && count.is_current(now, window)
+        {
+            count.tries = count.tries.saturating_add(1);
+            return count.tries;
         }
-        let entry = sources.entry(source).or_insert((now, 0));
-        if !current(&entry.0) {
-            *entry = (now, 0);
+        self.begin(who, now);
+        1
+    }
+
+    fn begin(&mut self, who: Counted, now: Instant) {
+        if !self.sources.contains_key(&who)
+            && self.sources.len() >= SOURCES_MAX
+            && let Some((_, oldest)) = self.by_age.pop_first()
+        {
+            self.sources.remove(&oldest);
         }
-        Ok(act(&mut entry.1))
+        self.begun += 1;
+        let count = Count {
+            since: now,
+            number: self.begun,
+            tries: 1,
+        };
+        self.by_age.insert(self.begun, who);
+        if let Some(before) = self.sources.insert(who, count) {
+            self.by_age.remove(&before.number);
+        }
+    }
+}
+
+impl Count {
+    fn is_current(&self, now: Instant, window: Duration) -> bool {
+        now.saturating_duration_since(self.since) < window
     }
 }
 
@@ -115,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn what_is_remembered_is_bounded_and_a_flood_of_sources_shuts_nobody_out() {
         let tries = Tries::new(1, WINDOW);
         let start = Instant::now();
         for index in 0..SOURCES_MAX {
@@ -123,7 +178,26 @@ mod tests {
             assert_eq!(tries.count(source, start), Ok(()));
         }
         let newcomer = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-        assert_eq!(tries.check(newcomer, start), Err(Exhausted));
-        assert_eq!(tries.check(newcomer, start + WINDOW), Ok(()));
+        assert_eq!(tries.check(newcomer, start), Ok(()));
+        assert_eq!(tries.count(newcomer, start), Ok(()));
+        assert_eq!(tries.count(newcomer, start), Err(Exhausted));
+        let counts = tries.counts.lock().unwrap();
+        assert_eq!(
+            (counts.sources.len(), counts.by_age.len()),
+            (SOURCES_MAX, SOURCES_MAX)
+        );
+    }
+
+    #[test]
+    fn a_site_has_no_more_tries_than_some_of_its_networks() {
+        let tries = Tries::new(2, WINDOW);
+        let start = Instant::now();
+        let network =
+            |site: u128, network: u128| IpAddr::V6((0x2001_0db8 << 96 | site << 80 | network << 64).into());
+        let granted = (0..100).filter(|index| tries.count(network(1, *index), start).is_ok());
+        assert_eq!(granted.count(), 32);
+        assert_eq!(tries.check(network(1, 200), start), Err(Exhausted));
+        assert_eq!(tries.check(network(2, 0), start), Ok(()));
+        assert_eq!(tries.check(network(1, 200), start + WINDOW), Ok(()));
     }
 }
