@@ -62,18 +62,30 @@ pub fn follow(
 
 impl Follower {
     async fn run(mut self, shutdown: Shutdown) -> Result<(), Over> {
+        let expiry = tokio::time::sleep(self.time_left());
+        tokio::pin!(expiry);
+        let ended = tokio::select! {
+            over = self.follow() => return over,
+            () = shutdown.cancelled() => RpcError::stopping(),
+            () = &mut expiry => {
+                let text = "the certificate of this connection has expired: renew it and connect again";
+                RpcError::new(ErrorCode::LoginRequired, text)
+            }
+        };
+        self.end(ended)
+    }
+
+    /// Whoever does not read holds nothing of this up: the stream ends in the midst of an event, too.
+    async fn follow(&mut self) -> Result<(), Over> {
         self.send(Event::Bundle(self.feed.bundle())).await?;
         self.send_locks().await?;
         self.send_snapshot().await?;
         self.send_beat().await?;
-        let expiry = tokio::time::sleep(self.time_left());
-        tokio::pin!(expiry);
         loop {
             // Locks before anything else: they cut.
             tokio::select! {
                 biased;
                 () = self.events.closed() => return Err(Over),
-                () = shutdown.cancelled() => return self.end(RpcError::stopping()).await,
                 changed = self.locks.changed() => {
                     changed.map_err(|_| Over)?;
                     self.send_locks().await?;
@@ -85,10 +97,6 @@ impl Follower {
                 changed = self.beat.changed() => {
                     changed.map_err(|_| Over)?;
                     self.send_beat().await?;
-                }
-                () = &mut expiry => {
-                    let text = "the certificate of this connection has expired: renew it and connect again";
-                    return self.end(RpcError::new(ErrorCode::LoginRequired, text)).await;
                 }
             }
         }
@@ -106,7 +114,7 @@ impl Follower {
         match self.lock_on_us(&published.content.locks) {
             None => Ok(()),
             Some(reason) => self
-                .end(RpcError::denied(format!("locked: {reason}")))
+                .end_in_turn(RpcError::denied(format!("locked: {reason}")))
                 .await
                 .and(Err(Over)),
         }
@@ -135,7 +143,12 @@ impl Follower {
             .map_err(|_| Over)
     }
 
-    async fn end(&self, error: RpcError) -> Result<(), Over> {
+    async fn end_in_turn(&self, error: RpcError) -> Result<(), Over> {
         self.events.send(Err(error.into())).await.map_err(|_| Over)
+    }
+
+    /// Says why, if there is room for it: the end of the stream comes either way.
+    fn end(&self, error: RpcError) -> Result<(), Over> {
+        self.events.try_send(Err(error.into())).map_err(|_| Over)
     }
 }
