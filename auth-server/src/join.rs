@@ -6,6 +6,7 @@ use iap_proto::v1;
 
 use crate::authority::issued_to_wire;
 use crate::context::AppContext;
+use crate::feed::Affects;
 use crate::rpc::RpcError;
 use crate::store::{AgentRow, Hash, ProxyRow, TokenKind, TokenRefusal, TokenRow};
 
@@ -37,6 +38,7 @@ pub async fn join_agent(
         Err(refusal) => return Err(refuse(context, TokenKind::Agent, refusal, client_ip).await),
     };
     let id = agent.agent_id;
+    context.feed.owe(Affects::Snapshot);
     admit(context, &token, &id.to_string(), &agent.host_name, client_ip).await?;
     let issued = context.authority.issue_agent(id, 1, joining.request).await?;
     context.feed.publish_snapshot().await?;

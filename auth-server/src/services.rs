@@ -1,6 +1,7 @@
 //! Services as the centre keeps them: read from TOML, checked as a whole, pushed to agents.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iap_audit::{EventKind, UserRecord};
@@ -11,6 +12,7 @@ use iap_runtime::config::ConfigDuration;
 use serde::Deserialize;
 
 use crate::context::AppContext;
+use crate::feed::Affects;
 use crate::rpc::RpcError;
 use crate::store::{GrantedService, ServiceChange, ServiceRow, ServicesApplied};
 
@@ -58,23 +60,24 @@ pub async fn apply(
     let changes = parse(document).map_err(RpcError::invalid)?;
     refuse_unknown_agents(context, &changes).await?;
     let known = context.store.services().await?;
+    let mut differs = false;
     for change in &changes {
         let Some(how) = difference(&known, change) else {
             continue;
         };
+        differs = true;
         // Before the effect: what cannot be recorded does not happen.
         let event = context.audit.event(EventKind::ServiceApplied)?;
         let event = event.user(author).service(&change.row.name).field("change", how);
         context.audit.record(event).await?;
     }
-    let applied = context
-        .store
-        .apply_services(&changes, context.clock.now())
-        .await?;
-    if !applied.created.is_empty() || !applied.updated.is_empty() {
-        context.feed.publish_snapshot().await?;
-    }
-    Ok(applied)
+    let (store, now) = (Arc::clone(&context.store), context.clock.now());
+    let applying = async move { store.apply_services(&changes, now).await };
+    let affects = match differs {
+        true => Affects::Snapshot,
+        false => Affects::Nothing,
+    };
+    Ok(context.feed.change(affects, applying).await?)
 }
 
 /// What applying the change does to what is stored; nothing, when it is so already.
@@ -99,11 +102,12 @@ pub async fn remove(context: &AppContext, author: &UserRecord, name: &str) -> Re
     }
     let event = context.audit.event(EventKind::ServiceRemoved)?;
     context.audit.record(event.user(author).service(&name)).await?;
-    if !context.store.remove_service(&name).await? {
-        return Err(not_found());
+    let (store, removed) = (Arc::clone(&context.store), name.clone());
+    let removing = async move { store.remove_service(&removed).await };
+    match context.feed.change(Affects::Snapshot, removing).await? {
+        true => Ok(()),
+        false => Err(not_found()),
     }
-    context.feed.publish_snapshot().await?;
-    Ok(())
 }
 
 /// A stored service as agents and policy know it.

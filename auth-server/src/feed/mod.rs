@@ -7,6 +7,7 @@ pub mod stream;
 mod watchers;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use iap_identity::{Lock, LockKind, Locks, LoginName, ProxyId, SignedKind};
@@ -42,10 +43,52 @@ struct Shared {
     bundle: v1::Signed,
     /// Held while something new is numbered, signed and published: versions go out in order.
     publishing: Mutex<()>,
+    snapshot_owed: Owed,
+    locks_owed: Owed,
     snapshot: watch::Sender<Arc<PublishedSnapshot>>,
     locks: watch::Sender<Arc<PublishedLocks>>,
     beat: watch::Sender<Arc<v1::Signed>>,
     watchers: Watchers,
+}
+
+/// What was stored and has to go out: counted, so that what is stored while something goes out is not taken for
+/// published.
+#[derive(Debug, Default)]
+struct Owed {
+    stored: AtomicU64,
+    published: AtomicU64,
+}
+
+impl Owed {
+    fn add(&self) {
+        self.stored.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Before the store is read; given to [`Owed::settle`] once that is published.
+    fn so_far(&self) -> u64 {
+        self.stored.load(Ordering::SeqCst)
+    }
+
+    fn settle(&self, so_far: u64) {
+        self.published.fetch_max(so_far, Ordering::SeqCst);
+    }
+
+    fn is_anything(&self) -> bool {
+        self.published.load(Ordering::SeqCst) != self.so_far()
+    }
+}
+
+/// What a change of the store has to be published in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affects {
+    /// The snapshot.
+    Snapshot,
+    /// The lock list.
+    Locks,
+    /// Both.
+    LocksAndSnapshot,
+    /// Neither, as far as is known: what another change left to be published is published all the same.
+    Nothing,
 }
 
 /// A snapshot as it went out.
@@ -75,6 +118,9 @@ pub enum FeedError {
     /// The signing key failed.
     #[error(transparent)]
     Sign(#[from] SignError),
+    /// A change did not come to its end: the server is stopping.
+    #[error("a change was cut off: {0}")]
+    CutOff(String),
     /// A stored service is not one.
     #[error("a stored service cannot be used: {0}")]
     Service(String),
@@ -110,6 +156,8 @@ impl Feed {
         let shared = Shared {
             bundle,
             publishing: Mutex::new(()),
+            snapshot_owed: Owed::default(),
+            locks_owed: Owed::default(),
             snapshot: watch::Sender::new(Arc::new(snapshot)),
             locks: watch::Sender::new(Arc::new(locks)),
             beat: watch::Sender::new(Arc::new(beat)),
@@ -144,21 +192,78 @@ impl Feed {
         &self.shared.watchers
     }
 
+    /// Writes to the store and publishes. Both are carried to their end even if the caller goes away in between,
+    /// and what cannot be published is published by a later beat: what is stored is in force.
+    ///
+    /// # Errors
+    /// When either fails. A failed write may have reached the store all the same, so it is published too.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        affects: Affects,
+        write: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, FeedError> {
+        let feed = self.clone();
+        let changing = tokio::spawn(async move {
+            let written = write.await;
+            feed.owe(affects);
+            let written = written?;
+            feed.publish_owed().await?;
+            Ok(written)
+        });
+        changing
+            .await
+            .unwrap_or_else(|error| Err(FeedError::CutOff(error.to_string())))
+    }
+
+    /// Something was stored that the next beat has to publish, if nobody does before.
+    pub fn owe(&self, affects: Affects) {
+        let Shared {
+            snapshot_owed,
+            locks_owed,
+            ..
+        } = &*self.shared;
+        match affects {
+            Affects::Snapshot => snapshot_owed.add(),
+            Affects::Locks => locks_owed.add(),
+            Affects::LocksAndSnapshot => {
+                locks_owed.add();
+                snapshot_owed.add();
+            }
+            Affects::Nothing => {}
+        }
+    }
+
+    /// Publishes what was stored and has not gone out; does nothing when there is no such thing.
+    pub async fn publish_owed(&self) -> Result<(), FeedError> {
+        if self.shared.locks_owed.is_anything() {
+            self.publish_locks().await?;
+        }
+        let is_overtaken = self.snapshot().content.policy_version != self.shared.policies.current().version;
+        if is_overtaken || self.shared.snapshot_owed.is_anything() {
+            self.publish_snapshot().await?;
+        }
+        Ok(())
+    }
+
     /// Signs and pushes a new snapshot: after any change of policy, services, grants or proxies.
     pub async fn publish_snapshot(&self) -> Result<(), FeedError> {
         let _one_at_a_time = self.shared.publishing.lock().await;
+        let so_far = self.shared.snapshot_owed.so_far();
         let snapshot = self.builder().snapshot().await?;
         tracing::debug!(version = snapshot.content.version, "snapshot published");
         self.shared.snapshot.send_replace(Arc::new(snapshot));
+        self.shared.snapshot_owed.settle(so_far);
         Ok(())
     }
 
     /// Signs and pushes a new lock list: after a lock was added, removed, or has expired.
     pub async fn publish_locks(&self) -> Result<(), FeedError> {
         let _one_at_a_time = self.shared.publishing.lock().await;
+        let so_far = self.shared.locks_owed.so_far();
         let locks = self.builder().locks().await?;
         tracing::debug!(version = locks.content.version, "locks published");
         self.shared.locks.send_replace(Arc::new(locks));
+        self.shared.locks_owed.settle(so_far);
         Ok(())
     }
 
@@ -182,6 +287,8 @@ impl Feed {
     }
 
     async fn tick(&self) -> Result<(), FeedError> {
+        // Beats go on: agents must not take a store that cannot be written for a server that is gone.
+        let owed = self.publish_owed().await;
         let now = self.shared.authority.clock.now();
         let expired = |lock: &Lock| !lock.is_in_force(now);
         if self.shared.locks.borrow().content.locks.iter().any(expired) {
@@ -194,7 +301,7 @@ impl Feed {
         }
         let beat = self.builder().beat(&self.snapshot(), &self.published_locks())?;
         self.shared.beat.send_replace(Arc::new(beat));
-        Ok(())
+        owed
     }
 
     fn builder(&self) -> Builder<'_> {

@@ -10,6 +10,7 @@ use iap_runtime::big_stack;
 
 use super::{Applied, Policies};
 use crate::context::AppContext;
+use crate::feed::Affects;
 use crate::rpc::{ErrorCode, RpcError, UserCaller};
 use crate::store::{PolicyRow, hash_of};
 
@@ -51,6 +52,7 @@ impl Policies {
             .await
             .map_err(RpcError::invalid)?;
         if current.version > 0 && request.policy_toml == current.toml {
+            context.feed.publish_owed().await?;
             return Ok(reply(current.version, false, checked.warnings));
         }
         if checked.locks_out_author && !author.is_bootstrap_admin && !request.force {
@@ -63,7 +65,6 @@ impl Policies {
         let version = current.version + 1;
         self.keep(context, author, version, request.policy_toml, checked.policy)
             .await?;
-        context.feed.publish_snapshot().await?;
         Ok(reply(version, true, checked.warnings))
     }
 
@@ -97,16 +98,37 @@ impl Policies {
             .field("new_version", version)
             .field("sha256", iap_audit::hash_hex(row.toml.as_bytes()));
         context.audit.record(event).await?;
-        if !context.store.apply_policy(&row, &groups).await? {
-            return Err(RpcError::conflict("another policy was applied at the same time"));
-        }
-        let policy = Arc::new(policy.with_version(version));
-        self.shared.current.store(Arc::new(Applied {
+        let applied = Applied {
             version,
             toml,
-            policy,
+            policy: Arc::new(policy.with_version(version)),
             vocabulary,
-        }));
+        };
+        let (store, shared) = (Arc::clone(&context.store), Arc::clone(&self.shared));
+        let applying = async move {
+            let is_next = store.apply_policy(&row, &groups).await?;
+            if is_next {
+                shared.current.store(Arc::new(applied));
+            }
+            Ok(is_next)
+        };
+        match context.feed.change(Affects::Snapshot, applying).await? {
+            true => Ok(()),
+            false => {
+                self.catch_up(context).await?;
+                Err(RpcError::conflict("another policy was applied at the same time"))
+            }
+        }
+    }
+
+    /// After a write whose outcome was not known: what is stored is the policy.
+    async fn catch_up(&self, context: &AppContext) -> Result<(), RpcError> {
+        let loaded = Self::load(&context.config, &context.store).await;
+        let stored = loaded.map_err(RpcError::internal)?.current();
+        if stored.version > self.current().version {
+            self.shared.current.store(stored);
+            context.feed.publish_snapshot().await?;
+        }
         Ok(())
     }
 }
