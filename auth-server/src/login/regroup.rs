@@ -134,7 +134,7 @@ impl Logins {
             ),
             life: Some(CUT_LIFE),
         };
-        locks::add(&self.context, &ourselves(&self.context), lock).await?;
+        locks::add_by_rule(&self.context, &ourselves(&self.context), lock).await?;
         Ok(())
     }
 }

@@ -353,9 +353,13 @@ impl Logins {
         let context = &self.context;
         let words = shortened(&error.to_string());
         tracing::info!(login_id = %row.login_id, connector = row.connector, words, "a login was withdrawn by its provider");
-        let event = context.audit.event(EventKind::LoginWithdrawn)?;
-        let event = self.about(event, row).await?.reason(&words);
-        context.audit.record(event).await?;
+        let generations = context.store.generations(row.login_id).await?;
+        // Ended after the record: a lock that could not be added is tried again without another one.
+        if generations.is_none_or(|generations| generations.ended_at.is_none()) {
+            let event = context.audit.event(EventKind::LoginWithdrawn)?;
+            let event = self.about(event, row).await?.reason(&words);
+            context.audit.record(event).await?;
+        }
         let reason = format!(
             "the identity provider `{}` withdrew this login ({words}); log in again",
             row.connector
@@ -367,7 +371,8 @@ impl Logins {
             reason,
             life: Some(left.try_into().unwrap_or_default()),
         };
-        let lock = locks::add(context, &ourselves(context), lock).await?;
+        self.end_generations(row.login_id).await?;
+        let lock = locks::add_by_rule(context, &ourselves(context), lock).await?;
         context.store.drop_grant(row.login_id).await?;
         Ok(Vouching::Locked(lock.reason))
     }

@@ -15,7 +15,7 @@ use crate::authority::{IssueError, Renewed, format_time, issued_to_wire};
 use crate::context::AppContext;
 use crate::locks::{self, NewLock};
 use crate::login::{Logins, Vouching};
-use crate::store::{GenerationRow, Hash, hash_of};
+use crate::store::{Hash, hash_of};
 
 /// The RPCs of users.
 #[derive(Debug)]
@@ -24,6 +24,9 @@ pub(super) struct UserRpc {
     logins: Arc<Logins>,
 }
 
+/// How much longer than the login's last certificate the lock of a logout lasts: for clocks that differ, and agents
+/// that were out of reach.
+const LOGOUT_LOCK_SLACK: time::Duration = time::Duration::HOUR;
 /// How often a renewal that another one overtook is judged again.
 const OVERTAKEN_MAX: usize = 3;
 
@@ -109,6 +112,7 @@ impl UserRpc {
             .audit
             .record(event.field("generation", user.peer.generation))
             .await?;
+        self.logins.end_generations(user.peer.login_id).await?;
         let left = user.peer.login_deadline - self.context.clock.now();
         let lock = NewLock {
             kind: LockKind::Login,
@@ -116,37 +120,28 @@ impl UserRpc {
             reason: "a certificate of this login was used after it had been renewed; log in again".to_owned(),
             life: Some(left.try_into().unwrap_or_default()),
         };
-        let lock = locks::add(&self.context, &user.record(), lock).await?;
+        let lock = locks::add_by_rule(&self.context, &user.record(), lock).await?;
         Ok(RpcError::denied(format!("locked: {}", lock.reason)))
     }
 
     async fn end_login(&self, user: &UserCaller) -> Result<(), RpcError> {
-        let row = self.context.store.generations(user.peer.login_id).await?;
-        if let Some(row) = row.filter(|row| row.ended_at.is_none()) {
-            let ended = GenerationRow {
-                ended_at: Some(self.context.clock.now()),
-                ..row.clone()
-            };
-            if !self.context.store.replace_generations(&row, &ended).await? {
-                return Err(RpcError::conflict(
-                    "the login was renewed at the same time; try again",
-                ));
-            }
-        }
+        self.logins.end_generations(user.peer.login_id).await?;
         let event = self.context.audit.event(EventKind::LoginLogout)?;
         self.context
             .audit
             .record(event.user(&user.record()).login_id(&user.peer.login_id))
             .await?;
         self.logins.forget(user.peer.login_id).await?;
-        let left = user.peer.login_deadline - self.context.clock.now();
+        // Nothing is renewed any more: the lock is for sessions, and for certificates that are still valid.
+        let certificates = self.context.authority.user_life + LOGOUT_LOCK_SLACK;
+        let left = (user.peer.login_deadline - self.context.clock.now()).min(certificates);
         let lock = NewLock {
             kind: LockKind::Login,
             target: user.peer.login_id.to_string(),
             reason: "this login was ended by `iapctl logout`; log in again".to_owned(),
             life: Some(left.try_into().unwrap_or_default()),
         };
-        locks::add(&self.context, &user.record(), lock).await?;
+        locks::add_by_rule(&self.context, &user.record(), lock).await?;
         Ok(())
     }
 
