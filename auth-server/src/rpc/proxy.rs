@@ -1,8 +1,10 @@
 //! `iap.v1.Proxy`: proxies renew themselves and follow the feed.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use iap_identity::Request as CertificateRequest;
+use iap_identity::{ProxyId, Request as CertificateRequest};
 use iap_proto::v1;
 use iap_runtime::net::HostPort;
 use iap_runtime::shutdown::Shutdown;
@@ -11,21 +13,50 @@ use tonic::{Request, Response, Status};
 use super::{Caller, Presented, RpcError};
 use crate::authority::issued_to_wire;
 use crate::context::AppContext;
-use crate::feed::FeedError;
+use crate::feed::Affects;
 use crate::feed::stream::{FeedStream, follow};
 
 const VERSION_BYTES_MAX: usize = 64;
+/// A proxy whose address changes again within this time waits for the next beat: it must not keep the whole fleet
+/// busy with snapshots.
+const OUT_OF_TURN_AGAIN: Duration = Duration::from_secs(60);
 
 /// The RPCs of proxies.
 #[derive(Debug)]
 pub(super) struct ProxyRpc {
     context: Arc<AppContext>,
     shutdown: Shutdown,
+    announced: Announced,
+}
+
+/// When each enrolled proxy's address was last pushed out of turn.
+#[derive(Debug, Default)]
+struct Announced(Mutex<BTreeMap<ProxyId, Instant>>);
+
+impl Announced {
+    /// Whether the proxy's change is worth a snapshot of its own; otherwise it goes out with the next beat.
+    fn is_seldom(&self, id: ProxyId, now: Instant) -> bool {
+        let mut announced = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < OUT_OF_TURN_AGAIN;
+        if announced.get(&id).is_some_and(is_recent) {
+            return false;
+        }
+        announced.insert(id, now);
+        true
+    }
+}
+
+fn not_enrolled() -> RpcError {
+    RpcError::denied("this proxy is not enrolled")
 }
 
 impl ProxyRpc {
     pub(super) fn new(context: Arc<AppContext>, shutdown: Shutdown) -> Self {
-        Self { context, shutdown }
+        Self {
+            context,
+            shutdown,
+            announced: Announced::default(),
+        }
     }
 
     /// A proxy's address goes to agents and clients once it is known, and again when it changes.
@@ -40,17 +71,15 @@ impl ProxyRpc {
             )));
         }
         let (id, now) = (caller.proxy()?.id, self.context.clock.now());
-        if self
-            .context
-            .store
-            .proxy_reported(id, &request.version, address, now)
-            .await?
-        {
-            self.context
-                .feed
-                .publish_snapshot()
-                .await
-                .map_err(|error: FeedError| RpcError::internal(error))?;
+        let store = &self.context.store;
+        if store.proxy(id).await?.is_none() {
+            return Err(not_enrolled());
+        }
+        if store.proxy_reported(id, &request.version, address, now).await? {
+            self.context.feed.owe(Affects::Snapshot);
+            if self.announced.is_seldom(id, Instant::now()) {
+                self.context.feed.publish_owed().await?;
+            }
         }
         Ok(())
     }
@@ -68,7 +97,7 @@ impl v1::proxy_server::Proxy for ProxyRpc {
             .map_err(RpcError::from)?
             .is_none()
         {
-            return Err(RpcError::denied("this proxy is not enrolled").into());
+            return Err(not_enrolled().into());
         }
         let csr = CertificateRequest::parse(&request.get_ref().csr).map_err(RpcError::invalid)?;
         let issued = self
@@ -97,5 +126,21 @@ impl v1::proxy_server::Proxy for ProxyRpc {
             watching,
             self.shutdown.clone(),
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_keeps_changing_is_pushed_out_of_turn_once_a_minute() {
+        let announced = Announced::default();
+        let [one, other] = [1, 2].map(|number| ProxyId::from_uuid(uuid::Uuid::from_u128(number)));
+        let now = Instant::now();
+        assert!(announced.is_seldom(one, now));
+        assert!(!announced.is_seldom(one, now + Duration::from_secs(59)));
+        assert!(announced.is_seldom(other, now));
+        assert!(announced.is_seldom(one, now + OUT_OF_TURN_AGAIN));
     }
 }
