@@ -61,6 +61,9 @@ pub(super) enum ArrivalError {
     /// It had proven nothing for the longest time when another needed its place, or too many came from its source.
     #[error("gave way to others that have proven nothing yet either")]
     GaveWay,
+    /// A principal with as many connections as one may have.
+    #[error("{0} has too many connections open")]
+    TooManyOfOne(String),
     /// Nobody serves any more.
     #[error("shutting down")]
     ShuttingDown,
@@ -74,6 +77,7 @@ impl ArrivalError {
             ArrivalError::ProxyHeader(_) => "bad_proxy_header",
             ArrivalError::ClientHello(_) => "no_client_hello",
             ArrivalError::UnknownName(_) => "unknown_name",
+            ArrivalError::TooManyOfOne(_) => "over_limit",
             ArrivalError::Handshake(_) => "handshake_failed",
             ArrivalError::Tls(_) | ArrivalError::Io(_) => "failed",
             ArrivalError::GaveWay => "gave_way",

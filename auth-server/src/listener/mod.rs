@@ -5,6 +5,7 @@
 
 mod arrival;
 mod identity;
+mod principals;
 mod stream;
 mod web;
 
@@ -29,6 +30,7 @@ use crate::context::AppContext;
 use crate::metrics::Metrics;
 use crate::rpc::{Connection, Presented};
 use arrival::{Arrival, ArrivalError, Destination};
+use principals::{Principals, principal_of};
 
 pub use identity::{IdentityError, OwnIdentity};
 use stream::Unauthenticated;
@@ -37,6 +39,11 @@ pub use web::{WebCertificateError, WebTls};
 
 /// Accepted API connections that wait for the gRPC server.
 const API_QUEUE_MAX: usize = 64;
+
+/// One principal's share of `limits.connections_max`: a sixteenth. Programs keep a few connections each.
+const PRINCIPAL_SHARE: usize = 16;
+/// However few connections there may be.
+const PRINCIPAL_CONNECTIONS_MIN: usize = 16;
 
 /// Which classes may knock at `auth.<cluster>`; the table of RPCs says what each may call.
 const API_CLASSES: ClassSet = ClassSet::of(&[Class::User, Class::Bot, Class::Agent, Class::Proxy]);
@@ -59,6 +66,7 @@ pub struct Front {
 pub struct Places {
     connections: Slots,
     unauthenticated: WaitingRoom,
+    principals: Principals,
 }
 
 impl Places {
@@ -70,6 +78,7 @@ impl Places {
                 strangers_max(limits),
                 limits.unauthenticated_connections_per_source_max,
             ),
+            principals: Principals::new(share_of_one(limits)),
         }
     }
 
@@ -80,6 +89,7 @@ impl Places {
             strangers_max(limits),
             limits.unauthenticated_connections_per_source_max,
         );
+        self.principals.resize(share_of_one(limits));
     }
 }
 
@@ -228,12 +238,19 @@ impl Front {
             }
             Presented::Valid { .. } | Presented::ExpiredAgent(_) | Presented::ExpiredUser(_) => None,
         };
+        let counted = match principal_of(&certificate) {
+            None => None,
+            Some(principal) => {
+                let counted = self.places.principals.enter(principal.clone());
+                Some(counted.ok_or(ArrivalError::TooManyOfOne(principal))?)
+            }
+        };
         self.metrics.connection("api");
         let connection = Connection {
             address: arrival.client,
             certificate,
         };
-        let stream = ApiStream::new(stream, connection, slots.connection, unauthenticated);
+        let stream = ApiStream::new(stream, connection, slots.connection, counted, unauthenticated);
         self.api
             .send(stream)
             .await
@@ -247,6 +264,10 @@ fn strangers_max(limits: &Limits) -> usize {
     limits
         .unauthenticated_connections_max
         .min((limits.connections_max / 2).max(1))
+}
+
+fn share_of_one(limits: &Limits) -> usize {
+    (limits.connections_max / PRINCIPAL_SHARE).max(PRINCIPAL_CONNECTIONS_MIN)
 }
 
 fn presented(verifier: &PeerVerifier, leaf: Option<tls::CertificateDer<'static>>) -> Presented {

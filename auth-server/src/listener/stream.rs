@@ -17,6 +17,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
+use super::principals::Counted;
 use crate::rpc::Connection;
 
 /// An accepted API connection; its slots are free again when it is dropped.
@@ -25,6 +26,7 @@ pub struct ApiStream {
     stream: ServerStream<Replay<TcpStream>>,
     connection: Connection,
     _slot: Slot,
+    _counted: Option<Counted>,
     unauthenticated: Option<Unauthenticated>,
 }
 
@@ -51,12 +53,14 @@ impl ApiStream {
         stream: ServerStream<Replay<TcpStream>>,
         connection: Connection,
         slot: Slot,
+        counted: Option<Counted>,
         unauthenticated: Option<Unauthenticated>,
     ) -> Self {
         Self {
             stream,
             connection,
             _slot: slot,
+            _counted: counted,
             unauthenticated,
         }
     }
