@@ -157,7 +157,9 @@ impl Authority {
         let next = match generation::judge(&row, peer.generation, request_hash, now) {
             Renewal::Allowed(next) => next,
             Renewal::Repeated(told) => {
-                if !self.store.replace_generations(&row, &told).await? {
+                if !self.store.replace_generations(&row, &told).await?
+                    && !self.is_repetition(peer, request_hash).await?
+                {
                     return Ok(Renewed::Overtaken);
                 }
                 let login = self.login_of(peer).await?;
@@ -183,6 +185,13 @@ impl Authority {
         let issued = self.issue_user_generation(&login, generation, request).await?;
         advance.undo = None;
         Ok(Renewed::Issued(Box::new(issued)))
+    }
+
+    /// Whether the request is a repetition still: then another one has said so in the row.
+    async fn is_repetition(&self, peer: &UserPeer, request_hash: &Hash) -> Result<bool, StoreError> {
+        let row = self.store.generations(peer.login_id).await?;
+        let judged = row.map(|row| generation::judge(&row, peer.generation, request_hash, self.clock.now()));
+        Ok(matches!(judged, Some(Renewal::Repeated(_))))
     }
 
     /// Issues an agent's own certificate.
