@@ -1,4 +1,4 @@
-//! The decision: locks, then policy, then this host's own ceiling. Its outcome is a [`Permit`], without
+//! The decision: locks, then what this host's own file allows, then policy. Its outcome is a [`Permit`], without
 //! which no start record is written and no backend dialled, or a [`Refusal`].
 
 mod refusal;
@@ -177,14 +177,13 @@ impl Gate {
         let now = self.clock.now();
         // Before anything else: a lock counts even where the rules are too old to allow.
         self.check_locks(&view, attempt, now)?;
-        let service = view.service_for(&attempt.service, &self.agent_id);
-        let strictness = service.as_ref().map(|service| service.strictness);
-        self.check_age(&view, &strictness.unwrap_or_default(), now)
-            .map_err(Refusal::Outage)?;
+        // And so does what this host's own file and the last grant no longer allow.
         let local = self.local(&attempt.service).ok_or(Refusal::NotServed)?;
+        let service = view.service_for(&attempt.service, &self.agent_id);
         let service = service.ok_or(Refusal::NotServed)?;
-        let facts = attempt.caller.facts();
-        check_groups(&local.ceiling, &facts.groups)?;
+        check_groups(&local.ceiling, &attempt.caller.facts().groups)?;
+        self.check_age(&view, &service.strictness, now)
+            .map_err(Refusal::Outage)?;
         let grant = evaluate(&view, &service, attempt, now)?;
         check_logins(&local.ceiling, grant.login())?;
         Ok(Permit {

@@ -1,5 +1,6 @@
 //! Live sessions are decided again: all of them when the rules or the locks change, those whose grant
-//! depends on the time every minute; and their deadlines are held every second.
+//! depends on the time every minute; and their deadlines are held every second. A change that an outage kept
+//! from being decided is decided as soon as the outage is over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,21 +68,33 @@ impl Reviewer {
                     Ok(()) => self.decide_again(|_| true).await,
                     Err(_publishers_gone) => return,
                 },
-                _ = minute.tick() => self.decide_again(Permit::time_dependent).await,
-                _ = tick.tick() => self.hold_deadlines(),
+                _ = minute.tick() => self.decide_again(|live| live.permit().time_dependent()).await,
+                _ = tick.tick() => {
+                    self.hold_deadlines();
+                    self.decide_again(|live| self.is_owed_a_decision(live)).await;
+                }
             }
         }
     }
 
-    async fn decide_again(&self, concerned: impl Fn(&Permit) -> bool) {
+    async fn decide_again(&self, concerned: impl Fn(&Live) -> bool) {
         let mut sessions = self.registry.all();
-        sessions.retain(|live| concerned(&live.permit()));
+        sessions.retain(|live| concerned(live));
         while !sessions.is_empty() {
             let rest = sessions.split_off(sessions.len().min(BATCH_SESSIONS_MAX));
             let batch = std::mem::replace(&mut sessions, rest);
             let gate = Arc::clone(&self.gate);
             big_stack::run_async(move || batch.iter().for_each(|live| review(&gate, live))).await;
         }
+    }
+
+    /// Something has changed since it was last allowed to go on, and it can be decided now: an outage, also one
+    /// of a moment between a snapshot and the beat behind it, left it as it was.
+    fn is_owed_a_decision(&self, live: &Live) -> bool {
+        let permit = live.permit();
+        live.cut_because().is_none()
+            && !self.gate.is_current(&permit)
+            && self.gate.outage_for(&permit.service().strictness).is_none()
     }
 
     fn hold_deadlines(&self) {

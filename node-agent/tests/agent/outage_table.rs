@@ -156,6 +156,47 @@ async fn a_service_can_be_stricter_than_its_agent_and_never_laxer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_arrives_before_the_beat_that_ends_an_outage_is_held_against_live_sessions() {
+    let (plane, running) = cut_off(Duration::ZERO, |plane| {
+        plane.auth.replace(|snapshot, _| {
+            snapshot.services[0].strictness.lock_feed_max_age = Some(std::time::Duration::from_secs(30));
+        });
+    })
+    .await;
+    let mut live = granted(&plane, "echo").await;
+    plane.auth.clock().to(Duration::seconds(5));
+    plane.auth.publish(|snapshot| {
+        snapshot.policy_toml = crate::plane::POLICY.replace("engineering", "support");
+    });
+    for clock in [&plane.auth.clock(), &plane.clock] {
+        clock.to(Duration::seconds(60));
+    }
+    // The policy is 55 s old when it comes, and so is the feed then; the beat comes behind it.
+    plane.proxy.set_auth(AuthMode::Up);
+    ending(&mut live).await;
+    assert_eq!(plane.event("session.end").await["close_reason"], "policy");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_agents_own_file_takes_away_ends_also_during_an_outage() {
+    let (mut plane, running) = cut_off(Duration::ZERO, |_| {}).await;
+    let mut removed = granted(&plane, "db-prod").await;
+    let mut narrowed = granted(&plane, "echo").await;
+    plane.clock.to(Duration::hours(4) + Duration::minutes(1));
+    let why = unavailable(&plane, "echo").await;
+    assert!(why.contains("out of reach"), "{why}");
+    plane.backends.retain(|(name, _)| name == "echo");
+    running.reload.services(plane.config().services);
+    ending(&mut removed).await;
+    echoes(&mut narrowed, "not yet").await;
+    plane.ceiling = "ceiling = { groups = [\"support\"] }".to_owned();
+    running.reload.services(plane.config().services);
+    ending(&mut narrowed).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rules_that_beats_no_longer_confirm_grow_too_old_for_a_service_that_says_so() {
     let mut plane = Plane::new().await;
     plane.limits = "outage_grace_seconds_max = 0".to_owned();
