@@ -45,6 +45,12 @@ impl Slots {
         self.0.taken.load(Ordering::Relaxed) < self.0.max.load(Ordering::Relaxed)
     }
 
+    /// Whether none is taken now.
+    #[must_use]
+    pub fn are_all_free(&self) -> bool {
+        self.0.taken.load(Ordering::Relaxed) == 0
+    }
+
     /// From now on there are `max`. Places taken beyond it stay taken until they are given back.
     pub fn resize(&self, max: usize) {
         self.0.max.store(max, Ordering::Relaxed);
@@ -67,8 +73,9 @@ mod tests {
         let slots = Slots::new(1);
         let held = slots.take().unwrap();
         assert!(slots.take().is_none() && !slots.has_room());
+        assert!(!slots.are_all_free());
         drop(held);
-        assert!(slots.has_room() && slots.take().is_some());
+        assert!(slots.are_all_free() && slots.has_room() && slots.take().is_some());
     }
 
     #[test]

@@ -84,11 +84,12 @@ impl Running {
         if tokio::time::timeout(grace, self.sessions.empty()).await.is_err() {
             let live = self.sessions.len();
             tracing::info!(live, "ending the sessions that are left");
-            self.sessions.cut_all(&Ending::because(
-                CloseReason::Shutdown,
-                "the agent was told to stop",
-            ));
         }
+        // Also when there were none: one may be about to begin.
+        self.sessions.cut_all(&Ending::because(
+            CloseReason::Shutdown,
+            "the agent was told to stop",
+        ));
         let _ = shutdown.drain(END_TIMEOUT).await;
         self.journal.stop().await;
         let _ = tokio::time::timeout(LAST_UPLOAD_TIMEOUT, self.uploader.finish()).await;

@@ -270,6 +270,10 @@ impl Passage {
     /// and only then, inside the handler, the backend.
     async fn admit(&self, client: Client, caller: Caller, seed: AttemptSeed, permit: Permit, asked: Asked) {
         let parts = &self.entrance.parts;
+        if parts.shutdown.is_triggered() {
+            parts.metrics.denied("stopping");
+            return client.unavailable("the agent is stopping", true).await;
+        }
         // A lock that is newer than the permit is seen once the session is among the live ones.
         if parts.gate.lock_on_proxy(&self.link.through).is_some() {
             parts.metrics.denied("proxy_locked");

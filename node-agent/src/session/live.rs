@@ -85,17 +85,30 @@ impl Live {
 /// All live sessions of this agent; at most `sessions_max`.
 #[derive(Debug)]
 pub struct Registry {
-    live: Mutex<HashMap<SessionId, Arc<Live>>>,
+    sessions: Mutex<Sessions>,
     slots: Slots,
     left: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Sessions {
+    live: HashMap<SessionId, Arc<Live>>,
+    /// Why no session may live any more, once none may.
+    closed: Option<Ending>,
+}
+
+/// Room for one more session. Dropping it gives the room back.
+#[derive(Debug)]
+pub struct Reserved {
+    registry: Arc<Registry>,
+    slot: Option<Slot>,
 }
 
 /// A session's place in the registry; dropping it takes the session out.
 #[derive(Debug)]
 pub struct Entered {
-    registry: Arc<Registry>,
     live: Arc<Live>,
-    _slot: Slot,
+    slot: Reserved,
 }
 
 impl Registry {
@@ -103,7 +116,7 @@ impl Registry {
     #[must_use]
     pub fn new(sessions_max: usize) -> Self {
         Self {
-            live: Mutex::new(HashMap::new()),
+            sessions: Mutex::default(),
             slots: Slots::new(sessions_max),
             left: Notify::new(),
         }
@@ -111,8 +124,11 @@ impl Registry {
 
     /// Room for one more session, if there is.
     #[must_use]
-    pub fn reserve(&self) -> Option<Slot> {
-        self.slots.take()
+    pub fn reserve(self: &Arc<Self>) -> Option<Reserved> {
+        Some(Reserved {
+            slot: Some(self.slots.take()?),
+            registry: Arc::clone(self),
+        })
     }
 
     /// From now on there is room for `sessions_max`. Those that live go on.
@@ -126,55 +142,66 @@ impl Registry {
         self.slots.has_room()
     }
 
-    /// Puts a session in.
+    /// Puts a session in. After [`cut_all`](Self::cut_all) it is cut at once.
     #[must_use]
-    pub fn enter(self: &Arc<Self>, slot: Slot, live: Arc<Live>) -> Entered {
-        self.map().insert(live.facts.session_id, Arc::clone(&live));
-        Entered {
-            registry: Arc::clone(self),
-            live,
-            _slot: slot,
+    pub fn enter(&self, slot: Reserved, live: Arc<Live>) -> Entered {
+        let mut sessions = self.sessions();
+        sessions.live.insert(live.facts.session_id, Arc::clone(&live));
+        let closed = sessions.closed.clone();
+        drop(sessions);
+        if let Some(ending) = closed {
+            live.cut(ending);
         }
+        Entered { live, slot }
     }
 
     /// All of them, as of now.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Live>> {
-        self.map().values().cloned().collect()
+        self.sessions().live.values().cloned().collect()
     }
 
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.map().len()
+        self.sessions().live.len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.map().is_empty()
+        self.sessions().live.is_empty()
     }
 
-    /// Cuts every session.
+    /// Cuts every session, also those that are yet to enter.
     pub fn cut_all(&self, ending: &Ending) {
+        self.sessions().closed = Some(ending.clone());
         for live in self.all() {
             live.cut(ending.clone());
         }
     }
 
-    /// Returns as soon as there are none.
+    /// Returns as soon as there are none, and none that has room already and is about to enter.
     pub async fn empty(&self) {
         loop {
-            let left = self.left.notified();
-            if self.is_empty() {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if self.slots.are_all_free() {
                 return;
             }
             left.await;
         }
     }
 
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<SessionId, Arc<Live>>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sessions(&self) -> std::sync::MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        drop(self.slot.take());
+        self.registry.left.notify_waiters();
     }
 }
 
@@ -188,7 +215,7 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.registry.map().remove(&self.live.facts.session_id);
-        self.registry.left.notify_waiters();
+        let registry = &self.slot.registry;
+        registry.sessions().live.remove(&self.live.facts.session_id);
     }
 }

@@ -40,6 +40,8 @@ struct State {
     locks: LockList,
     records: Vec<Vec<u8>>,
     takes_records: bool,
+    refused_batches: u32,
+    batch_records_max: usize,
     renewals: u32,
     withheld: u64,
     token_secret: Option<[u8; 32]>,
@@ -53,6 +55,8 @@ impl FakeAuth {
             locks,
             records: Vec::new(),
             takes_records: true,
+            refused_batches: 0,
+            batch_records_max: usize::MAX,
             renewals: 0,
             withheld: 0,
             token_secret: None,
@@ -148,6 +152,16 @@ impl FakeAuth {
 
     pub fn take_records(&self, takes: bool) {
         self.state().takes_records = takes;
+    }
+
+    /// How many batches it did not take.
+    pub fn refused_batches(&self) -> u32 {
+        self.state().refused_batches
+    }
+
+    /// From now on a larger batch is never answered, as on a line too slow for it.
+    pub fn answer_batches_up_to(&self, records: usize) {
+        self.state().batch_records_max = records;
     }
 
     pub fn invite(&self, secret: [u8; 32]) {
@@ -280,8 +294,13 @@ impl Agent for FakeAuth {
     async fn append_audit(&self, request: Request<v1::AuditBatch>) -> Result<Response<v1::AuditAck>, Status> {
         let agent = Self::agent_of(&request)?;
         let batch = request.into_inner();
+        let batch_records_max = self.state().batch_records_max;
+        if batch.records.len() > batch_records_max {
+            return std::future::pending().await;
+        }
         let mut state = self.state();
         if !state.takes_records {
+            state.refused_batches += 1;
             return Err(Status::unavailable("no records now"));
         }
         for bytes in batch.records {

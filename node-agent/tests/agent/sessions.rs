@@ -249,6 +249,51 @@ async fn stopping_withdraws_the_services_and_ends_live_sessions_with_a_reason() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_has_not_said_hello_when_the_agent_stops_gets_no_session() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (id, stream) = connect_as(&plane, "echo", &host("echo"), Some(&alice), &["iap/1"]).await;
+    let mut stream = stream.unwrap();
+    assert!(plane.proxy.verdict(id).await);
+    running.shutdown.trigger("test");
+    stream.write_all(&hello().encode().unwrap()).await.unwrap();
+    let answer = status(&mut stream).await.unwrap();
+    assert!(
+        matches!(answer, Status::Unavailable { retry: true, .. }),
+        "{answer:?}"
+    );
+    running.stop().await;
+    let started = |record: &iap_audit::RecordView| record.event == "session.start";
+    assert!(!plane.auth.records().iter().any(started));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_begins_while_the_agent_stops_is_cut_and_has_its_end() {
+    let mut plane = Plane::new().await;
+    plane
+        .auth
+        .replace(|snapshot, _| snapshot.services[0].audit = iap_proto::AuditMode::Remote);
+    plane.limits = "remote_audit_seconds_max = 20".to_owned();
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    plane.event("agent.start").await;
+    plane.auth.take_records(false);
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (_, stream) = connect_as(&plane, "echo", &host("echo"), Some(&alice), &["iap/1"]).await;
+    let mut stream = stream.unwrap();
+    stream.write_all(&hello().encode().unwrap()).await.unwrap();
+    // Its start is on the way to the auth server when the agent is told to stop.
+    iap_testkit::wait_until(|| plane.auth.refused_batches() > 0, WAIT).unwrap();
+    running.shutdown.trigger("test");
+    plane.auth.take_records(true);
+    running.stop().await;
+    let records = plane.auth.records();
+    let end = records.iter().find(|record| record.event == "session.end");
+    let end = end.expect("its end is recorded before the agent goes");
+    assert_eq!(end.fields["close_reason"], "shutdown");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn readiness_needs_valid_rules_and_a_proxy_and_metrics_count_sessions() {
     let mut plane = Plane::new().await;
     let port = iap_testkit::free_port().unwrap();
