@@ -130,7 +130,11 @@ pub(super) fn start(
     tasks.spawn("review", shared.reviewer(gate).run());
     tasks.spawn("journal", journal.clone().run());
     tasks.spawn("leaves", shared.keeper(leaves, Arc::clone(&client)).run());
-    tasks.spawn("proxies", proxies.run(shared.views.clone()));
+    let (views, recovering) = (shared.views.clone(), journal.clone());
+    tasks.spawn("proxies", async move {
+        recovering.recovered().await;
+        proxies.run(views).await;
+    });
     tasks.spawn("feed", shared.watcher(feed, Arc::clone(&client)).run());
     tasks.spawn(
         "status",

@@ -87,15 +87,18 @@ struct Inner {
     limits: InForce<Limits>,
     /// Records lost since the last that said so.
     gaps: AtomicU64,
+    /// Whether every session of an earlier run has its end.
+    recovered: watch::Sender<bool>,
     /// Writes that nobody waits for.
     background: TaskTracker,
 }
 
 impl Journal {
-    /// Opens the spool, and writes the end of every session that a killed predecessor left without one.
+    /// Opens the spool, and writes the end of every session that a killed predecessor left without one; those that
+    /// find no room are written as soon as there is some (see [`recovered`](Self::recovered)).
     ///
     /// # Errors
-    /// When the spool cannot be used, or has no room for those ends.
+    /// When the spool cannot be used.
     pub async fn open(
         agent_id: AgentId,
         state: &StateDir,
@@ -125,9 +128,16 @@ impl Journal {
             acknowledged: watch::Sender::new(recovery.acknowledged),
             limits,
             gaps: AtomicU64::new(0),
+            recovered: watch::Sender::new(false),
             background: TaskTracker::new(),
         }));
-        recover::end_lost_sessions(&journal, state).await?;
+        warn_of_small_reserve(&bounds, limits.sessions_max);
+        let waiting = recover::end_lost_sessions(&journal, state).await?;
+        if waiting.is_empty() {
+            journal.0.recovered.send_replace(true);
+        } else {
+            journal.in_background(recover::keep_writing(journal.clone(), waiting));
+        }
         let (now, id) = journal.stamp();
         let start = Event::new(EventKind::AgentStart, now, id).agent(&agent_id);
         journal.note(start.field("version", env!("CARGO_PKG_VERSION")));
@@ -150,13 +160,18 @@ impl Journal {
         let (_, id) = self.stamp();
         let event = facts.start_event(permit.grant(), id);
         let appended = self.append(event, Room::Free).await;
-        let started = || Started::new(Arc::clone(facts), permit.grant().clone(), self.clone());
+        let started =
+            |end_room| Started::new(Arc::clone(facts), permit.grant().clone(), self.clone(), end_room);
         match (appended, mode) {
-            (Ok(_), AuditMode::Required | AuditMode::BestEffort) => Ok(started()),
-            (Ok(receipt), AuditMode::Remote) => self.acknowledged_in_time(started(), receipt.seq).await,
+            (Ok(_), AuditMode::Required | AuditMode::BestEffort) => Ok(started(Room::Reserve)),
+            (Ok(receipt), AuditMode::Remote) => {
+                self.acknowledged_in_time(started(Room::Reserve), receipt.seq)
+                    .await
+            }
+            // The reserve is for the ends of those whose start is on record.
             (Err(_), AuditMode::BestEffort) => {
                 self.gap();
-                Ok(started())
+                Ok(started(Room::Free))
             }
             (Err(error), AuditMode::Required | AuditMode::Remote) => Err(error.into()),
         }
@@ -193,17 +208,39 @@ impl Journal {
         self.0.acknowledged.subscribe()
     }
 
+    /// Returns once every session of an earlier run has its end: nothing is to be announced before.
+    pub async fn recovered(&self) {
+        let mut recovered = self.0.recovered.subscribe();
+        let _ = recovered.wait_for(|recovered| *recovered).await;
+    }
+
     /// Records that a session is over. Returns once that is durable; when there is no room even in the
-    /// reserve, keeps trying behind the caller's back.
-    pub async fn end(&self, event: Event) {
-        if let Err(error) = self.append(event.clone(), Room::Reserve).await {
-            tracing::error!(%error, "an end record waits for room");
-            self.end_later(event);
+    /// reserve, keeps trying behind the caller's back. With [`Room::Free`], for a session whose start is part of a
+    /// gap, the end becomes part of it too when there is no room.
+    pub async fn end(&self, event: Event, room: Room) {
+        match self.append(event.clone(), room).await {
+            Ok(_) => {}
+            Err(error) if room == Room::Free => {
+                tracing::error!(%error, "an end record is lost like its start");
+                self.gap();
+            }
+            Err(error) => {
+                tracing::error!(%error, "an end record waits for room");
+                self.keep_ending(event);
+            }
         }
     }
 
     /// The same, without waiting.
-    pub fn end_later(&self, event: Event) {
+    pub fn end_later(&self, event: Event, room: Room) {
+        match room {
+            Room::Free => self.note(event),
+            Room::Reserve => self.keep_ending(event),
+        }
+    }
+
+    /// As many of these wait at most as there are starts in the spool: who has none on record has no such end.
+    fn keep_ending(&self, event: Event) {
         let journal = self.clone();
         self.in_background(async move {
             while journal.append(event.clone(), Room::Reserve).await.is_err() {
@@ -350,6 +387,23 @@ impl Journal {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             self.0.background.spawn_on(writing, &runtime);
         }
+    }
+}
+
+/// What a `session.end` takes, by experience.
+const END_RECORD_BYTES: u64 = 1536;
+
+/// A reserve too small costs nothing that is on record; it makes a restart wait for the auth server.
+fn warn_of_small_reserve(bounds: &SpoolLimits, sessions_max: usize) {
+    let wanted = u64::try_from(sessions_max)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(END_RECORD_BYTES);
+    if bounds.reserve_bytes < wanted {
+        tracing::warn!(
+            reserve_bytes = bounds.reserve_bytes,
+            wanted_bytes = wanted,
+            "limits.spool_bytes_max keeps less for the ends of sessions than limits.sessions_max of them may need"
+        );
     }
 }
 

@@ -1,7 +1,7 @@
 //! After a restart: sessions that have a start and no end get one, before anything is announced.
 
-use iap_audit::RecordView;
-use iap_runtime::spool::Room;
+use iap_audit::{Event, RecordView};
+use iap_runtime::spool::{Room, SpoolError};
 
 use super::live_set::LiveSet;
 use super::{Journal, JournalError};
@@ -11,8 +11,12 @@ use crate::state::StateDir;
 const PAGE_RECORDS: usize = 1000;
 const PAGE_BYTES: usize = 1024 * 1024;
 
-/// Writes `agent_lost` for every session that the file of live sessions and the spool leave open.
-pub(super) async fn end_lost_sessions(journal: &Journal, state: &StateDir) -> Result<(), JournalError> {
+/// Writes `agent_lost` for every session that the file of live sessions and the spool leave open. Returns the
+/// records that found no room: only the auth server can make some, so the agent must run for that.
+pub(super) async fn end_lost_sessions(
+    journal: &Journal,
+    state: &StateDir,
+) -> Result<Vec<Event>, JournalError> {
     let mut set = LiveSet::load(state)?;
     let mut from = 0;
     loop {
@@ -31,17 +35,51 @@ pub(super) async fn end_lost_sessions(journal: &Journal, state: &StateDir) -> Re
             }
         }
     }
-    let mut lost = 0_u64;
-    for start in set.open() {
+    let ends = set.open().map(|start| {
         let (now, id) = journal.stamp();
-        journal.append(lost_event(&start, now, id), Room::Reserve).await?;
-        lost += 1;
-    }
-    if lost > 0 {
+        lost_event(&start, now, id)
+    });
+    let ends: Vec<_> = ends.collect();
+    let lost = ends.len();
+    let waiting = write_ends(journal, ends).await?;
+    if waiting.is_empty() && lost > 0 {
         tracing::warn!(
             sessions = lost,
             "sessions of an earlier run had no end; they have one now"
         );
     }
-    Ok(())
+    if !waiting.is_empty() {
+        tracing::error!(
+            sessions = waiting.len(),
+            "the audit spool has no room for the ends of an earlier run's sessions; nothing is announced before they are written"
+        );
+    }
+    Ok(waiting)
+}
+
+/// Writes `ends` until all of them are durable.
+pub(super) async fn keep_writing(journal: Journal, mut ends: Vec<Event>) {
+    while !ends.is_empty() {
+        tokio::time::sleep(super::RETRY_EVERY).await;
+        match write_ends(&journal, ends).await {
+            Ok(waiting) => ends = waiting,
+            // The next run finds them.
+            Err(_stopped) => return,
+        }
+    }
+    tracing::warn!("the ends of an earlier run's sessions are written");
+    journal.0.recovered.send_replace(true);
+}
+
+/// Writes ends, and returns those that found no room.
+async fn write_ends(journal: &Journal, ends: Vec<Event>) -> Result<Vec<Event>, SpoolError> {
+    let mut waiting = Vec::new();
+    for end in ends {
+        match journal.append(end.clone(), Room::Reserve).await {
+            Ok(_) => {}
+            Err(SpoolError::Full | SpoolError::Disk(_) | SpoolError::File(_)) => waiting.push(end),
+            Err(error @ (SpoolError::Unrecordable(_) | SpoolError::Stopped)) => return Err(error),
+        }
+    }
+    Ok(waiting)
 }

@@ -6,6 +6,7 @@ use iap_audit::CloseReason;
 use iap_identity::SessionId;
 use iap_policy::Grant;
 use iap_runtime::pump::Counters;
+use iap_runtime::spool::Room;
 
 use super::{Ending, SessionFacts};
 use crate::journal::Journal;
@@ -20,16 +21,19 @@ pub struct Started {
     grant: Grant,
     counters: Counters,
     journal: Journal,
+    /// What its end may take: a session whose start is on record may use the reserve.
+    end_room: Room,
     ended: bool,
 }
 
 impl Started {
-    pub(crate) fn new(facts: Arc<SessionFacts>, grant: Grant, journal: Journal) -> Self {
+    pub(crate) fn new(facts: Arc<SessionFacts>, grant: Grant, journal: Journal, end_room: Room) -> Self {
         Self {
             facts,
             grant,
             counters: Counters::new(),
             journal,
+            end_room,
             ended: false,
         }
     }
@@ -69,7 +73,7 @@ impl Started {
     pub async fn end(mut self, ending: Ending) {
         self.ended = true;
         let event = self.end_event(&ending);
-        self.journal.end(event).await;
+        self.journal.end(event, self.end_room).await;
     }
 
     fn end_event(&self, ending: &Ending) -> iap_audit::Event {
@@ -83,7 +87,7 @@ impl Drop for Started {
     fn drop(&mut self) {
         if !self.ended {
             let ending = Ending::because(CloseReason::InternalError, "the session's task ended early");
-            self.journal.end_later(self.end_event(&ending));
+            self.journal.end_later(self.end_event(&ending), self.end_room);
         }
     }
 }

@@ -178,6 +178,58 @@ async fn a_full_spool_refuses_and_ends_what_requires_records_and_lets_the_rest_g
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_spool_has_no_room_for_lost_ends_starts_and_serves_once_they_are_written() {
+    let mut plane = Plane::new().await;
+    plane.limits = "spool_bytes_max = 65536".to_owned();
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    plane.event("agent.start").await;
+    plane.auth.take_records(false);
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut live = Vec::new();
+    loop {
+        let (stream, answer) = framed(&plane, "echo", &alice).await;
+        let Status::Granted { session_id, .. } = answer else {
+            break;
+        };
+        live.push((stream, session_id));
+        assert!(live.len() < 200, "the spool never fills");
+    }
+    running.kill().await;
+    let sessions: Vec<_> = live.into_iter().map(|(_, session)| session.to_string()).collect();
+
+    // More ends than the reserve has room for, and nobody takes a record yet.
+    let again = plane.start().await;
+    let before = plane.auth.refused_batches();
+    iap_testkit::wait_until(|| plane.auth.refused_batches() > before, WAIT).unwrap();
+    assert!(
+        plane.proxy.last_announcement().is_empty() || plane.proxy.control_connections() == 1,
+        "nothing is announced before the ends are written"
+    );
+    plane.auth.take_records(true);
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    for id in &sessions {
+        let end = plane
+            .record(|record| record.event == "session.end" && record.fields["session_id"] == **id)
+            .await;
+        assert_eq!(end["close_reason"], "agent_lost");
+    }
+    let (mut stream, _) = framed(&plane, "echo", &alice).await;
+    echoes(&mut stream, "works again").await;
+    again.stop().await;
+    let records = plane.auth.records();
+    let lost = |record: &&iap_audit::RecordView| {
+        let reason = record.fields.get("close_reason");
+        record.event == "session.end" && reason.is_some_and(|reason| reason == "agent_lost")
+    };
+    assert_eq!(
+        records.iter().filter(lost).count(),
+        sessions.len(),
+        "one end each"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn repeated_denials_become_one_record_and_a_count() {
     let (plane, running) = Plane::started().await;
     let bob = plane.cluster.user("bob@example.com", &["support"]).unwrap();
