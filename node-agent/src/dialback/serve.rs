@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use iap_audit::{Event, EventKind};
 use iap_identity::{ConnectId, LoginName, SessionId};
 use iap_policy::Protocol;
 use iap_proto::AuditMode;
@@ -21,7 +20,7 @@ use super::{Entrance, Open};
 use crate::control::Link;
 use crate::decide::{Permit, Refusal};
 use crate::handlers::{self, Client, Visit, farewell};
-use crate::journal::Denied;
+use crate::journal::{Denied, Mismatch};
 use crate::session::{Caller, Live, SessionFacts, review};
 
 /// Serves one connection; `place` is its share of the unauthenticated ones.
@@ -131,15 +130,15 @@ impl Passage {
         tracing::info!(connection = %self.open.connection_id, proxy = %self.link.through.proxy, %error, "turned away");
         parts.metrics.handshake_failed("client_hello");
         self.link.verdict(self.open.connection_id, false);
-        if let GreetError::NameMismatch { asked, .. } = &error {
-            let now = parts.gate.now();
-            let event = Event::new(EventKind::SessionNameMismatch, now, Uuid::now_v7())
-                .agent(&parts.agent_id)
-                .service(asked)
-                .client_address(self.open.client_address)
-                .field("client_asserted_by", self.link.through.proxy.to_string())
-                .reason(&error.to_string());
-            parts.journal.note(event);
+        if let GreetError::NameMismatch { asked, said } = &error {
+            parts.journal.mismatched(Mismatch {
+                asked: asked.clone(),
+                said: said.clone(),
+                reason: error.to_string(),
+                client: self.open.client_address,
+                asserted_by: self.link.through.proxy,
+                at: parts.gate.now(),
+            });
         }
     }
 

@@ -27,11 +27,13 @@ use crate::metrics::Metrics;
 use crate::session::{Ending, SessionFacts, Started};
 use crate::state::{StateDir, StateError, names};
 use denials::Denials;
-pub use denials::Denied;
+pub use denials::{Denied, Mismatch};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How often a full spool is tried again, and an end record that found no room.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// Records that may wait to be written without anybody waiting for them.
+const WAITING_RECORDS_MAX: usize = 4096;
 /// How long the last records may take when the agent stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -249,8 +251,13 @@ impl Journal {
         });
     }
 
-    /// Records something that nothing waits for. Without room it becomes part of a gap.
+    /// Records something that nothing waits for. Without room, also among those that wait to be written, it
+    /// becomes part of a gap.
     pub fn note(&self, event: Event) {
+        if self.0.background.len() >= WAITING_RECORDS_MAX {
+            self.gap();
+            return;
+        }
         let journal = self.clone();
         self.in_background(async move {
             if let Err(error) = journal.append(event, Room::Free).await {
@@ -267,6 +274,15 @@ impl Journal {
         let first = self.denials().take(denied, kinds_max);
         if let Some(denied) = first {
             self.note(denials::event(&denied, &self.0.agent_id, at));
+        }
+    }
+
+    /// Records or counts a client that a proxy sent under another name than its own.
+    pub fn mismatched(&self, mismatch: Mismatch) {
+        let at = mismatch.at;
+        let first = self.denials().take_mismatch(mismatch);
+        if let Some(mismatch) = first {
+            self.note(denials::mismatch_event(&mismatch, &self.0.agent_id, at));
         }
     }
 

@@ -188,6 +188,25 @@ async fn a_server_name_other_than_the_proxys_word_is_refused_and_recorded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_names_other_services_again_and_again_gets_one_record_and_a_count() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    for _ in 0..20 {
+        let (_, connected) = connect_as(&plane, "echo", &host("db-prod"), Some(&alice), &[]).await;
+        assert!(connected.is_err());
+    }
+    running.stop().await;
+    let records = plane.auth.records();
+    let mismatches: Vec<_> = records
+        .iter()
+        .filter(|record| record.event == "session.name_mismatch")
+        .collect();
+    assert_eq!(mismatches.len(), 2, "{mismatches:?}");
+    assert_eq!(mismatches[1].fields["count"], 19);
+    assert_eq!(mismatches[1].fields["coalesced"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_hello_that_is_none_or_never_comes_is_given_up() {
     let mut plane = Plane::new().await;
     plane.limits = "handshake_seconds_max = 1".to_owned();
