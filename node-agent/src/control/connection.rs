@@ -91,9 +91,6 @@ pub enum ConnectionError {
         /// Why.
         reason: String,
     },
-    /// The agent has a new certificate; the connection was made with the old one.
-    #[error("the agent's certificate was renewed")]
-    CertificateRenewed,
 }
 
 /// Everything a control connection needs.
@@ -125,7 +122,8 @@ pub struct Connector {
 
 impl Connector {
     /// Connects to the proxy at `address` and stays until something ends the connection. One over TCP, where
-    /// QUIC is allowed, moves over to QUIC as soon as that gets through.
+    /// QUIC is allowed, moves over to QUIC as soon as that gets through; one made with a certificate that was
+    /// renewed since moves over to another. Until the new one is there, the old one serves.
     ///
     /// # Errors
     /// Always: what ended it.
@@ -138,19 +136,16 @@ impl Connector {
         certificate.mark_unchanged();
         let line = self.dial(address, memory).await?;
         let (proxy, mut way) = (line.proxy, line.way);
-        let through = Through {
-            proxy,
-            serial: line.serial.as_str().into(),
-        };
+        let mut through = line.through();
         let data = self.data_choice.only().unwrap_or(DataWay::Tcp);
         let Some(place) = self.connected.enter(proxy, address, way, data) else {
             return Err(ConnectionError::Duplicate { proxy });
         };
         let remembered = Arc::clone(&memory.data);
         let mut current = Box::pin(self.speak(line, Arc::clone(&remembered)));
-        let mut replaced = None;
+        let (mut replaced, mut outdated) = (None, false);
         loop {
-            tokio::select! {
+            let line = tokio::select! {
                 // First: a locked proxy is not even told what this agent serves.
                 biased;
                 reason = until_locked(self.views.clone(), &through) => {
@@ -160,15 +155,26 @@ impl Connector {
                 }
                 ended = &mut current => return ended,
                 line = self.better(address, proxy), if self.may_improve(address, way) => {
-                    way = line.way;
-                    place.moved(way);
                     memory.quic_worked();
-                    // The old one hears what the proxy had asked of it, until the proxy closes it.
-                    replaced = Some(std::mem::replace(&mut current, Box::pin(self.speak(line, Arc::clone(&remembered)))));
+                    line
                 }
-                () = ended(&mut replaced), if replaced.is_some() => replaced = None,
-                _ = certificate.changed() => return Err(ConnectionError::CertificateRenewed),
-            }
+                line = self.again(address, proxy, memory), if outdated => line,
+                () = ended(&mut replaced), if replaced.is_some() => {
+                    replaced = None;
+                    continue;
+                }
+                Ok(()) = certificate.changed() => {
+                    outdated = true;
+                    continue;
+                }
+            };
+            // Dialled behind the newest change, or the branch of that change comes next.
+            outdated = false;
+            (through, way) = (line.through(), line.way);
+            place.moved(way);
+            // The old one hears what the proxy had asked of it, until the proxy closes it.
+            let next = Box::pin(self.speak(line, Arc::clone(&remembered)));
+            replaced = Some(std::mem::replace(&mut current, next));
         }
     }
 

@@ -16,10 +16,14 @@ use tokio::time::Instant;
 use super::connection::{ConnectionError, Connector};
 use super::data::DataMemory;
 use crate::config::ControlChoice;
+use crate::session::Through;
 
 /// The first time QUIC is tried again after a fallback; later ones come further apart, up to
 /// `limits.quic_retry_seconds`.
 const QUIC_RETRY_FIRST: Duration = Duration::from_secs(30);
+/// Between attempts to connect again with a renewed certificate, while the connection made with the old one serves.
+const AGAIN_RETRY_FIRST: Duration = Duration::from_secs(1);
+const AGAIN_RETRY_MAX: Duration = Duration::from_secs(30);
 const RETRY_JITTER_PERCENT: u32 = 20;
 
 /// Whatever carries control messages.
@@ -37,6 +41,16 @@ pub(super) struct Line {
     pub(super) way: ControlWay,
     /// What lies beneath, for sessions on streams of their own.
     pub(super) quic: Option<Connection>,
+}
+
+impl Line {
+    /// The proxy, as the records of sessions and locks know it.
+    pub(super) fn through(&self) -> Through {
+        Through {
+            proxy: self.proxy,
+            serial: self.serial.as_str().into(),
+        }
+    }
 }
 
 /// What is known about one address from the attempts before.
@@ -108,6 +122,24 @@ impl Connector {
                 }
                 Err(error) => tracing::debug!(%address, %error, "QUIC still does not get through"),
             }
+        }
+    }
+
+    /// Returns once the same proxy is reached anew, with the certificate that the agent has now.
+    pub(super) async fn again(&self, address: &HostPort, proxy: ProxyId, memory: &mut Memory) -> Line {
+        let mut backoff = Backoff::new(AGAIN_RETRY_FIRST, AGAIN_RETRY_MAX);
+        loop {
+            match self.dial(address, memory).await {
+                Ok(line) if line.proxy == proxy => {
+                    tracing::info!(%address, %proxy, "connected again with the renewed certificate");
+                    return line;
+                }
+                Ok(line) => tracing::debug!(%address, other = %line.proxy, "another proxy answers"),
+                Err(error) => {
+                    tracing::warn!(%address, %error, "not connected with the renewed certificate yet");
+                }
+            }
+            backoff.wait().await;
         }
     }
 

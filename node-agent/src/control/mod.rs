@@ -240,10 +240,6 @@ async fn keep_connected(connector: Arc<Connector>, address: HostPort) {
                 let left = connector.connected.left(proxy);
                 let _ = tokio::time::timeout(DUPLICATE_RETRY, left).await;
             }
-            Err(ConnectionError::CertificateRenewed) => {
-                tracing::info!(%address, "connecting again with the renewed certificate");
-                backoff.reset();
-            }
             Err(error) => {
                 tracing::warn!(%address, %error, "no control connection");
                 backoff.wait().await;

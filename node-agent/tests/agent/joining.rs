@@ -134,6 +134,11 @@ async fn a_certificate_past_its_half_life_is_renewed_and_the_control_connection_
     )
     .unwrap();
     plane.proxy.announced(&["echo", "db-prod"]).await;
+    assert_eq!(
+        plane.proxy.replaced_while_open(),
+        1,
+        "the old one serves until the new one does"
+    );
     running.stop().await;
 }
 

@@ -50,6 +50,10 @@ struct Inner {
     pending: Mutex<HashMap<ConnectionId, (Token, oneshot::Sender<TcpStream>)>>,
     control: watch::Sender<Option<mpsc::UnboundedSender<ControlMessage>>>,
     control_connections: watch::Sender<u32>,
+    /// The newest control connection that has said hello, by its number, and how many of them there are now.
+    newest: watch::Sender<u32>,
+    established: watch::Sender<u32>,
+    replaced_while_open: watch::Sender<u32>,
     announced: watch::Sender<BTreeSet<String>>,
     last_announcement: Mutex<Vec<String>>,
     verdicts: watch::Sender<Vec<(ConnectionId, bool)>>,
@@ -83,6 +87,9 @@ impl FakeProxy {
             pending: Mutex::default(),
             control: watch::Sender::new(None),
             control_connections: watch::Sender::new(0),
+            newest: watch::Sender::new(0),
+            established: watch::Sender::new(0),
+            replaced_while_open: watch::Sender::new(0),
             announced: watch::Sender::default(),
             last_announcement: Mutex::default(),
             verdicts: watch::Sender::default(),
@@ -135,6 +142,11 @@ impl FakeProxy {
     /// How often an agent has opened a control connection.
     pub fn control_connections(&self) -> u32 {
         *self.0.control_connections.borrow()
+    }
+
+    /// How often one was replaced by a next one before it ended.
+    pub fn replaced_while_open(&self) -> u32 {
+        *self.0.replaced_while_open.borrow()
     }
 
     /// Opens a connection as a client would, and returns the client's end: the agent is the TLS server on it.
@@ -283,9 +295,12 @@ impl FakeProxy {
         self.0.control_connections.send_modify(|count| *count += 1);
         let mut frames = LengthPrefixed::new(CONTROL_FRAME_BYTES_MAX);
         let mut buffer = vec![0; 16 * 1024];
-        let mut established = false;
+        let (mut established, mut number) = (false, 0);
+        let mut newest = self.0.newest.subscribe();
         loop {
             tokio::select! {
+                // As a proxy does once the next one has announced.
+                () = overtaken(&mut newest, number), if number > 0 => break,
                 read = stream.read(&mut buffer) => match read {
                     Ok(0) | Err(_) => break,
                     Ok(count) => frames.push(&buffer[..count]),
@@ -301,12 +316,25 @@ impl FakeProxy {
                 if !established {
                     assert_eq!(message.name(), "hello");
                     established = true;
+                    if *self.0.established.borrow() > 0 {
+                        self.0.replaced_while_open.send_modify(|count| *count += 1);
+                    }
+                    self.0.established.send_modify(|count| *count += 1);
                     self.0.control.send_replace(Some(sender.clone()));
+                }
+                if number == 0 && message.name() == "announce" {
+                    self.0.newest.send_modify(|newest| *newest += 1);
+                    number = *self.0.newest.borrow();
                 }
                 self.hear(message, &sender);
             }
         }
-        self.0.announced.send_replace(BTreeSet::new());
+        if established {
+            self.0.established.send_modify(|count| *count -= 1);
+        }
+        if *self.0.newest.borrow() == number {
+            self.0.announced.send_replace(BTreeSet::new());
+        }
     }
 
     fn hear(&self, message: ControlMessage, sender: &mpsc::UnboundedSender<ControlMessage>) {
@@ -349,6 +377,11 @@ impl FakeProxy {
     fn bundle(&self) -> Arc<iap_identity::TrustBundle> {
         Arc::new(self.0.cluster.bundle().clone())
     }
+}
+
+/// Waits for a newer control connection than this one.
+async fn overtaken(newest: &mut watch::Receiver<u32>, number: u32) {
+    let _ = newest.wait_for(|newest| *newest > number).await;
 }
 
 fn identity(credential: &Credential) -> FixedIdentity {
