@@ -107,13 +107,26 @@ fn peer_label(error: &PeerError) -> &'static str {
     }
 }
 
+/// A client that did not come in, and its connection where there is an alert to be read on it: to be given a
+/// [`tls::farewell`] once the proxy has heard.
+pub(super) struct Rejected {
+    pub(super) error: NotEntered,
+    pub(super) stream: Option<Replay<ReadAhead<DataStream>>>,
+}
+
+impl From<NotEntered> for Rejected {
+    fn from(error: NotEntered) -> Self {
+        Self { error, stream: None }
+    }
+}
+
 /// Completes the handshake of a greeted connection within `patience`.
 pub(super) async fn shake_hands(
     greeted: Greeted,
     seed: AttemptSeed,
     gate: &Arc<Gate>,
     patience: Duration,
-) -> Result<Entered, NotEntered> {
+) -> Result<Entered, Rejected> {
     let view = gate.view().ok_or(NotEntered::NotReady)?;
     let decided = Decided::default();
     let clients = Arc::new(match greeted.talk {
@@ -130,10 +143,15 @@ pub(super) async fn shake_hands(
     let answer = answer(&greeted, view.protocol_of(&greeted.service));
     let identity = Arc::new(FixedIdentity(Arc::clone(&greeted.leaf.certified)));
     let config = tls::server_config(identity, Arc::clone(&clients) as _, answer.as_slice());
-    let config = config.map_err(|error| tls::HandshakeError::Failed(std::io::Error::other(error)))?;
-    match tls::handshake(greeted.stream, config, patience).await {
-        Ok(stream) => entered(stream, &clients, &decided),
-        Err(error) => Err(explain(error, &clients, &decided)),
+    let config =
+        config.map_err(|error| NotEntered::Tls(tls::HandshakeError::Failed(std::io::Error::other(error))))?;
+    match tls::answer(greeted.stream, config, patience).await {
+        Ok(stream) => Ok(entered(stream, &clients, &decided)?),
+        Err(unanswered) => {
+            let (error, stream) = unanswered.into_parts();
+            let error = explain(error, &clients, &decided);
+            Err(Rejected { error, stream })
+        }
     }
 }
 

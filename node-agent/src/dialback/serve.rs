@@ -7,16 +7,16 @@ use iap_identity::{ConnectId, LoginName, SessionId};
 use iap_policy::Protocol;
 use iap_proto::AuditMode;
 use iap_runtime::big_stack;
-use iap_runtime::tls::ClientHelloLimits;
+use iap_runtime::tls::{self, ClientHelloLimits, Replay};
 use iap_runtime::waiting_room::{Place, Source};
 use iap_tunnel::Status;
 use uuid::Uuid;
 
 use super::fetch;
 use super::greet::{self, GreetError, Greeted};
-use super::handshake::{self, AttemptSeed, ClientStream, Entered, Entry, NotEntered};
+use super::handshake::{self, AttemptSeed, ClientStream, Entered, Entry, NotEntered, Rejected};
 use super::hello::{read_hello, say_last};
-use super::{Entrance, Open};
+use super::{DataStream, Entrance, Open, ReadAhead};
 use crate::control::Link;
 use crate::decide::{Permit, Refusal};
 use crate::handlers::{self, Client, Visit, farewell};
@@ -30,8 +30,17 @@ pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place
         came = Box::pin(passage.come_in()) => came,
         () = place.gave_way() => return passage.gave_way(),
     };
-    let Some((entered, seed)) = came else {
-        return;
+    let (entered, seed) = match came {
+        Came::In(entered, seed) => (entered, seed),
+        Came::Rejected(None) => return,
+        Came::Rejected(Some(stream)) => {
+            // Its verdict is out: who takes its place meanwhile only shortens the farewell.
+            tokio::select! {
+                () = Box::pin(tls::farewell(stream)) => {}
+                () = place.gave_way() => {}
+            }
+            return;
+        }
     };
     // The ways of going on are large futures; boxed, an idle session costs only its own.
     match entered.entry {
@@ -60,6 +69,14 @@ struct Passage {
     link: Link,
 }
 
+/// How a client's way in ended.
+enum Came {
+    /// With a proof of who it is.
+    In(Entered, AttemptSeed),
+    /// Without; the connection, where there is an alert to be read on it.
+    Rejected(Option<Replay<ReadAhead<DataStream>>>),
+}
+
 /// What the client said about itself in its hello.
 #[derive(Debug, Default)]
 struct Asked {
@@ -70,15 +87,16 @@ struct Asked {
 
 impl Passage {
     /// Everything before the client is proven.
-    async fn come_in(&self) -> Option<(Entered, AttemptSeed)> {
-        let greeted = self.greet().await?;
+    async fn come_in(&self) -> Came {
+        let Some(greeted) = self.greet().await else {
+            return Came::Rejected(None);
+        };
         let seed = AttemptSeed {
             session_id: SessionId::from_uuid(Uuid::now_v7()),
             service: greeted.service.clone(),
             client: self.open.client_address,
         };
-        let entered = self.shake_hands(greeted, seed.clone()).await?;
-        Some((entered, seed))
+        self.shake_hands(greeted, seed).await
     }
 
     /// It kept its place too long when another needed it.
@@ -142,7 +160,7 @@ impl Passage {
         }
     }
 
-    async fn shake_hands(&self, greeted: Greeted, seed: AttemptSeed) -> Option<Entered> {
+    async fn shake_hands(&self, greeted: Greeted, seed: AttemptSeed) -> Came {
         let parts = &self.entrance.parts;
         let patience = parts.limits.now().handshake();
         let shaken = handshake::shake_hands(greeted, seed.clone(), &parts.gate, patience).await;
@@ -151,9 +169,10 @@ impl Passage {
                 self.link.verdict(self.open.connection_id, true);
                 let source = Source::of(seed.client.ip());
                 self.entrance.good_sources.remember(source, Instant::now());
-                Some(entered)
+                Came::In(entered, seed)
             }
-            Err(error) => {
+            Err(Rejected { error, stream }) => {
+                // Before the client has read its alert: by the time it comes again, the proxy knows.
                 self.link
                     .verdict(self.open.connection_id, error.is_authenticated());
                 parts.metrics.handshake_failed(error.label());
@@ -161,7 +180,7 @@ impl Passage {
                 if let NotEntered::Refused(caller, refusal) = &error {
                     self.record_denial(caller, &seed, refusal);
                 }
-                None
+                Came::Rejected(stream)
             }
         }
     }

@@ -135,16 +135,54 @@ pub async fn handshake<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    match answer(stream, config, timeout).await {
+        Ok(stream) => Ok(stream),
+        Err(unanswered) => Err(unanswered.farewell().await),
+    }
+}
+
+/// The same, for those who have something to do before the alert is given time to be read:
+/// [`Unanswered::farewell`] does that.
+pub async fn answer<S>(
+    stream: S,
+    config: Arc<ServerConfig>,
+    timeout: Duration,
+) -> Result<ServerStream<S>, Unanswered<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
-    match tokio::time::timeout(timeout, accepting).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err((error, stream))) => {
-            farewell(stream).await;
-            Err(HandshakeError::Failed(error))
+    let (error, stream) = match tokio::time::timeout(timeout, accepting).await {
+        Ok(Ok(stream)) => return Ok(stream),
+        Ok(Err((error, stream))) => (HandshakeError::Failed(error), Some(stream)),
+        Err(_) => {
+            let milliseconds = timeout.as_millis();
+            (HandshakeError::TimedOut { milliseconds }, None)
         }
-        Err(_) => Err(HandshakeError::TimedOut {
-            milliseconds: timeout.as_millis(),
-        }),
+    };
+    Err(Unanswered { error, stream })
+}
+
+/// A client that was not let in.
+#[derive(Debug)]
+pub struct Unanswered<S> {
+    error: HandshakeError,
+    /// Its connection, where there is an alert to be read.
+    stream: Option<S>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Unanswered<S> {
+    /// Gives a refusal's alert time to be read, and closes.
+    pub async fn farewell(self) -> HandshakeError {
+        if let Some(stream) = self.stream {
+            farewell(stream).await;
+        }
+        self.error
+    }
+
+    /// Why, and what is left of the connection.
+    pub fn into_parts(self) -> (HandshakeError, Option<S>) {
+        (self.error, self.stream)
     }
 }
 
@@ -168,9 +206,9 @@ where
     }
 }
 
-/// Closing a socket with unread bytes resets the connection, and the client would lose the alert: read what it
-/// sent along with its Finished first.
-async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+/// Closes the connection of a client that was answered with an alert. Closing a socket with unread bytes resets the
+/// connection, and the client would lose the alert: reads what it sent along with its Finished first.
+pub async fn farewell<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let last_words = async {
         stream.shutdown().await?;
         tokio::io::copy(&mut stream.take(FAREWELL_BYTES_MAX), &mut tokio::io::sink()).await

@@ -12,8 +12,8 @@ mod replay;
 mod server;
 
 pub use connection::{
-    ClientStream, HandshakeError, ServerStream, alert_behind, alert_received, client_config, connect,
-    handshake, server_config, web_server_config,
+    ClientStream, HandshakeError, ServerStream, Unanswered, alert_behind, alert_received, answer,
+    client_config, connect, farewell, handshake, server_config, web_server_config,
 };
 pub use hello::{
     ClientHelloError, ClientHelloFacts, ClientHelloLimits, accept, alert_record, peek, send_alert,

@@ -54,6 +54,29 @@ async fn an_expired_certificate_is_told_so() {
 }
 
 #[tokio::test]
+async fn who_answers_learns_of_a_refusal_before_the_client_has_read_it() {
+    let world = World::of_age(Duration::days(60));
+    let profile = Profile::User(world.cluster.user_profile("alice@example.com", &[]).unwrap());
+    let client = world.client(Some(&world.cluster.issue(profile).unwrap()));
+    let clients = Arc::new(world.verifier(USERS, Demand::Required));
+    let server = server_config(Arc::new(fixed(&world.leaf)), clients, &[]).unwrap();
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let (answered, connected) = tokio::join!(
+        answer(near, server, TIMEOUT),
+        connect(far, SERVICE, client, TIMEOUT)
+    );
+    // The client's own handshake is over, and it has neither read nor closed.
+    let (mut client, (error, stream)) = (connected.unwrap(), answered.err().unwrap().into_parts());
+    assert!(matches!(error, HandshakeError::Failed(_)), "{error}");
+    farewell(stream.unwrap()).await;
+    let verdict = client.read_u8().await.unwrap_err();
+    assert_eq!(
+        alert_received(&verdict),
+        Some(AlertDescription::CertificateExpired)
+    );
+}
+
+#[tokio::test]
 async fn a_certificate_of_another_cluster_of_the_same_name_is_unknown() {
     let world = World::new();
     let impostor = TestCluster::new("iap.example.com")
