@@ -5,10 +5,11 @@ use std::time::Duration;
 use iap_identity::LockKind;
 use iap_runtime::tls::AlertDescription;
 use iap_testkit::Credential;
+use iap_tunnel::Status;
 use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::client::{Stream, host, raw, refused};
+use crate::client::{Stream, framed, host, raw, refused};
 use crate::plane::{POLICY, Plane};
 use crate::proxy::WAIT;
 
@@ -222,6 +223,32 @@ async fn a_live_postgres_session_is_told_between_two_messages_and_never_within_o
     assert_eq!(field(&told, 'M'), "Access is locked.");
     assert!(field(&told, 'D').starts_with("Session "));
     assert!(rest(&mut within).await.is_empty());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_session_that_ends_for_want_of_room_for_records_is_told_so() {
+    let mut plane = Plane::new().await;
+    plane.limits = "spool_bytes_max = 65536\nspool_full_pause_seconds_max = 1".to_owned();
+    let running = plane.start().await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    plane.event("agent.start").await;
+    plane.auth.take_records(false);
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut live = raw(&plane, "db-prod", &alice).await.1;
+    let ready = [message(b'R', &[0; 4]), message(b'Z', b"I")].concat();
+    live.write_all(&ready).await.unwrap();
+    let mut back = vec![0; ready.len()];
+    live.read_exact(&mut back).await.unwrap();
+    for _ in 0..200 {
+        if !matches!(framed(&plane, "echo", &alice).await.1, Status::Granted { .. }) {
+            break;
+        }
+    }
+    let told = rest(&mut live).await;
+    assert_eq!(field(&told, 'C'), "57P01");
+    assert_eq!(field(&told, 'M'), "The agent cannot write audit records.");
+    plane.auth.take_records(true);
     running.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! Holding a session still while its records cannot be written.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,14 +28,14 @@ struct State {
 }
 
 impl Hold {
-    /// Holds the session for as long as the spool is full; after `limits.spool_full_pause_seconds_max` of that, ends
-    /// it. Never returns otherwise.
+    /// Holds the session for as long as the spool is full; after `limits.spool_full_pause_seconds_max` of that, cuts
+    /// it. Never returns: who moves its bytes sees the cut, and tells the client.
     pub(super) async fn while_full(
         &self,
         full: Option<watch::Receiver<bool>>,
         limits: &InForce<Limits>,
         live: &Live,
-    ) -> Ending {
+    ) -> Infallible {
         let Some(mut full) = full else {
             return std::future::pending().await;
         };
@@ -48,9 +49,11 @@ impl Hold {
                 .await
                 .is_err()
             {
-                let ending = Ending::because(CloseReason::AuditUnavailable, "the audit spool is full");
-                live.cut(ending.clone());
-                return ending;
+                live.cut(Ending::because(
+                    CloseReason::AuditUnavailable,
+                    "the audit spool is full",
+                ));
+                return std::future::pending().await;
             }
             self.set(false);
         }

@@ -50,7 +50,7 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
     tokio::select! {
         // First, so that no byte moves once the spool is known to be full.
         biased;
-        ending = hold.while_full(audit_full, limits, live) => ending,
+        never = hold.while_full(audit_full, limits, live) => match never {},
         ending = moving => ending,
     }
 }
