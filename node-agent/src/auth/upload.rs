@@ -1,6 +1,7 @@
 //! Forwards audit records: in order, signed at their head, again and again until they are acknowledged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -21,6 +22,8 @@ use crate::view::View;
 /// As the auth server bounds a batch.
 const BATCH_RECORDS_MAX: usize = 1000;
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// By how much at least the next batch after one that got through may be larger.
+const BATCH_GROWS_BYTES_MIN: usize = 1024;
 /// Between one batch and the next: each costs both machines a few syncs, so a busy agent sends fuller ones.
 const PACE: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -51,6 +54,34 @@ pub struct Uploader {
     views: watch::Receiver<Option<Arc<View>>>,
     /// The sessions that live as of the last acknowledged record.
     live: Mutex<LiveSet>,
+    fill: Fill,
+}
+
+/// How large batches may be. One that was not answered in time was too large for the line, as far as anybody can
+/// tell: it comes again as half of what it was, down to a single record, and each that gets through lets the next
+/// be somewhat larger.
+#[derive(Debug)]
+struct Fill(AtomicUsize);
+
+impl Fill {
+    fn new() -> Self {
+        Self(AtomicUsize::new(BATCH_BYTES_MAX))
+    }
+
+    /// Bytes of the next batch; at least one record is taken in any case.
+    fn bytes_max(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn got_through(&self) {
+        let bytes = self.bytes_max();
+        let larger = bytes + (bytes / 8).max(BATCH_GROWS_BYTES_MIN);
+        self.0.store(larger.min(BATCH_BYTES_MAX), Ordering::Relaxed);
+    }
+
+    fn timed_out(&self, bytes: usize) {
+        self.0.store((bytes / 2).max(1), Ordering::Relaxed);
+    }
 }
 
 impl Uploader {
@@ -73,6 +104,7 @@ impl Uploader {
             state,
             views,
             live,
+            fill: Fill::new(),
         })
     }
 
@@ -138,14 +170,22 @@ impl Uploader {
         };
         let head_signature = self.identity.sign_head(digest(&SHA256, &last.bytes).as_ref())?;
         let last = last.seq;
+        let bytes = batch.iter().map(|record| record.bytes.len()).sum();
         let records = batch.iter().map(|record| record.bytes.clone()).collect();
-        let seq = self
-            .client
-            .append_audit(v1::AuditBatch {
-                records,
-                head_signature,
-            })
-            .await?;
+        let appended = self.client.append_audit(v1::AuditBatch {
+            records,
+            head_signature,
+        });
+        let seq = match appended.await {
+            Ok(seq) => seq,
+            Err(error) => {
+                if matches!(error, CallError::TimedOut) {
+                    self.fill.timed_out(bytes);
+                }
+                return Err(error.into());
+            }
+        };
+        self.fill.got_through();
         if seq < first {
             return place.taken_back(seq).map(|()| Sent::Some);
         }
@@ -159,15 +199,15 @@ impl Uploader {
     }
 
     async fn batch_at(&self, place: &Place) -> Result<Vec<SpooledRecord>, SpoolError> {
-        let spool = self.journal.spool();
+        let (spool, bytes_max) = (self.journal.spool(), self.fill.bytes_max());
         let from = match *place {
             Place::Unacknowledged => {
-                return spool.unacknowledged(0, BATCH_RECORDS_MAX, BATCH_BYTES_MAX).await;
+                return spool.unacknowledged(0, BATCH_RECORDS_MAX, bytes_max).await;
             }
             Place::Probe => spool.usage().acknowledged,
             Place::Again(from) => from,
         };
-        spool.held(from, BATCH_RECORDS_MAX, BATCH_BYTES_MAX).await
+        spool.held(from, BATCH_RECORDS_MAX, bytes_max).await
     }
 
     /// First remembers which sessions live, then lets the spool delete: see [`LiveSet`]. What was acknowledged
@@ -246,6 +286,22 @@ fn epoch_of(views: &mut watch::Receiver<Option<Arc<View>>>) -> Option<u64> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn batches_shrink_to_what_the_line_carries_and_grow_back() {
+        let fill = Fill::new();
+        assert_eq!(fill.bytes_max(), BATCH_BYTES_MAX);
+        fill.timed_out(40_000);
+        assert_eq!(fill.bytes_max(), 20_000);
+        for _ in 0..20 {
+            fill.timed_out(fill.bytes_max());
+        }
+        assert_eq!(fill.bytes_max(), 1, "a single record is as small as it gets");
+        for _ in 0..100 {
+            fill.got_through();
+        }
+        assert_eq!(fill.bytes_max(), BATCH_BYTES_MAX);
+    }
 
     #[test]
     fn a_new_epoch_does_not_interrupt_what_is_being_sent_again() {

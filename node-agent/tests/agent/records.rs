@@ -230,6 +230,28 @@ async fn an_agent_whose_spool_has_no_room_for_lost_ends_starts_and_serves_once_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn batches_too_large_for_the_line_become_smaller() {
+    let (plane, running) = Plane::started().await;
+    plane.event("agent.start").await;
+    plane.auth.take_records(false);
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    for _ in 0..20 {
+        let (mut stream, _) = framed(&plane, "echo", &alice).await;
+        echoes(&mut stream, "x").await;
+    }
+    plane.auth.answer_batches_up_to(25);
+    plane.auth.take_records(true);
+    let ends = || {
+        let records = plane.auth.records();
+        let ends = records.iter().filter(|record| record.event == "session.end");
+        ends.count()
+    };
+    // One batch of 40 is given up after the 15 s that any call may take.
+    iap_testkit::wait_until(|| ends() == 20, 3 * WAIT).unwrap();
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn repeated_denials_become_one_record_and_a_count() {
     let (plane, running) = Plane::started().await;
     let bob = plane.cluster.user("bob@example.com", &["support"]).unwrap();
