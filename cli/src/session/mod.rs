@@ -26,7 +26,7 @@ where
 {
     // Limits are the agent's: it says when a session has idled or lasted too long.
     let limits = PumpLimits {
-        idle: None,
+        idle: pump::IdleLimit::default(),
         half_closed_idle: None,
     };
     Box::pin(pump::copy(

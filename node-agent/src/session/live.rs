@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use iap_identity::SessionId;
-use iap_runtime::pump::Cancellation;
+use iap_runtime::pump::{Cancellation, IdleLimit};
 use iap_runtime::slots::{Slot, Slots};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -20,6 +20,7 @@ pub struct Live {
     /// What is settled.
     pub facts: Arc<SessionFacts>,
     permit: Mutex<Permit>,
+    idle: IdleLimit,
     cut: Cancellation,
     why: OnceLock<Ending>,
     outage_since: Mutex<Option<Witnessed>>,
@@ -31,6 +32,7 @@ impl Live {
     pub fn new(facts: Arc<SessionFacts>, permit: Permit) -> Self {
         Self {
             facts,
+            idle: IdleLimit::new(permit.grant().limits().idle),
             permit: Mutex::new(permit),
             cut: Cancellation::new(),
             why: OnceLock::new(),
@@ -56,9 +58,16 @@ impl Live {
         self.permit.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Replaces the permit by one from a newer decision.
+    /// Replaces the permit by one from a newer decision, whose limits hold from now on.
     pub fn renew(&self, permit: Permit) {
+        self.idle.set(permit.grant().limits().idle);
         *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+    }
+
+    /// How long it may rest by the newest permit, for the pump.
+    #[must_use]
+    pub fn idle_limit(&self) -> IdleLimit {
+        self.idle.clone()
     }
 
     /// Ends the session. The first reason is kept.

@@ -176,6 +176,27 @@ async fn silence_beyond_the_rules_idle_limit_ends_a_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_idle_limit_that_policy_sets_or_lifts_reaches_live_sessions() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (mut stream, _) = framed(&plane, "echo", &alice).await;
+    echoes(&mut stream, "without a limit").await;
+    plane.auth.publish(|snapshot| {
+        snapshot.policy_toml = POLICY.replace("effect", "limits = { idle = \"2s\" }\neffect");
+    });
+    ending(&mut stream).await;
+    assert_eq!(plane.event("session.end").await["close_reason"], "idle_limit");
+    let (mut stream, _) = framed(&plane, "echo", &alice).await;
+    echoes(&mut stream, "with one").await;
+    plane
+        .auth
+        .publish(|snapshot| snapshot.policy_toml = POLICY.to_owned());
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    echoes(&mut stream, "and without again").await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lock_cuts_even_where_the_rules_have_expired() {
     let (plane, running) = Plane::started().await;
     let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();

@@ -41,17 +41,14 @@ impl Activity {
     pub(super) async fn ran_out(&self, limits: &PumpLimits) {
         loop {
             let half_closed = self.half_closed.load(Ordering::Relaxed);
-            let Some(limit) = limit_for(half_closed, limits) else {
-                self.changed.notified().await;
-                continue;
-            };
-            let deadline = self.last() + limit;
-            if deadline <= Instant::now() {
+            let deadline = limit_for(half_closed, limits).map(|limit| self.last() + limit);
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return;
             }
             tokio::select! {
-                () = tokio::time::sleep_until(deadline) => {}
+                () = reached(deadline) => {}
                 () = self.changed.notified() => {}
+                () = limits.idle.changed() => {}
             }
         }
     }
@@ -61,8 +58,15 @@ impl Activity {
     }
 }
 
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn limit_for(half_closed: bool, limits: &PumpLimits) -> Option<Duration> {
-    match (half_closed, limits.idle, limits.half_closed_idle) {
+    match (half_closed, limits.idle.limit(), limits.half_closed_idle) {
         (true, Some(idle), Some(half)) => Some(idle.min(half)),
         (true, None, half) => half,
         (false, idle, _) | (true, idle, None) => idle,

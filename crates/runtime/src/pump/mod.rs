@@ -7,6 +7,7 @@ mod buffers;
 mod cancel;
 mod duplex;
 mod idle;
+mod idle_limit;
 #[cfg(target_os = "linux")]
 mod pipes;
 #[cfg(target_os = "linux")]
@@ -23,13 +24,14 @@ use std::time::Duration;
 
 pub use cancel::Cancellation;
 pub use duplex::{copy, copy_saying};
+pub use idle_limit::IdleLimit;
 pub use splice::splice;
 
 /// When a session ends for want of traffic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct PumpLimits {
     /// No byte in either direction for this long.
-    pub idle: Option<Duration>,
+    pub idle: IdleLimit,
     /// The same, once one side has closed its direction.
     pub half_closed_idle: Option<Duration>,
 }
@@ -37,7 +39,7 @@ pub struct PumpLimits {
 impl Default for PumpLimits {
     fn default() -> Self {
         Self {
-            idle: None,
+            idle: IdleLimit::default(),
             half_closed_idle: Some(Duration::from_secs(600)),
         }
     }

@@ -236,11 +236,11 @@ async fn cancelling_works_while_the_peer_does_not_read() {
 #[tokio::test]
 async fn a_silent_session_ends_as_idle_and_a_busy_one_does_not() {
     let limits = PumpLimits {
-        idle: Some(Duration::from_millis(150)),
+        idle: IdleLimit::new(Some(Duration::from_millis(150))),
         half_closed_idle: None,
     };
     for pump in BOTH {
-        let mut session = session(pump, limits).await;
+        let mut session = session(pump, limits.clone()).await;
         let started = std::time::Instant::now();
         while started.elapsed() < Duration::from_millis(900) {
             session.client.write_all(b"x").await.unwrap();
@@ -252,13 +252,28 @@ async fn a_silent_session_ends_as_idle_and_a_busy_one_does_not() {
 }
 
 #[tokio::test]
+async fn an_idle_limit_that_changes_holds_for_a_session_that_rests_already() {
+    for pump in BOTH {
+        let limits = PumpLimits::default();
+        let idle = limits.idle.clone();
+        let mut session = session(pump, limits).await;
+        session.client.write_all(b"x").await.unwrap();
+        session.backend.read_u8().await.unwrap();
+        idle.set(Some(Duration::from_secs(3600)));
+        idle.set(Some(Duration::from_millis(20)));
+        let closed = session.pump.await.unwrap();
+        assert!(matches!(closed.reason, CloseReason::Idle), "{pump:?}: {closed:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_half_closed_session_that_falls_silent_ends() {
     let limits = PumpLimits {
-        idle: None,
+        idle: IdleLimit::default(),
         half_closed_idle: Some(Duration::from_millis(20)),
     };
     for pump in BOTH {
-        let mut session = session(pump, limits).await;
+        let mut session = session(pump, limits.clone()).await;
         session.client.shutdown().await.unwrap();
         let closed = session.pump.await.unwrap();
         assert!(matches!(closed.reason, CloseReason::Idle), "{pump:?}: {closed:?}");

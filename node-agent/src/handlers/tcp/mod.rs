@@ -62,7 +62,7 @@ async fn move_bytes(
     live: &Live,
 ) -> Ending {
     let limits = PumpLimits {
-        idle: started.grant().limits().idle,
+        idle: live.idle_limit(),
         ..PumpLimits::default()
     };
     let client = Delivered::new(client, started.facts().protocol == Protocol::Postgres);
@@ -83,10 +83,10 @@ async fn move_bytes(
     };
     let switch = live.switch();
     let closed = pump::copy_saying(client, backend, &limits, started.counters(), switch, last_words).await;
-    ending_of(closed, started.grant().rule(), live)
+    ending_of(closed, live)
 }
 
-fn ending_of(closed: Closed, rule: &str, live: &Live) -> Ending {
+fn ending_of(closed: Closed, live: &Live) -> Ending {
     match closed.reason {
         pump::CloseReason::ClientClosed => Ending::plain(CloseReason::ClientClosed),
         pump::CloseReason::BackendClosed => Ending::plain(CloseReason::BackendClosed),
@@ -94,7 +94,11 @@ fn ending_of(closed: Closed, rule: &str, live: &Live) -> Ending {
         pump::CloseReason::BackendFailed(error) => {
             Ending::because(CloseReason::BackendLost, error.to_string())
         }
-        pump::CloseReason::Idle => Ending::because(CloseReason::IdleLimit, format!("rule {rule:?}")),
+        pump::CloseReason::Idle => {
+            let permit = live.permit();
+            let rule = permit.grant().rule();
+            Ending::because(CloseReason::IdleLimit, format!("rule {rule:?}"))
+        }
         pump::CloseReason::Cancelled(_) => cut_ending(live),
     }
 }
