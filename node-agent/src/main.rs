@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -175,11 +176,15 @@ fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// How long threads may be waited for that nothing can interrupt, such as a look-up of a name, once the work is
+/// done: an agent that was told to stop has to go.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(1);
+
 fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(THREADS_TIMEOUT);
+    outcome
 }
 
 fn ready(config: &Config) -> anyhow::Result<()> {
@@ -259,5 +264,32 @@ fn reading_again(reload: Reload, path: PathBuf) -> impl FnMut() -> Result<Checke
             level: config.log.level,
             take_over: Box::new(take_over),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_nothing_can_interrupt_does_not_keep_the_program() {
+        let (release, held) = mpsc::channel::<()>();
+        let (done, finished) = mpsc::channel();
+        std::thread::spawn(move || {
+            let outcome = block_on(async {
+                let (started, runs) = tokio::sync::oneshot::channel();
+                tokio::task::spawn_blocking(move || {
+                    let _ = started.send(());
+                    drop(held.recv());
+                });
+                Ok(runs.await?)
+            });
+            done.send(outcome.is_ok()).unwrap();
+        });
+        assert!(finished.recv_timeout(Duration::from_secs(30)).unwrap());
+        drop(release);
     }
 }
