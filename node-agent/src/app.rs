@@ -8,7 +8,6 @@ use std::sync::Arc;
 use iap_runtime::admin::{self, AdminError, Readiness};
 use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
-use iap_runtime::waiting_room::WaitingRoom;
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::sync::watch;
 
@@ -74,7 +73,6 @@ pub struct App {
     services: watch::Sender<Arc<LocalServices>>,
     limits: InForce<Limits>,
     sessions: Arc<Registry>,
-    handshakes: WaitingRoom,
 }
 
 /// Changes what a running agent takes over of its own file.
@@ -83,7 +81,6 @@ pub struct Reload {
     services: watch::Sender<Arc<LocalServices>>,
     limits: InForce<Limits>,
     sessions: Arc<Registry>,
-    handshakes: WaitingRoom,
 }
 
 impl Reload {
@@ -97,9 +94,7 @@ impl Reload {
     /// sent away.
     pub fn limits(&self, limits: Limits) {
         self.limits.replace(limits.taken_over(&self.limits.now()));
-        let now = self.limits.now();
-        self.sessions.resize(now.sessions_max);
-        self.handshakes.resize(now.handshakes_max, now.handshakes_max);
+        self.sessions.resize(self.limits.now().sessions_max);
     }
 }
 
@@ -141,8 +136,6 @@ impl App {
             registry,
             services,
             sessions: Arc::new(Registry::new(limits.now().sessions_max)),
-            // The proxy has bounded each source already.
-            handshakes: WaitingRoom::new(limits.now().handshakes_max, limits.now().handshakes_max),
             limits,
         })
     }
@@ -154,7 +147,6 @@ impl App {
             services: self.services.clone(),
             limits: self.limits.clone(),
             sessions: Arc::clone(&self.sessions),
-            handshakes: self.handshakes.clone(),
         }
     }
 

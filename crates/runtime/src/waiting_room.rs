@@ -102,11 +102,27 @@ impl WaitingRoom {
     /// # Errors
     /// When nobody gives way.
     pub fn enter(&self, source: Option<Source>, standing: Standing, now: Instant) -> Result<Place, NoPlace> {
-        self.enter_as(source, standing, now, CancellationToken::new())
+        let places_max = self.room().places_max;
+        self.enter_within(places_max, source, standing, now)
+    }
+
+    /// The same as if the room had `places_max` places, of which more may be taken: for rooms that share a limit.
+    ///
+    /// # Errors
+    /// When nobody gives way.
+    pub fn enter_within(
+        &self,
+        places_max: usize,
+        source: Option<Source>,
+        standing: Standing,
+        now: Instant,
+    ) -> Result<Place, NoPlace> {
+        self.enter_as(places_max, source, standing, now, CancellationToken::new())
     }
 
     fn enter_as(
         &self,
+        places_max: usize,
         source: Option<Source>,
         standing: Standing,
         now: Instant,
@@ -116,7 +132,7 @@ impl WaitingRoom {
         let from_there = source
             .and_then(|source| room.by_source.get(&source))
             .map_or(0, BTreeSet::len);
-        let (places_max, places_per_source_max) = (room.places_max, room.places_per_source_max);
+        let places_per_source_max = room.places_per_source_max;
         let leaving = if from_there >= places_per_source_max {
             source.and_then(|source| room.oldest_of(source, now))
         } else if room.len() >= places_max {
@@ -137,6 +153,16 @@ impl WaitingRoom {
             number,
             gave_way,
         })
+    }
+
+    /// Has whoever has waited longest give way, strangers first, however short that was.
+    pub fn dismiss_oldest(&self) {
+        let mut room = self.room();
+        let oldest = room.strangers.first_key_value();
+        let oldest = oldest.or_else(|| room.favoured.first_key_value());
+        if let Some(number) = oldest.map(|(number, _)| *number) {
+            room.send_away(number);
+        }
     }
 
     /// How many places are taken.
@@ -248,7 +274,10 @@ impl Place {
             return Err(NoPlace);
         }
         let gave_way = self.gave_way.clone();
-        let place = self.room.enter_as(Some(source), standing, now, gave_way)?;
+        let places_max = self.room.room().places_max;
+        let place = self
+            .room
+            .enter_as(places_max, Some(source), standing, now, gave_way)?;
         // Dropped instead of this one, the old place finds its seat gone.
         *self = place;
         Ok(())

@@ -59,7 +59,6 @@ pub(super) fn start(
         services,
         limits,
         sessions,
-        handshakes,
     } = app;
     let shared = Shared {
         agent_id: joined.agent_id,
@@ -79,7 +78,6 @@ pub(super) fn start(
         gate: Arc::clone(&gate),
         journal: journal.clone(),
         registry: Arc::clone(&shared.sessions),
-        handshakes,
         offers: offers.clone(),
         limits: shared.limits.clone(),
         metrics: metrics.clone(),

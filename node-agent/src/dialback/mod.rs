@@ -11,6 +11,7 @@ mod handshake;
 mod hello;
 mod read_ahead;
 mod serve;
+mod shares;
 mod stream;
 mod verifier;
 
@@ -21,12 +22,12 @@ pub use stream::DataStream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use iap_identity::{AgentId, ClusterName, ConnectionId, ServiceName};
+use iap_identity::{AgentId, ClusterName, ConnectionId, ProxyId, ServiceName};
 use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
-use iap_runtime::waiting_room::{GoodSources, Place, Source, WaitingRoom};
+use iap_runtime::waiting_room::{Place, Source};
 use iap_tunnel::Token;
 use tokio::sync::watch;
 
@@ -37,6 +38,7 @@ use crate::leaves::Offer;
 use crate::limits::Limits;
 use crate::metrics::{self, Metrics};
 use crate::session::{Live, Registry, Through, review};
+use shares::Shares;
 
 /// What a proxy asks the agent to fetch.
 pub struct Open {
@@ -52,16 +54,11 @@ pub struct Open {
     pub pooled: Option<ConnectionId>,
 }
 
-/// Sources remembered for having sent somebody good.
-const GOOD_SOURCES_MAX: usize = 65_536;
-/// And for how long.
-const GOOD_FOR: Duration = Duration::from_secs(600);
-
 /// Where connections come in. Nothing behind it waits for the auth server.
 #[derive(Debug)]
 pub struct Entrance {
     parts: EntranceParts,
-    good_sources: GoodSources,
+    handshakes: Shares,
 }
 
 /// Everything a session needs, shared by all of them.
@@ -77,8 +74,6 @@ pub struct EntranceParts {
     pub journal: Journal,
     /// What is running.
     pub registry: Arc<Registry>,
-    /// Room for the connections whose clients are not yet authenticated.
-    pub handshakes: WaitingRoom,
     /// The leaves to answer with.
     pub offers: watch::Receiver<Arc<Offer>>,
     /// The bounds.
@@ -93,15 +88,13 @@ impl Entrance {
     /// An entrance to what these parts serve.
     #[must_use]
     pub fn new(parts: EntranceParts) -> Arc<Self> {
-        Arc::new(Self {
-            parts,
-            good_sources: GoodSources::new(GOOD_SOURCES_MAX, GOOD_FOR),
-        })
+        let handshakes = Shares::new(parts.limits.now().proxies_max);
+        Arc::new(Self { parts, handshakes })
     }
 
     /// Fetches a connection, or tells the proxy at once that it will not, so that it can ask another agent.
     pub fn open(self: Arc<Self>, open: Open, link: Link) {
-        match self.place(open.client_address) {
+        match self.place(link.through.proxy, open.client_address) {
             Ok(place) => {
                 let shutdown = self.parts.shutdown.clone();
                 shutdown.spawn(serve::serve(self, open, link, place));
@@ -123,7 +116,7 @@ impl Entrance {
         }
     }
 
-    fn place(&self, client: SocketAddr) -> Result<Place, &'static str> {
+    fn place(&self, proxy: ProxyId, client: SocketAddr) -> Result<Place, &'static str> {
         if self.parts.shutdown.is_triggered() {
             return Err(metrics::STOPPING);
         }
@@ -131,8 +124,8 @@ impl Entrance {
             return Err(metrics::SESSIONS_MAX);
         }
         let (source, now) = (Source::of(client.ip()), Instant::now());
-        let standing = self.good_sources.standing(source, now);
-        let place = self.parts.handshakes.enter(Some(source), standing, now);
+        let places_max = self.parts.limits.now().handshakes_max;
+        let place = self.handshakes.place(proxy, source, places_max, now);
         place.map_err(|_| metrics::HANDSHAKES_MAX)
     }
 }

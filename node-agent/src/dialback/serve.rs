@@ -168,7 +168,8 @@ impl Passage {
             Ok(entered) => {
                 self.link.verdict(self.open.connection_id, true);
                 let source = Source::of(seed.client.ip());
-                self.entrance.good_sources.remember(source, Instant::now());
+                let shares = &self.entrance.handshakes;
+                shares.remember(self.link.through.proxy, source, Instant::now());
                 Came::In(entered, seed)
             }
             Err(Rejected { error, stream }) => {
