@@ -91,6 +91,8 @@ struct Inner {
     gaps: AtomicU64,
     /// Whether every session of an earlier run has its end.
     recovered: watch::Sender<bool>,
+    /// Whether the spool's thread is gone, so that nothing is ever written again.
+    stopped: watch::Sender<bool>,
     /// Writes that nobody waits for.
     background: TaskTracker,
 }
@@ -131,6 +133,7 @@ impl Journal {
             limits,
             gaps: AtomicU64::new(0),
             recovered: watch::Sender::new(false),
+            stopped: watch::Sender::new(false),
             background: TaskTracker::new(),
         }));
         warn_of_small_reserve(&bounds, limits.sessions_max);
@@ -222,10 +225,9 @@ impl Journal {
     pub async fn end(&self, event: Event, room: Room) {
         match self.append(event.clone(), room).await {
             Ok(_) => {}
-            Err(error) if room == Room::Free => {
-                tracing::error!(%error, "an end record is lost like its start");
-                self.gap();
-            }
+            Err(error @ SpoolError::Unrecordable(_)) => self.lost(&error),
+            // Like its start.
+            Err(error) if room == Room::Free => self.lost(&error),
             Err(error) => {
                 tracing::error!(%error, "an end record waits for room");
                 self.keep_ending(event);
@@ -245,8 +247,15 @@ impl Journal {
     fn keep_ending(&self, event: Event) {
         let journal = self.clone();
         self.in_background(async move {
-            while journal.append(event.clone(), Room::Reserve).await.is_err() {
-                tokio::time::sleep(RETRY_EVERY).await;
+            loop {
+                match journal.append(event.clone(), Room::Reserve).await {
+                    // After the last: the next run finds what is missing.
+                    Ok(_) | Err(SpoolError::Stopped) => return,
+                    Err(error @ SpoolError::Unrecordable(_)) => return journal.lost(&error),
+                    Err(SpoolError::Full | SpoolError::Disk(_) | SpoolError::File(_)) => {
+                        tokio::time::sleep(RETRY_EVERY).await;
+                    }
+                }
             }
         });
     }
@@ -261,8 +270,7 @@ impl Journal {
         let journal = self.clone();
         self.in_background(async move {
             if let Err(error) = journal.append(event, Room::Free).await {
-                tracing::error!(%error, "a record is lost");
-                journal.gap();
+                journal.lost(&error);
             }
         });
     }
@@ -311,8 +319,9 @@ impl Journal {
         &self.0.spool
     }
 
-    /// Ends minutes of denials and tries a full spool again, for ever.
+    /// Ends minutes of denials and tries a full spool again, until that has stopped.
     pub async fn run(self) {
+        let mut stopped = self.0.stopped.subscribe();
         let mut minute = tokio::time::interval(MINUTE);
         minute.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = tokio::time::interval(RETRY_EVERY);
@@ -321,6 +330,10 @@ impl Journal {
             tokio::select! {
                 _ = minute.tick() => self.end_minute(),
                 _ = retry.tick() => self.close_gap().await,
+                () = is_true(&mut stopped) => {
+                    tracing::error!("the audit spool has stopped");
+                    return;
+                }
             }
         }
     }
@@ -348,7 +361,11 @@ impl Journal {
         match &appended {
             Ok(_) => {}
             Err(SpoolError::Full | SpoolError::Disk(_) | SpoolError::File(_)) => self.set_full(true),
-            Err(SpoolError::Unrecordable(_) | SpoolError::Stopped) => {}
+            Err(SpoolError::Unrecordable(_)) => {}
+            Err(SpoolError::Stopped) => {
+                self.set_full(true);
+                self.0.stopped.send_replace(true);
+            }
         }
         appended
     }
@@ -363,6 +380,11 @@ impl Journal {
         } else if changed {
             tracing::info!("the audit spool takes records again");
         }
+    }
+
+    fn lost(&self, error: &SpoolError) {
+        tracing::error!(%error, "a record is lost");
+        self.gap();
     }
 
     fn gap(&self) {
@@ -406,6 +428,10 @@ impl Journal {
     }
 }
 
+async fn is_true(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|flag| *flag).await;
+}
+
 /// What a `session.end` takes, by experience.
 const END_RECORD_BYTES: u64 = 1536;
 
@@ -430,5 +456,29 @@ fn spool_limits(bytes_max: u64) -> SpoolLimits {
         bytes_max,
         reserve_bytes: usual.reserve_bytes.min(bytes_max / 4),
         segment_bytes: usual.segment_bytes.min(bytes_max / 16),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_that_no_spool_can_take_is_a_gap_and_not_tried_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&folder.path().join("state")).unwrap();
+        let (agent_id, limits) = (AgentId::from_uuid(Uuid::from_u128(1)), Limits::default());
+        let clock = Arc::new(TrustedClock::default());
+        let metrics = Metrics::registered(&mut prometheus_client::registry::Registry::default());
+        let opening = Journal::open(agent_id, &state, &limits, clock, metrics);
+        let journal = opening.await.unwrap();
+        let (now, id) = journal.stamp();
+        let event = Event::new(EventKind::SessionEnd, now, id).field("text", "x".repeat(1 << 20));
+        journal.end(event.clone(), Room::Reserve).await;
+        journal.end_later(event, Room::Reserve);
+        journal.0.background.close();
+        journal.0.background.wait().await;
+        assert_eq!(journal.0.gaps.load(Ordering::Relaxed), 2);
     }
 }

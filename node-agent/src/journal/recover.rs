@@ -78,7 +78,8 @@ async fn write_ends(journal: &Journal, ends: Vec<Event>) -> Result<Vec<Event>, S
         match journal.append(end.clone(), Room::Reserve).await {
             Ok(_) => {}
             Err(SpoolError::Full | SpoolError::Disk(_) | SpoolError::File(_)) => waiting.push(end),
-            Err(error @ (SpoolError::Unrecordable(_) | SpoolError::Stopped)) => return Err(error),
+            Err(error @ SpoolError::Unrecordable(_)) => journal.lost(&error),
+            Err(SpoolError::Stopped) => return Err(SpoolError::Stopped),
         }
     }
     Ok(waiting)
