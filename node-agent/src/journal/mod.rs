@@ -34,6 +34,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// Records that may wait to be written without anybody waiting for them.
 const WAITING_RECORDS_MAX: usize = 4096;
+/// How long the start of a session waits for a disk that neither takes nor refuses it.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last records may take when the agent stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -49,6 +51,9 @@ pub enum JournalError {
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The disk has neither taken nor refused the record in time.
+    #[error("the audit spool's disk did not answer within {} s", START_TIMEOUT.as_secs())]
+    Hangs,
     /// The auth server has not acknowledged the record in time, for a service that must not begin without that.
     #[error("the auth server did not acknowledge the session's record within {} s", .0.as_secs())]
     NotAcknowledged(Duration),
@@ -65,7 +70,7 @@ impl JournalError {
             Self::NotAcknowledged(_) => {
                 "the auth server did not confirm the session's record in time, and the service requires that"
             }
-            Self::Open(_) | Self::Append(_) | Self::State(_) | Self::Task(_) => {
+            Self::Open(_) | Self::Append(_) | Self::Hangs | Self::State(_) | Self::Task(_) => {
                 "the agent cannot write audit records now"
             }
         }
@@ -164,9 +169,13 @@ impl Journal {
     ) -> Result<Started, JournalError> {
         let (_, id) = self.stamp();
         let event = facts.start_event(permit.grant(), id);
-        let appended = self.append(event, Room::Free).await;
         let started =
             |end_room| Started::new(Arc::clone(facts), permit.grant().clone(), self.clone(), end_room);
+        let journal = self.clone();
+        let mut appending = Box::pin(async move { journal.append(event, Room::Free).await });
+        let Ok(appended) = tokio::time::timeout(START_TIMEOUT, &mut appending).await else {
+            return self.start_hangs(facts, permit, mode, appending);
+        };
         match (appended, mode) {
             (Ok(_), AuditMode::Required | AuditMode::BestEffort) => Ok(started(Room::Reserve)),
             (Ok(receipt), AuditMode::Remote) => {
@@ -179,6 +188,41 @@ impl Journal {
                 Ok(started(Room::Free))
             }
             (Err(error), AuditMode::Required | AuditMode::Remote) => Err(error.into()),
+        }
+    }
+
+    /// The disk has neither taken nor refused the start, and may do either yet.
+    fn start_hangs(
+        &self,
+        facts: &Arc<SessionFacts>,
+        permit: &Permit,
+        mode: AuditMode,
+        appending: impl Future<Output = Result<Receipt, SpoolError>> + Send + 'static,
+    ) -> Result<Started, JournalError> {
+        self.set_full(true);
+        let journal = self.clone();
+        let (facts, grant) = (Arc::clone(facts), permit.grant().clone());
+        match mode {
+            AuditMode::BestEffort => {
+                self.in_background(async move {
+                    if let Err(error) = appending.await {
+                        journal.lost(&error);
+                    }
+                });
+                Ok(Started::new(facts, grant, self.clone(), Room::Free))
+            }
+            AuditMode::Required | AuditMode::Remote => {
+                self.in_background(async move {
+                    // Written after all: it has its end then.
+                    if appending.await.is_ok() {
+                        let error = JournalError::Hangs.to_string();
+                        let ending = Ending::because(CloseReason::AuditUnavailable, error);
+                        let started = Started::new(facts, grant, journal, Room::Reserve);
+                        started.end(ending).await;
+                    }
+                });
+                Err(JournalError::Hangs)
+            }
         }
     }
 
@@ -341,7 +385,12 @@ impl Journal {
     /// Writes what is still in memory.
     pub async fn stop(&self) {
         self.end_minute();
-        self.close_gap().await;
+        if tokio::time::timeout(STOP_TIMEOUT, self.close_gap())
+            .await
+            .is_err()
+        {
+            tracing::error!("the audit spool's disk does not answer");
+        }
         let (now, id) = self.stamp();
         self.note(Event::new(EventKind::AgentStop, now, id).agent(&self.0.agent_id));
         self.0.background.close();
