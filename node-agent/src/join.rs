@@ -11,6 +11,7 @@ use iap_runtime::files::{self, FileError};
 use iap_runtime::keys::{self, KeyError, KeyKind};
 use iap_runtime::net::HostPort;
 use iap_runtime::rpc;
+use iap_runtime::spool::{Spool, SpoolOpenError};
 use iap_runtime::tls::{self, PinVerifier};
 use prost::Message as _;
 use rcgen::KeyPair;
@@ -41,6 +42,15 @@ pub enum JoinError {
         /// As which agent.
         agent_id: AgentId,
     },
+    /// That agent runs.
+    #[error("agent {agent_id} runs on this host: stop it first, so that its records are set aside whole")]
+    Running {
+        /// As which agent the host has joined.
+        agent_id: AgentId,
+    },
+    /// The audit spool of an earlier join.
+    #[error(transparent)]
+    Spool(#[from] SpoolOpenError),
     /// The key.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -158,6 +168,13 @@ pub async fn join(
         Ok(joined) => Some(joined.agent_id),
         Err(StateError::NotJoined { .. }) => None,
         Err(error) => return Err(error.into()),
+    };
+    // Before the token is used up: what a running agent still writes would be left behind.
+    let _lock = match (earlier, Spool::lock(&state.path(names::SPOOL))) {
+        (None, _) => None,
+        (Some(_), Ok(lock)) => lock,
+        (Some(agent_id), Err(SpoolOpenError::InUse { .. })) => return Err(JoinError::Running { agent_id }),
+        (Some(_), Err(error)) => return Err(error.into()),
     };
     let key = keys::generate(KeyKind::P256)?;
     let csr = certificate_request(&key).map_err(JoinError::Request)?;

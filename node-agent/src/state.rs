@@ -165,13 +165,15 @@ impl StateDir {
             .directory
             .subdirectory("retired")?
             .subdirectory(&earlier.to_string())?;
+        // The id last: until it has gone, what is left can be retired again.
         for name in [
-            names::AGENT_ID,
             names::SPOOL,
             names::LIVE,
             names::LEAVES,
             names::KEY,
             names::CERTIFICATE,
+            names::BEAT,
+            names::AGENT_ID,
         ] {
             let from = self.path(name);
             match std::fs::rename(&from, attic.join(name)) {

@@ -69,6 +69,29 @@ async fn a_token_makes_a_working_agent_and_works_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_joins_anew_beside_a_running_agent() {
+    let (plane, running) = Plane::started().await;
+    plane.auth.invite([7; 32]);
+    let file = token_file(&plane, &JoinToken::new(plane.cluster.pin(), [7; 32]));
+    let refused = join(&plane.config(), &proxy(&plane), &file, true)
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, JoinError::Running { .. }), "{refused}");
+    iap_testkit::wait_until(|| plane.state_dir().join(names::BEAT).exists(), WAIT).unwrap();
+    running.stop().await;
+    // The token is good still, and everything of the earlier agent is set aside with its records.
+    let joined = join(&plane.config(), &proxy(&plane), &file, true).await.unwrap();
+    let attic = plane
+        .state_dir()
+        .join("retired")
+        .join(joined.agent_id.to_string());
+    for name in [names::SPOOL, names::BEAT, names::KEY, names::AGENT_ID] {
+        assert!(attic.join(name).exists(), "{name}");
+    }
+    assert!(!plane.state_dir().join(names::BEAT).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_for_another_root_gives_its_secret_to_nobody() {
     let plane = Plane::new().await;
     plane.auth.invite([7; 32]);

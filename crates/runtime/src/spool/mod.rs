@@ -119,7 +119,25 @@ struct Shared {
     _lock: std::fs::File,
 }
 
+/// Keeps everybody else from opening a spool, for as long as it lives.
+#[derive(Debug)]
+pub struct SpoolLock {
+    _file: std::fs::File,
+}
+
 impl Spool {
+    /// Takes the spool in `directory` without opening it, for one who moves it; nothing where there is none.
+    ///
+    /// # Errors
+    /// When another process writes there.
+    pub fn lock(directory: &Path) -> Result<Option<SpoolLock>, SpoolOpenError> {
+        if !directory.exists() {
+            return Ok(None);
+        }
+        let file = recovery::lock(&DataDir::open_or_create(directory)?)?;
+        Ok(Some(SpoolLock { _file: file }))
+    }
+
     /// Opens or creates the spool of `source` in `directory`, cutting off a torn tail.
     pub fn open(
         directory: &Path,
