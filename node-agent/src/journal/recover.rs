@@ -1,5 +1,6 @@
 //! After a restart: sessions that have a start and no end get one, before anything is announced.
 
+use futures_util::{StreamExt as _, stream};
 use iap_audit::{Event, RecordView};
 use iap_runtime::spool::{Room, SpoolError};
 
@@ -10,6 +11,8 @@ use crate::state::StateDir;
 
 const PAGE_RECORDS: usize = 1000;
 const PAGE_BYTES: usize = 1024 * 1024;
+/// Ends that wait for the disk together: whatever waits is synced once.
+const ENDS_AT_ONCE: usize = 1024;
 
 /// Writes `agent_lost` for every session that the file of live sessions and the spool leave open. Returns the
 /// records that found no room: only the auth server can make some, so the agent must run for that.
@@ -74,8 +77,13 @@ pub(super) async fn keep_writing(journal: Journal, mut ends: Vec<Event>) {
 /// Writes ends, and returns those that found no room.
 async fn write_ends(journal: &Journal, ends: Vec<Event>) -> Result<Vec<Event>, SpoolError> {
     let mut waiting = Vec::new();
-    for end in ends {
-        match journal.append(end.clone(), Room::Reserve).await {
+    let writing = stream::iter(ends).map(|end| async move {
+        let appended = journal.append(end.clone(), Room::Reserve).await;
+        (end, appended)
+    });
+    let mut written = std::pin::pin!(writing.buffered(ENDS_AT_ONCE));
+    while let Some((end, appended)) = written.next().await {
+        match appended {
             Ok(_) => {}
             Err(SpoolError::Full | SpoolError::Disk(_) | SpoolError::File(_)) => waiting.push(end),
             Err(error @ SpoolError::Unrecordable(_)) => journal.lost(&error),
