@@ -15,6 +15,8 @@ use tokio::sync::oneshot;
 /// Stack of each thread here.
 pub const STACK_BYTES: usize = 16 * 1024 * 1024;
 
+/// Also on one processor one long job must leave a thread to short ones.
+const THREADS_MIN: usize = 2;
 const THREADS_MAX: usize = 8;
 const SPAWN_RETRY: Duration = Duration::from_millis(50);
 
@@ -30,7 +32,7 @@ where
     T: Send + 'static,
 {
     let (sender, receiver) = oneshot::channel();
-    submit(job, sender);
+    submit(pool(), job, sender);
     unwrap_outcome(receiver.blocking_recv())
 }
 
@@ -41,11 +43,23 @@ where
     T: Send + 'static,
 {
     let (sender, receiver) = oneshot::channel();
-    submit(job, sender);
+    submit(pool(), job, sender);
     unwrap_outcome(receiver.await)
 }
 
-fn submit<T, F>(job: F, reply: oneshot::Sender<Outcome<T>>)
+/// The same for what may take seconds, such as compiling a policy: one after the other, on a thread of their own,
+/// so that no decision waits for one.
+pub async fn run_aside_async<T, F>(job: F) -> T
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let (sender, receiver) = oneshot::channel();
+    submit(aside(), job, sender);
+    unwrap_outcome(receiver.await)
+}
+
+fn submit<T, F>(pool: &Sender<Job>, job: F, reply: oneshot::Sender<Outcome<T>>)
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
@@ -55,7 +69,7 @@ where
         let _ = reply.send(outcome);
     });
     // The receivers live in the pool's threads, which never end, so a send cannot fail.
-    let _ = pool().send(job);
+    let _ = pool.send(job);
 }
 
 fn unwrap_outcome<T>(received: Result<Outcome<T>, oneshot::error::RecvError>) -> T {
@@ -69,17 +83,24 @@ fn unwrap_outcome<T>(received: Result<Outcome<T>, oneshot::error::RecvError>) ->
 fn pool() -> &'static Sender<Job> {
     static POOL: OnceLock<Sender<Job>> = OnceLock::new();
     POOL.get_or_init(|| {
-        let (sender, receiver) = channel();
-        let receiver = Arc::new(Mutex::new(receiver));
-        let threads = thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(THREADS_MAX);
-        spawn_until_one_runs(&receiver);
-        for _ in 1..threads {
-            let _ = spawn_worker(&receiver);
-        }
-        sender
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        threads(processors.clamp(THREADS_MIN, THREADS_MAX))
     })
+}
+
+fn aside() -> &'static Sender<Job> {
+    static ASIDE: OnceLock<Sender<Job>> = OnceLock::new();
+    ASIDE.get_or_init(|| threads(1))
+}
+
+fn threads(count: usize) -> Sender<Job> {
+    let (sender, receiver) = channel();
+    let receiver = Arc::new(Mutex::new(receiver));
+    spawn_until_one_runs(&receiver);
+    for _ in 1..count {
+        let _ = spawn_worker(&receiver);
+    }
+    sender
 }
 
 /// The system refuses a thread only for want of memory or process slots; there is no work without one, so wait.
@@ -130,6 +151,17 @@ mod tests {
     #[tokio::test]
     async fn async_callers_get_the_value() {
         assert_eq!(run_async(|| 7).await, 7);
+    }
+
+    #[tokio::test]
+    async fn long_jobs_leave_threads_to_short_ones_also_on_one_processor() {
+        let (release, held) = channel::<()>();
+        let (release_aside, held_aside) = channel::<()>();
+        let long = tokio::spawn(run_async(move || held.recv().is_err()));
+        let aside = tokio::spawn(run_aside_async(move || held_aside.recv().is_err()));
+        assert_eq!(run_async(|| 1).await, 1);
+        drop((release, release_aside));
+        assert!(long.await.unwrap() && aside.await.unwrap());
     }
 
     #[test]

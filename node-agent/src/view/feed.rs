@@ -321,7 +321,7 @@ async fn compile(snapshot: &Snapshot) -> Result<Policy, FeedError> {
         connectors: Connectors::of_vocabulary(&snapshot.vocabulary),
         reserved_logins: snapshot.reserved_logins.iter().map(ToString::to_string).collect(),
     };
-    let compiled = big_stack::run_async(move || Policy::load_with(&document, &options)).await;
+    let compiled = big_stack::run_aside_async(move || Policy::load_with(&document, &options)).await;
     Ok(compiled.map_err(FeedError::Policy)?.with_version(version))
 }
 
