@@ -176,7 +176,8 @@ impl OwnIdentity {
         certificate_request(&self.key).map_err(IdentityError::Request)
     }
 
-    /// Checks a renewed certificate, stores it, and uses it from now on.
+    /// Checks a renewed certificate, stores it, and uses it from now on. Those who follow
+    /// [`changes`](Self::changes) hear of it by [`announce`](Self::announce).
     ///
     /// # Errors
     /// When it is not a certificate for this agent and key.
@@ -188,10 +189,13 @@ impl OwnIdentity {
         let pem = tls::certificates_to_pem(chain.iter().map(AsRef::as_ref));
         let next = check(chain, &self.key, self.agent_id, &self.material.bundle(), now)?;
         self.state.write(names::CERTIFICATE, pem.as_bytes())?;
-        let serial = next.serial.clone();
         self.current.0.store(Arc::new(next));
-        self.serial.send_replace(serial);
         Ok(())
+    }
+
+    /// Tells of the certificate now in use.
+    pub fn announce(&self) {
+        self.serial.send_replace(self.current().serial.clone());
     }
 
     /// Trusts a newer bundle from now on.

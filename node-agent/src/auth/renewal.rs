@@ -58,7 +58,10 @@ fn first_due(identity: &OwnIdentity, clock: &TrustedClock) -> time::OffsetDateTi
 async fn renew(client: &AuthClient, identity: &OwnIdentity, clock: &TrustedClock) -> anyhow::Result<()> {
     let chain = client.renew(identity.request()?).await?;
     identity.replace(chain, clock.now())?;
-    client.reconnect()?;
+    // The channel first: whoever hears of the certificate asks for something over it at once.
+    let reconnected = client.reconnect();
+    identity.announce();
+    reconnected?;
     tracing::info!(until = %identity.current().not_after, "the agent's certificate is renewed");
     Ok(())
 }
