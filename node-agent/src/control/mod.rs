@@ -180,7 +180,9 @@ impl Proxies {
     /// Runs until every publisher of views has gone.
     pub async fn run(mut self, mut views: watch::Receiver<Option<Arc<View>>>) {
         loop {
-            let wanted = self.wanted(views.borrow_and_update().as_deref());
+            // Not under the watch's lock, which a slow log would hold against the next view.
+            let view = views.borrow_and_update().clone();
+            let wanted = self.wanted(view.as_deref());
             self.apply(wanted);
             if views.changed().await.is_err() {
                 return;
