@@ -130,8 +130,9 @@ impl Gauges {
             self.update();
             let next = Instant::now() + EVERY;
             tokio::select! {
-                _ = connected.changed() => {}
-                _ = views.changed() => {}
+                // What nobody publishes any more changes no more.
+                Ok(()) = connected.changed() => {}
+                Ok(()) = views.changed() => {}
                 () = tokio::time::sleep_until(next) => {}
             }
         }

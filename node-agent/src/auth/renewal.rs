@@ -13,6 +13,8 @@ use crate::leaves::renewal_time;
 
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(300);
+/// However short certificates are, they are not renewed more often than this.
+const RENEWED_EVERY_MIN: Duration = Duration::from_secs(60);
 /// The longest sleep in one piece, so that a clock that jumps is noticed.
 const SLEEP_MAX: Duration = Duration::from_secs(60);
 
@@ -30,7 +32,8 @@ pub async fn run(client: Arc<AuthClient>, identity: Arc<OwnIdentity>, clock: Arc
         match renew(&client, &identity, &clock).await {
             Ok(()) => {
                 backoff.reset();
-                due = renewal_time(clock.now(), identity.current().not_after);
+                let now = clock.now();
+                due = renewal_time(now, identity.current().not_after).max(now + RENEWED_EVERY_MIN);
             }
             Err(error) => {
                 let (not_after, now) = (identity.current().not_after, clock.now());

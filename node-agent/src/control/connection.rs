@@ -148,7 +148,7 @@ impl Connector {
             let line = tokio::select! {
                 // First: a locked proxy is not even told what this agent serves.
                 biased;
-                reason = until_locked(self.views.clone(), &through) => {
+                reason = until_locked(self.views.clone(), &through, || self.entrance.now()) => {
                     // Before the connection goes, and sessions on its streams with it: their records say why.
                     self.entrance.cut_through(&through);
                     return Err(ConnectionError::Locked { proxy, reason });
@@ -316,10 +316,14 @@ async fn ended<F: Future<Output = Result<Infallible, ConnectionError>> + Unpin>(
 }
 
 /// Waits until a lock hits the proxy; its reason.
-async fn until_locked(mut views: watch::Receiver<Option<Arc<View>>>, through: &Through) -> String {
+async fn until_locked(
+    mut views: watch::Receiver<Option<Arc<View>>>,
+    through: &Through,
+    now: impl Fn() -> OffsetDateTime,
+) -> String {
     let lock_in = |view: &Option<Arc<View>>| {
         let locks = view.as_ref()?.locks();
-        let lock = locks.matching_proxy(&through.proxy, &through.serial, OffsetDateTime::now_utc())?;
+        let lock = locks.matching_proxy(&through.proxy, &through.serial, now())?;
         Some(lock.reason.clone())
     };
     loop {

@@ -190,23 +190,24 @@ impl Proxies {
         }
     }
 
+    /// Those of the configuration come first where there are more than may be.
     fn wanted(&self, view: Option<&View>) -> BTreeSet<HostPort> {
-        let mut wanted: BTreeSet<_> = self.configured.iter().cloned().collect();
         let named = view.into_iter().flat_map(View::proxies);
-        for address in named {
-            match HostPort::parse(address) {
-                Ok(address) => drop(wanted.insert(address)),
-                Err(error) => tracing::warn!(%error, "the snapshot names a proxy that cannot be dialled"),
+        let named = named.filter_map(|address| match HostPort::parse(address) {
+            Ok(address) => Some(address),
+            Err(error) => {
+                tracing::warn!(%error, "the snapshot names a proxy that cannot be dialled");
+                None
             }
+        });
+        let known: BTreeSet<_> = named.filter(|it| !self.configured.contains(it)).collect();
+        let max = self.proxies_max;
+        if self.configured.len() + known.len() > max {
+            let known = self.configured.len() + known.len();
+            tracing::warn!(known, max, "more proxies than limits.proxies_max");
         }
-        if wanted.len() > self.proxies_max {
-            tracing::warn!(
-                known = wanted.len(),
-                max = self.proxies_max,
-                "more proxies than limits.proxies_max"
-            );
-        }
-        wanted.into_iter().take(self.proxies_max).collect()
+        let all = self.configured.iter().cloned().chain(known);
+        all.take(max).collect()
     }
 
     fn apply(&mut self, wanted: BTreeSet<HostPort>) {

@@ -29,6 +29,7 @@ use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::waiting_room::{Place, Source};
 use iap_tunnel::Token;
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::control::Link;
@@ -90,6 +91,12 @@ impl Entrance {
     pub fn new(parts: EntranceParts) -> Arc<Self> {
         let handshakes = Shares::new(parts.limits.now().proxies_max);
         Arc::new(Self { parts, handshakes })
+    }
+
+    /// The time that decisions here are made with.
+    #[must_use]
+    pub fn now(&self) -> OffsetDateTime {
+        self.parts.gate.now()
     }
 
     /// Fetches a connection, or tells the proxy at once that it will not, so that it can ask another agent.

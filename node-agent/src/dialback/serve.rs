@@ -319,6 +319,7 @@ impl Passage {
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
         let entered = parts.registry.enter(slot, Arc::clone(&live));
         self.decide_again_if_stale(&permit, &live).await;
+        let permit = live.permit();
         parts.metrics.session_started();
         let visit = Visit {
             client,

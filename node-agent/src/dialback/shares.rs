@@ -37,8 +37,8 @@ impl Shares {
         }
     }
 
-    /// A place, of `places_max`, for a client that `proxy` says comes from `source`. Once all are taken, a proxy that has its share
-    /// or more has its own oldest give way, and for one that has less the proxy with the most.
+    /// A place, of `places_max`, for a client that `proxy` says comes from `source`. Once all are taken, a proxy
+    /// that has its share or more has its own oldest give way, and for one that has less the proxy with the most.
     ///
     /// # Errors
     /// When nobody gives way.
