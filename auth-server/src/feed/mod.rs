@@ -3,6 +3,7 @@
 //! One writer publishes; any number of streams follow through `watch` channels, so that a slow stream
 //! sees the newest state and never holds up the others.
 
+pub mod frame;
 pub mod stream;
 mod watchers;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use iap_identity::{Lock, LockKind, Locks, LoginName, ProxyId, SignedKind};
 use iap_proto::convert::bundle::encode_bundle;
+use iap_proto::v1::feed_event::Event;
 use iap_proto::{Beat, LockList, ProxyAddress, ServiceRecord, Snapshot, v1};
 use iap_runtime::admin::Condition;
 use iap_runtime::shutdown::Shutdown;
@@ -23,6 +25,7 @@ use crate::policies::Policies;
 use crate::services;
 use crate::store::{Counter, SharedStore, StoreError};
 
+use frame::{Frame, FrameTooLong};
 pub use watchers::{Watchers, Watching};
 
 /// How long a beat may take to be made before the server counts as not ready.
@@ -41,13 +44,14 @@ struct Shared {
     store: SharedStore,
     policies: Policies,
     bundle: v1::Signed,
+    bundle_frame: Frame,
     /// Held while something new is numbered, signed and published: versions go out in order.
     publishing: Mutex<()>,
     snapshot_owed: Owed,
     locks_owed: Owed,
     snapshot: watch::Sender<Arc<PublishedSnapshot>>,
     locks: watch::Sender<Arc<PublishedLocks>>,
-    beat: watch::Sender<Arc<v1::Signed>>,
+    beat: watch::Sender<Frame>,
     watchers: Watchers,
 }
 
@@ -98,6 +102,7 @@ pub struct PublishedSnapshot {
     pub content: Snapshot,
     /// The same, signed.
     pub signed: v1::Signed,
+    frame: Frame,
 }
 
 /// A lock list as it went out.
@@ -107,6 +112,7 @@ pub struct PublishedLocks {
     pub content: LockList,
     /// The same, signed.
     pub signed: v1::Signed,
+    frame: Frame,
 }
 
 /// Nothing new was published; the state before stays.
@@ -121,6 +127,9 @@ pub enum FeedError {
     /// A change did not come to its end: the server is stopping.
     #[error("a change was cut off: {0}")]
     CutOff(String),
+    /// What was signed does not fit the feed.
+    #[error(transparent)]
+    TooLong(#[from] FrameTooLong),
     /// A stored service is not one.
     #[error("a stored service cannot be used: {0}")]
     Service(String),
@@ -154,13 +163,14 @@ impl Feed {
         let snapshot = builder.snapshot().await?;
         let beat = builder.beat(&snapshot, &locks)?;
         let shared = Shared {
+            bundle_frame: Frame::of(Event::Bundle(bundle.clone()))?,
             bundle,
             publishing: Mutex::new(()),
             snapshot_owed: Owed::default(),
             locks_owed: Owed::default(),
             snapshot: watch::Sender::new(Arc::new(snapshot)),
             locks: watch::Sender::new(Arc::new(locks)),
-            beat: watch::Sender::new(Arc::new(beat)),
+            beat: watch::Sender::new(beat),
             watchers: Watchers::default(),
             config,
             authority,
@@ -300,7 +310,7 @@ impl Feed {
             self.publish_snapshot().await?;
         }
         let beat = self.builder().beat(&self.snapshot(), &self.published_locks())?;
-        self.shared.beat.send_replace(Arc::new(beat));
+        self.shared.beat.send_replace(beat);
         owed
     }
 
@@ -366,7 +376,11 @@ impl Builder<'_> {
             reserved_logins: self.reserved_logins(),
         };
         let signed = self.sign(SignedKind::Snapshot, content.encode())?;
-        Ok(PublishedSnapshot { content, signed })
+        Ok(PublishedSnapshot {
+            frame: Frame::of(Event::Snapshot(signed.clone()))?,
+            content,
+            signed,
+        })
     }
 
     async fn services(&self) -> Result<Vec<ServiceRecord>, FeedError> {
@@ -399,10 +413,14 @@ impl Builder<'_> {
             locks: Locks::new(locks),
         };
         let signed = self.sign(SignedKind::Locks, content.encode())?;
-        Ok(PublishedLocks { content, signed })
+        Ok(PublishedLocks {
+            frame: Frame::of(Event::Locks(signed.clone()))?,
+            content,
+            signed,
+        })
     }
 
-    fn beat(&self, snapshot: &PublishedSnapshot, locks: &PublishedLocks) -> Result<v1::Signed, FeedError> {
+    fn beat(&self, snapshot: &PublishedSnapshot, locks: &PublishedLocks) -> Result<Frame, FeedError> {
         let beat = Beat {
             cluster: self.config.cluster.clone(),
             epoch: self.authority.bundle.epoch(),
@@ -410,7 +428,8 @@ impl Builder<'_> {
             snapshot_version: snapshot.content.version,
             lock_version: locks.content.version,
         };
-        self.sign(SignedKind::Beat, beat.encode())
+        let signed = self.sign(SignedKind::Beat, beat.encode())?;
+        Ok(Frame::of(Event::Beat(signed))?)
     }
 
     fn sign(&self, kind: SignedKind, payload: Vec<u8>) -> Result<v1::Signed, FeedError> {

@@ -4,22 +4,19 @@
 use std::sync::Arc;
 
 use iap_identity::{Locks, VerifiedPeer};
-use iap_proto::v1::{self, feed_event::Event};
 use iap_runtime::shutdown::Shutdown;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::frame::{Frame, Frames};
 use super::{Feed, PublishedLocks, PublishedSnapshot, Watching};
 use crate::context::Clock;
 use crate::rpc::{ErrorCode, RpcError};
 
 /// Events written ahead of a follower's reading. Beyond that it gets the newest state when it reads on.
 const EVENTS_AHEAD_MAX: usize = 4;
-
-/// What a follower reads.
-pub type FeedStream = ReceiverStream<Result<v1::FeedEvent, Status>>;
 
 /// A follower: who it is and what it was told already.
 struct Follower {
@@ -28,8 +25,8 @@ struct Follower {
     peer: Arc<VerifiedPeer>,
     snapshot: watch::Receiver<Arc<PublishedSnapshot>>,
     locks: watch::Receiver<Arc<PublishedLocks>>,
-    beat: watch::Receiver<Arc<v1::Signed>>,
-    events: mpsc::Sender<Result<v1::FeedEvent, Status>>,
+    beat: watch::Receiver<Frame>,
+    events: mpsc::Sender<Result<Frame, Status>>,
 }
 
 /// The follower is gone, or must go.
@@ -42,7 +39,7 @@ pub fn follow(
     peer: Arc<VerifiedPeer>,
     watching: Watching,
     shutdown: Shutdown,
-) -> FeedStream {
+) -> Frames {
     let (events, receiver) = mpsc::channel(EVENTS_AHEAD_MAX);
     let follower = Follower {
         feed: feed.clone(),
@@ -77,7 +74,7 @@ impl Follower {
 
     /// Whoever does not read holds nothing of this up: the stream ends in the midst of an event, too.
     async fn follow(&mut self) -> Result<(), Over> {
-        self.send(Event::Bundle(self.feed.bundle())).await?;
+        self.send(self.feed.shared.bundle_frame.clone()).await?;
         self.send_locks().await?;
         self.send_snapshot().await?;
         self.send_beat().await?;
@@ -103,14 +100,14 @@ impl Follower {
     }
 
     async fn send_snapshot(&mut self) -> Result<(), Over> {
-        let signed = self.snapshot.borrow_and_update().signed.clone();
-        self.send(Event::Snapshot(signed)).await
+        let frame = self.snapshot.borrow_and_update().frame.clone();
+        self.send(frame).await
     }
 
     /// A follower that is itself locked still gets the list that says so, and then the end.
     async fn send_locks(&mut self) -> Result<(), Over> {
         let published = self.locks.borrow_and_update().clone();
-        self.send(Event::Locks(published.signed.clone())).await?;
+        self.send(published.frame.clone()).await?;
         match self.lock_on_us(&published.content.locks) {
             None => Ok(()),
             Some(reason) => self
@@ -121,8 +118,8 @@ impl Follower {
     }
 
     async fn send_beat(&mut self) -> Result<(), Over> {
-        let signed = self.beat.borrow_and_update().as_ref().clone();
-        self.send(Event::Beat(signed)).await
+        let frame = self.beat.borrow_and_update().clone();
+        self.send(frame).await
     }
 
     fn lock_on_us(&self, locks: &Locks) -> Option<String> {
@@ -136,11 +133,8 @@ impl Follower {
         (self.peer.not_after() - now).try_into().unwrap_or_default()
     }
 
-    async fn send(&self, event: Event) -> Result<(), Over> {
-        self.events
-            .send(Ok(v1::FeedEvent { event: Some(event) }))
-            .await
-            .map_err(|_| Over)
+    async fn send(&self, frame: Frame) -> Result<(), Over> {
+        self.events.send(Ok(frame)).await.map_err(|_| Over)
     }
 
     async fn end_in_turn(&self, error: RpcError) -> Result<(), Over> {

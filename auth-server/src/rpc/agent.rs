@@ -11,7 +11,8 @@ use super::{Caller, Presented, RpcError};
 use crate::audit::ingest::{Ingest, IngestError};
 use crate::authority::issued_to_wire;
 use crate::context::AppContext;
-use crate::feed::stream::{FeedStream, follow};
+use crate::feed::frame::{self, NoEvents};
+use crate::feed::stream::follow;
 use crate::store::{AgentReport, ConnectedProxy};
 
 const NAMES_MAX: usize = 1024;
@@ -92,9 +93,9 @@ impl v1::agent_server::Agent for AgentRpc {
         Ok(Response::new(issued_to_wire(&issued.map_err(RpcError::from)?)))
     }
 
-    type WatchStream = FeedStream;
+    type WatchStream = NoEvents;
 
-    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<FeedStream>, Status> {
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<NoEvents>, Status> {
         let caller = Caller::of(&request)?;
         let (agent, _) = caller.agent()?;
         self.refuse_unknown(agent).await?;
@@ -109,7 +110,7 @@ impl v1::agent_server::Agent for AgentRpc {
         };
         let watching = self.context.feed.watchers().enter(*agent.id.as_uuid());
         let (feed, clock) = (&self.context.feed, self.context.clock.clone());
-        Ok(Response::new(follow(
+        Ok(frame::pack(follow(
             feed,
             clock,
             Arc::clone(peer),

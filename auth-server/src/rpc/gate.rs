@@ -18,6 +18,7 @@ use super::caller::{Caller, Connection, Presented, UserCaller};
 use super::error::{ErrorCode, RpcError};
 use super::table::{Callers, Row, row_of};
 use crate::context::AppContext;
+use crate::feed::frame;
 use crate::metrics::Metrics;
 
 /// Refusals of admin RPCs are recorded once per user, RPC and minute.
@@ -82,7 +83,7 @@ where
             match gate.admit(request.uri().path(), connection).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
-                    inner.call(request).await
+                    Ok(frame::unpack(inner.call(request).await?))
                 }
                 Err(refused) => Ok(Status::from(refused).into_http()),
             }

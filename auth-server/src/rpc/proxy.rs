@@ -14,7 +14,8 @@ use super::{Caller, Presented, RpcError};
 use crate::authority::issued_to_wire;
 use crate::context::AppContext;
 use crate::feed::Affects;
-use crate::feed::stream::{FeedStream, follow};
+use crate::feed::frame::{self, NoEvents};
+use crate::feed::stream::follow;
 
 const VERSION_BYTES_MAX: usize = 64;
 /// A proxy whose address changes again within this time waits for the next beat: it must not keep the whole fleet
@@ -109,9 +110,9 @@ impl v1::proxy_server::Proxy for ProxyRpc {
         Ok(Response::new(issued_to_wire(&issued)))
     }
 
-    type WatchStream = FeedStream;
+    type WatchStream = NoEvents;
 
-    async fn watch(&self, request: Request<v1::ProxyWatchRequest>) -> Result<Response<FeedStream>, Status> {
+    async fn watch(&self, request: Request<v1::ProxyWatchRequest>) -> Result<Response<NoEvents>, Status> {
         let caller = Caller::of(&request)?;
         self.learn_address(&caller, request.get_ref()).await?;
         let Presented::Valid { peer, .. } = &caller.connection.certificate else {
@@ -119,7 +120,7 @@ impl v1::proxy_server::Proxy for ProxyRpc {
         };
         let watching = self.context.feed.watchers().enter(*caller.proxy()?.id.as_uuid());
         let (feed, clock) = (&self.context.feed, self.context.clock.clone());
-        Ok(Response::new(follow(
+        Ok(frame::pack(follow(
             feed,
             clock,
             Arc::clone(peer),
