@@ -3,7 +3,7 @@
 # make torture KILLS=200   kill -9 of each program at random moments under load; SEED=N has the same run again
 # make lint   formatting, clippy, dependency rules
 # make fuzz   10 minutes of libFuzzer on each parser of what strangers send (TARGET=control SECONDS=60)
-# make scale  1,000 agents, 10,000 users, and locks; adds to what make bench writes
+# make scale, make half-open   1,000 agents, 10,000 users, and locks; 10,000 half-open connections: add to what make bench writes
 # make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
 # make deb    Debian packages of a release build, in target/deb
 # make package-test  the packages on four clean machines: docs/operate.md followed to the letter (as root; some minutes); BEFORE=FOLDER upgrades its packages
@@ -83,3 +83,9 @@ scale:
 	@tests/scripts/need cc openssl
 	$(CARGO) build --release --workspace --bins --locked
 	$(CURDIR)/target/release/iap-bench --scale --bin $(CURDIR)/target/release --results tests/bench/results.json --report docs/performance.md
+
+.PHONY: half-open
+half-open:
+	@tests/scripts/need cc openssl
+	$(CARGO) build --release --workspace --bins --locked
+	$(CURDIR)/target/release/iap-bench --half-open --bin $(CURDIR)/target/release --results tests/bench/results.json --report docs/performance.md

@@ -3,30 +3,35 @@
 //! Half of them say nothing, a quarter one byte of a ClientHello, a quarter a whole one and then nothing, which an
 //! agent fetches. Whatever is sent away comes back, from many addresses, for as long as it is measured.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::Read as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
 
 use crate::load;
 use crate::ours::Plane;
-use crate::report::Results;
+use crate::report::{Results, load_average};
 
 const STRANGERS: usize = 10_000;
 /// Addresses in 127.1.0.0/16 they come from.
 const SOURCES: usize = 500;
-const THREADS: usize = 4;
-/// New honest sessions in each of the two measurements.
-const SESSIONS: usize = 1_000;
-/// Between two looks at who was sent away.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Times that it is measured without them and with them, in turn.
+const ROUNDS: usize = 5;
+/// New honest sessions in each half of a round.
+const SESSIONS: usize = 500;
+/// Who is sent away comes back.
+const BACK_AFTER: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Until those that the programs send away have come back for the first time, or all have been forgotten.
+const SETTLING: Duration = Duration::from_secs(8);
 
-/// Measures without them, with them, and reports both.
+/// Measures without them and with them in turn, and reports both.
 pub(crate) fn measure(plane: &Plane, port: u16, results: &mut Results) -> anyhow::Result<()> {
     let allowed = iap_runtime::descriptors::raise_limit();
     let wanted = u64::try_from(STRANGERS + 1_000)?;
@@ -34,43 +39,106 @@ pub(crate) fn measure(plane: &Plane, port: u16, results: &mut Results) -> anyhow
         allowed >= wanted,
         "{wanted} descriptors are needed, {allowed} are allowed"
     );
+    let load = load_average();
     let proxy: SocketAddr = plane.text("proxy_addr")?.parse()?;
     let hello = client_hello("bulk.iap.localhost")?;
-    latencies(port, SESSIONS / 4)?;
-    let before = latencies(port, SESSIONS)?;
-    let crowd = Crowd::gather(proxy, &hello)?;
-    let among = latencies(port, SESSIONS)?;
-    let (held, came_back) = crowd.end();
+    latencies(port, SESSIONS, || ())?;
+    let (mut before, mut among) = (Vec::new(), Vec::new());
+    let mut seen = Seen::default();
+    for round in 1..=ROUNDS {
+        let alone = latencies(port, SESSIONS, || ())?;
+        let crowd = Crowd::gather(proxy, &hello)?;
+        std::thread::sleep(SETTLING);
+        seen.begin(&crowd);
+        let with = latencies(port, SESSIONS, || seen.look(&crowd))?;
+        seen.end(&crowd);
+        drop(crowd);
+        std::thread::sleep(SETTLING);
+        eprintln!(
+            "half open, round {round}: p50 {:.2} and {:.2} ms, p99 {:.2} and {:.2} ms, {:.0} held",
+            percentile(&alone, 50) * 1e3,
+            percentile(&with, 50) * 1e3,
+            percentile(&alone, 99) * 1e3,
+            percentile(&with, 99) * 1e3,
+            seen.held(),
+        );
+        before.extend(alone);
+        among.extend(with);
+    }
+    for values in [&mut before, &mut among] {
+        values.sort_by(f64::total_cmp);
+    }
     for (name, sorted) in [("before", &before), ("among", &among)] {
-        for (percent, label) in [(50, "p50"), (99, "p99")] {
-            let value = percentile(sorted, percent) * 1e3;
-            results.add(
-                &format!("new_session_ms_{label}_{name}_10k_half_open"),
-                "iap",
-                value,
-                "ms",
-            );
+        for percent in [50, 99] {
+            let figure = format!("new_session_ms_p{percent}_{name}_10k_half_open");
+            results.add(&figure, "iap", percentile(sorted, percent) * 1e3, "ms");
         }
     }
-    let ratio = percentile(&among, 99) / percentile(&before, 99);
-    results.add("new_session_p99_ratio_10k_half_open", "iap", ratio, "×");
-    results.add("half_open_held", "iap", crate::whole(u64::try_from(held)?), "");
-    results.add(
-        "half_open_came_back",
-        "iap",
-        crate::whole(u64::try_from(came_back)?),
-        "",
-    );
+    for percent in [50, 99] {
+        let ratio = percentile(&among, percent) / percentile(&before, percent);
+        let figure = format!("new_session_p{percent}_ratio_10k_half_open");
+        results.add(&figure, "iap", ratio, "×");
+    }
+    results.add("half_open_held", "iap", seen.held(), "");
+    results.add("half_open_held_least", "iap", seen.least(), "");
+    results.add("half_open_renewed_per_s", "iap", seen.renewed_per_second(), "1/s");
+    results.note_run("half-open", "make half-open", &load);
     Ok(())
 }
 
-/// Seconds from the first byte sent to the first byte received of new sessions, sorted.
-fn latencies(port: u16, count: usize) -> anyhow::Result<Vec<f64>> {
+/// What was seen of the crowd while it was measured.
+#[derive(Default)]
+struct Seen {
+    held: Vec<usize>,
+    began: Option<(Instant, usize)>,
+    renewed: usize,
+    seconds: f64,
+}
+
+impl Seen {
+    fn begin(&mut self, crowd: &Crowd) {
+        self.began = Some((Instant::now(), crowd.came()));
+    }
+
+    fn look(&mut self, crowd: &Crowd) {
+        self.held.push(crowd.held());
+    }
+
+    fn end(&mut self, crowd: &Crowd) {
+        if let Some((began, came)) = self.began.take() {
+            self.renewed += crowd.came() - came;
+            self.seconds += began.elapsed().as_secs_f64();
+        }
+    }
+
+    /// On average.
+    fn held(&self) -> f64 {
+        let sum: f64 = self.held.iter().copied().map(count_of).sum();
+        sum / count_of(self.held.len())
+    }
+
+    fn least(&self) -> f64 {
+        self.held.iter().min().copied().map_or(f64::NAN, count_of)
+    }
+
+    fn renewed_per_second(&self) -> f64 {
+        count_of(self.renewed) / self.seconds
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a few hundred thousand at most")]
+fn count_of(count: usize) -> f64 {
+    count as f64
+}
+
+/// Seconds from the first byte sent to the first byte received of new sessions, sorted; `between` is called between two.
+fn latencies(port: u16, count: usize, mut between: impl FnMut()) -> anyhow::Result<Vec<f64>> {
     let mut all = Vec::with_capacity(count);
     for _ in 0..count {
         let begun = Instant::now();
         load::fetch(port, 1)?;
         all.push(begun.elapsed().as_secs_f64());
+        between();
     }
     all.sort_by(f64::total_cmp);
     Ok(all)
@@ -108,97 +176,114 @@ fn client_hello(name: &str) -> anyhow::Result<Vec<u8>> {
     Ok([head.to_vec(), body].concat())
 }
 
-/// The strangers; they leave when it ends.
+/// The strangers; they leave when it is dropped.
 struct Crowd {
-    stop: Arc<AtomicBool>,
-    held: Arc<AtomicUsize>,
-    came_back: Arc<AtomicUsize>,
-    threads: Vec<std::thread::JoinHandle<()>>,
+    counts: Arc<Counts>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+#[derive(Default)]
+struct Counts {
+    held: AtomicUsize,
+    came: AtomicUsize,
 }
 
 impl Crowd {
-    /// Returns once all have connected for the first time.
+    /// Returns once each has come, or tried to.
     fn gather(proxy: SocketAddr, hello: &[u8]) -> anyhow::Result<Self> {
-        let crowd = Self {
-            stop: Arc::default(),
-            held: Arc::default(),
-            came_back: Arc::default(),
-            threads: Vec::new(),
-        };
-        let ready = Arc::new(AtomicUsize::new(0));
-        let mut threads = Vec::new();
-        for thread in 0..THREADS {
-            let (stop, held, came_back) = (
-                Arc::clone(&crowd.stop),
-                Arc::clone(&crowd.held),
-                Arc::clone(&crowd.came_back),
-            );
-            let (hello, ready) = (hello.to_vec(), Arc::clone(&ready));
-            threads.push(std::thread::spawn(move || {
-                let numbers = (0..STRANGERS).filter(|number| number % THREADS == thread);
-                let numbers: Vec<_> = numbers.collect();
-                let mut streams: Vec<_> = numbers
-                    .iter()
-                    .map(|number| stranger(proxy, *number, &hello))
-                    .collect();
-                ready.fetch_add(1, Ordering::Release);
-                while !stop.load(Ordering::Acquire) {
-                    std::thread::sleep(LOOK_EVERY);
-                    let mut alive = 0;
-                    for (number, stream) in numbers.iter().zip(&mut streams) {
-                        match stream {
-                            Ok(open) if is_open(open) => alive += 1,
-                            Ok(_) | Err(_) => {
-                                came_back.fetch_add(1, Ordering::Relaxed);
-                                *stream = stranger(proxy, *number, &hello);
-                            }
-                        }
-                    }
-                    held.fetch_max(alive * THREADS, Ordering::Relaxed);
-                }
-            }));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .worker_threads(2)
+            .build()?;
+        let counts = Arc::new(Counts::default());
+        let hello: Arc<[u8]> = hello.into();
+        for number in 0..STRANGERS {
+            let stranger = Stranger {
+                proxy,
+                number,
+                hello: Arc::clone(&hello),
+                counts: Arc::clone(&counts),
+            };
+            runtime.spawn(stranger.stay());
         }
-        while ready.load(Ordering::Acquire) < THREADS {
+        let crowd = Self {
+            counts,
+            runtime: Some(runtime),
+        };
+        let begun = Instant::now();
+        while crowd.came() < STRANGERS && begun.elapsed() < SETTLING {
             std::thread::sleep(Duration::from_millis(10));
         }
-        Ok(Self { threads, ..crowd })
+        Ok(crowd)
     }
 
-    /// How many were held at once, and how often one came back.
-    fn end(self) -> (usize, usize) {
-        self.stop.store(true, Ordering::Release);
-        for thread in self.threads {
-            let _ = thread.join();
+    /// How many are connected.
+    fn held(&self) -> usize {
+        self.counts.held.load(Ordering::Relaxed)
+    }
+
+    /// How often one came, for the first time or again.
+    fn came(&self) -> usize {
+        self.counts.came.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(PATIENCE);
         }
-        (
-            self.held.load(Ordering::Relaxed),
-            self.came_back.load(Ordering::Relaxed),
-        )
     }
 }
 
-fn stranger(proxy: SocketAddr, number: usize, hello: &[u8]) -> std::io::Result<TcpStream> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-    let source = number % SOURCES;
-    let [high, low] = [source / 250, source % 250 + 1].map(|part| u8::try_from(part).unwrap_or(1));
-    let from = SocketAddr::from((Ipv4Addr::new(127, 1, high, low), 0));
-    socket.bind(&SockAddr::from(from))?;
-    socket.connect(&SockAddr::from(proxy))?;
-    let mut stream = TcpStream::from(socket);
-    let said = match number % 4 {
-        0 | 1 => &[][..],
-        2 => hello.get(..1).unwrap_or_default(),
-        _ => hello,
-    };
-    stream.write_all(said)?;
-    stream.set_nonblocking(true)?;
-    Ok(stream)
+struct Stranger {
+    proxy: SocketAddr,
+    number: usize,
+    hello: Arc<[u8]>,
+    counts: Arc<Counts>,
 }
 
-fn is_open(mut stream: &TcpStream) -> bool {
-    let mut bytes = [0; 2048];
-    match stream.read(&mut bytes) {
-        Ok(count) => count > 0,
-        Err(error) => error.kind() == std::io::ErrorKind::WouldBlock,
+impl Stranger {
+    async fn stay(self) {
+        loop {
+            // Refused or cut: it is over, and the next one begins.
+            let _over = self.visit().await;
+            tokio::time::sleep(BACK_AFTER).await;
+        }
+    }
+
+    async fn visit(&self) -> std::io::Result<()> {
+        let source = self.number % SOURCES;
+        let [high, low] = [source / 250, source % 250 + 1].map(|part| u8::try_from(part).unwrap_or(1));
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((Ipv4Addr::new(127, 1, high, low), 0)))?;
+        self.counts.came.fetch_add(1, Ordering::Relaxed);
+        let mut stream = socket.connect(self.proxy).await?;
+        let said = match self.number % 4 {
+            0 | 1 => &[][..],
+            2 => self.hello.get(..1).unwrap_or_default(),
+            _ => &self.hello,
+        };
+        stream.write_all(said).await?;
+        let _held = Held::enter(&self.counts.held);
+        let mut bytes = [0; 2048];
+        while stream.read(&mut bytes).await? > 0 {}
+        Ok(())
+    }
+}
+
+/// Counted while it lasts.
+struct Held<'a>(&'a AtomicUsize);
+
+impl<'a> Held<'a> {
+    fn enter(held: &'a AtomicUsize) -> Self {
+        held.fetch_add(1, Ordering::Relaxed);
+        Self(held)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -54,10 +54,19 @@ struct Arguments {
     /// Measures many agents, a large policy and locks instead.
     #[arg(long)]
     scale: bool,
+    /// Writes the page for people anew from the results there are.
+    #[arg(long)]
+    report_only: bool,
+    /// Agents of `--scale`.
+    #[arg(long, default_value_t = 1000)]
+    agents: usize,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if arguments.report_only {
+        return Results::read(&arguments.results)?.write(&arguments.results, &arguments.report);
+    }
     if arguments.scale {
         return scale::run(&arguments);
     }

@@ -1,5 +1,7 @@
 //! Our path: a development plane with one more service, and `iapctl connect --listen` in front of it.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -40,6 +42,11 @@ impl Plane {
             descriptor,
             _running: running,
         })
+    }
+
+    /// Where the programs are.
+    pub(crate) fn bin(&self) -> &Path {
+        &self.bin
     }
 
     /// Logs `user` in and returns the home that holds the login.
@@ -127,6 +134,57 @@ impl Plane {
         let created: serde_json::Value = serde_json::from_str(&self.iapctl(admin, &arguments)?)?;
         let token = created.get("token").and_then(|token| token.as_str());
         Ok(token.context("no token in the answer")?.to_owned())
+    }
+
+    /// Records services as an operator would.
+    pub(crate) fn apply_services(&self, admin: &Path, records: &str) -> anyhow::Result<()> {
+        let file = self.dir.join("config/bench-services.toml");
+        std::fs::write(&file, records)?;
+        self.iapctl(admin, &["services", "apply", &file.display().to_string()])?;
+        Ok(())
+    }
+
+    /// One more agent, for a service that exists: joined and running.
+    pub(crate) fn agent(
+        &self,
+        admin: &Path,
+        name: &str,
+        service: &str,
+        backend: u16,
+    ) -> anyhow::Result<Running> {
+        let folder = self.dir.join(name);
+        std::fs::create_dir(&folder)?;
+        let (config, token) = (folder.join("config.toml"), folder.join("token"));
+        let proxy = self.text("proxy_addr")?;
+        std::fs::write(
+            &config,
+            format!(
+                "cluster = \"{}\"\nstate_dir = \"{}\"\nproxies = [\"{proxy}\"]\n\n[[service]]\nname = \"{service}\"\nbackend = \"127.0.0.1:{backend}\"\n",
+                self.text("cluster")?,
+                folder.join("state").display(),
+            ),
+        )?;
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.create_new(true).write(true).mode(0o600).open(&token)?;
+        file.write_all(self.agent_token(admin, 1, &[service])?.as_bytes())?;
+        let program = self.bin.join("iap-agent");
+        let joined = Command::new(&program)
+            .args(["join", "--proxy", proxy, "--token-file"])
+            .arg(&token)
+            .arg("--config")
+            .arg(&config)
+            .output()?;
+        let said = String::from_utf8_lossy(&joined.stderr);
+        ensure!(joined.status.success(), "{name} does not join: {}", said.trim());
+        let log = std::fs::File::create(folder.join("log"))?;
+        Running::start(
+            name,
+            Command::new(&program)
+                .arg("--config")
+                .arg(&config)
+                .stdout(log.try_clone()?)
+                .stderr(log),
+        )
     }
 
     /// Ends one of the plane's programs where it stands; its supervisor starts it again.

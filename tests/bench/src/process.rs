@@ -93,11 +93,32 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 /// # Errors
 /// When the process is gone.
 pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<f64> {
+    status_kib(pid, "VmRSS:")
+}
+
+/// The most KiB it has held since the last [`forget_peak`].
+///
+/// # Errors
+/// When the process is gone.
+pub(crate) fn peak_kib(pid: u32) -> anyhow::Result<f64> {
+    status_kib(pid, "VmHWM:")
+}
+
+/// Lets the peak begin anew (proc(5), `clear_refs`).
+///
+/// # Errors
+/// When the process is gone or another user's.
+pub(crate) fn forget_peak(pid: u32) -> anyhow::Result<()> {
+    Ok(std::fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+}
+
+fn status_kib(pid: u32, field: &str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("no process {pid}"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
-    Ok(kib.context("no VmRSS")?.trim().parse()?)
+    let kib = kib.with_context(|| format!("no {field}"))?;
+    Ok(kib.trim().parse()?)
 }
 
 /// The process and everything below it (nginx works in children).

@@ -37,6 +37,18 @@ impl Results {
         });
     }
 
+    /// Says under what load a run that measures a part of the figures was made: the system's average over a minute when it
+    /// began, `load`, and now.
+    pub(crate) fn note_run(&mut self, part: &str, command: &str, load: &str) {
+        self.versions.insert(
+            format!("command ({part})"),
+            format!(
+                "{command}; load average {load} when it began, {} at its end",
+                load_average()
+            ),
+        );
+    }
+
     fn value(&self, figure: &str, system: &str) -> Option<f64> {
         self.figures
             .iter()
@@ -89,9 +101,18 @@ impl Results {
                 "| `{figure}` | {unit} | {own:.2} | {peer:.2} | {ratio:.2} |"
             );
         }
-        text.push_str("\n## By itself\n\n| figure | value | unit |\n| --- | --- | --- |\n");
-        for one in &self.figures {
-            if self.value(&one.figure, "nginx x3").is_none() {
+        for (part, title) in PARTS {
+            let figures = self.figures.iter().filter(|one| part_of(&one.figure) == part);
+            let mut alone = figures
+                .filter(|one| self.value(&one.figure, "nginx x3").is_none())
+                .peekable();
+            if alone.peek().is_some() {
+                let _ = write!(
+                    text,
+                    "\n## {title}\n\n| figure | value | unit |\n| --- | --- | --- |\n"
+                );
+            }
+            for one in alone {
                 let _ = writeln!(text, "| `{}` | {:.2} | {} |", one.figure, one.value, one.unit);
             }
         }
@@ -113,6 +134,31 @@ impl Results {
     }
 }
 
+/// What a figure without a peer is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Alone,
+    Scale,
+    HalfOpen,
+}
+
+const PARTS: [(Part, &str); 3] = [
+    (Part::Alone, "By itself"),
+    (Part::Scale, "1,000 agents, 100 services, 10,000 users"),
+    (Part::HalfOpen, "Among 10,000 half-open connections"),
+];
+
+fn part_of(figure: &str) -> Part {
+    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| figure.starts_with(prefix));
+    if figure.contains("half_open") {
+        Part::HalfOpen
+    } else if begins(&["agent", "population", "demo_policy", "lock"]) {
+        Part::Scale
+    } else {
+        Part::Alone
+    }
+}
+
 const HEAD: &str = "# Performance
 
 `make bench` writes this page and `tests/bench/results.json`. Figures are ratios against a peer **in one run** on one machine: absolute values say
@@ -127,27 +173,58 @@ more about the machine than about the programs.
 - CPU is user + system time of every process of the path from `/proc`, without the load generator, the backend and the auth server.
 - `policy_us_1000` is one decision at 1,000 rules, five of them matching the service, one with a CEL condition. `snapshot_s_100` is the time from the start of
   `iapctl policy apply` (the program's own start included) until the last of 100 agents, each on a TLS stream of its own, holds the new signed snapshot.
-- `make scale` adds the following, the plane with its auth server, proxy and agent being real processes, the clients and agents of the load one more.
-  `agent_proxy_kib` is what one more connected agent costs the proxy (the slope between 100 and 1,000, resident), `agents_back_s` the time from `kill -9`
-  of the proxy until all 1,000 are routed again, certificates and leaves from the real API. `population_*` is a policy of 10,000 rules, one for each of
-  10,000 users, over 100 services: the snapshot's size, the time to apply it, until a verified copy is at an agent, and to compile it there, the resident
-  memory of auth server and agent, and how much of it is more than with the demo policy. `lock_cut_ms_*` is the time from the call of `LockAdd` until the
-  client of the locked session sees its end, over 250 locks, with that policy in force.
-- `new_session_ms_*_half_open` is the time from connecting to the connector until the first byte of the backend, of sessions opened one after another: `before`
-  alone, `among` while 10,000 connections are held half open, a quarter of them with a whole ClientHello for the same service, from 500 addresses other than
-  the honest one; whatever the proxy or the agent sends away comes back within a second (`half_open_came_back`).
+
+### Scale
+
+`make scale` replaces the figures that begin with `agent`, `population`, `demo_policy` and `lock`. Auth server, proxy and five agents are real processes,
+each with a service of its own; 995 lightweight agents in one more process hold what a real one holds, over the real protocols: a certificate and a leaf
+from the real API, the feed, the control connection by QUIC, four connections dialled in advance, and a report every 30 s. One in ten of them verifies
+what it is sent, the others only read it: 995 agents share the two cores here.
+
+- `agent_proxy_kib` and `agent_auth_kib` are resident memory for each connected agent, `agent_proxy_kib_*` the parts for its feed, its control connection
+  and its pool. `agents_idle_cpu_percent_*` is what 1,000 agents cost while nothing happens, over a minute. `agents_routed_again_s` is the time from
+  `kill -9` of the proxy until all services are routed again, `agents_back_s` until every agent has feed and pool too.
+- `population_*` is a policy of 10,000 rules, one for each of 10,000 users, over 100 services, 200 of them for each. It is applied five times, each time
+  changed: the medians of the time that `iapctl policy apply` takes, until half of the agents have the new snapshot and until all have, all from the start of
+  the command, and of the CPU seconds that auth server and proxy spend on it. `*_mib` is the resident memory of a program 5 s after the last of them, `*_more`
+  how much more that is than with the demo policy, `*_peak` the most it was. `population_compile_s` and `population_decision_us` are what an agent does when a
+  snapshot comes and when a session is asked for. `population_cut_s` is the time from the start of `iapctl policy apply` of a policy without the rule until
+  the last of five live sessions, one at each real agent, is cut. `*_new_session_ms` is a new session through proxy and agent, handshake included, with either
+  policy.
+- `lock_*` is measured with that policy in force and all agents connected. 300 live sessions at the real agents are locked one by one by `LockAdd`, each when
+  every agent has the list before: `lock_acknowledged_ms` is the call, `lock_cut_ms` the time from its start until the client of that session sees the end,
+  `lock_cut_after_acknowledged_ms` the same from its answer (below 0: the session was over first), `lock_all_agents_ms` from its start until the last of
+  995 agents has the list. The list grows to 300 locks meanwhile, and whole it goes to every agent. `lock_command_*` is 50 more by `iapctl lock add`, from its
+  start and from its exit. `lock_person_cut_ms` is one lock on a person with 200 sessions.
+
+### Half-open connections
+
+`make half-open` replaces the figures that have `half_open` in their name. 10,000 strangers at 500 addresses hold connections to the proxy half open:
+half of them say nothing, a quarter one byte of a ClientHello, a quarter a whole one for a service and then nothing, which an agent fetches and answers.
+Whoever is sent away by proxy or agent connects again a second later (`half_open_renewed_per_s`). In five rounds, 500 sessions are opened one after another
+without them, and 500 among them; the time is from connecting to `iapctl connect --listen` until the first byte of the backend. `half_open_held` is how
+many of them were connected, on average and at least, as seen by themselves. All limits have their defaults.
 
 ## Limits
 
 - Loopback has no loss and no delay; round-trip figures belong to a later page.
 - Our handshakes use X25519MLKEM768, nginx's X25519: new sessions carry that cost on our side only.
 - Two cores carry load generator, path and backend at once, so throughput is bounded by all of them together; CPU per GiB is the sturdier figure.
+- The same two cores carry 1,000 agents or 10,000 strangers; in the field these bring their own. Times until all agents have something are upper bounds.
+- What else the machine did is in the load averages at the end of this page: far above the number of cores, times at p99 are worse than on a machine of its own.
+- The 10,000 users are names in the policy; they have not logged in. Memory is what the kernel counts as resident, what the allocator keeps for later included.
 ";
 
 /// The middle of the values.
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Of the last minute: how many wanted a core, this program's own processes among them.
+pub(crate) fn load_average() -> String {
+    let averages = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    averages.split_whitespace().next().unwrap_or("unknown").to_owned()
 }
 
 /// What the machine is, as far as it matters.

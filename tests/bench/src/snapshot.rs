@@ -113,25 +113,21 @@ impl Joined {
 }
 
 /// One agent's stream.
-pub(crate) struct Watcher {
+struct Watcher {
     stream: Streaming<FeedEvent>,
     material: Arc<Material>,
     held: Arrived,
 }
 
 /// A snapshot that came and was verified.
-pub(crate) struct Arrived {
+struct Arrived {
     /// When.
-    pub(crate) at: Instant,
+    at: Instant,
     version: u64,
-    /// As signed.
-    pub(crate) payload_bytes: usize,
-    /// The document in it.
-    pub(crate) policy_toml: String,
 }
 
 impl Watcher {
-    pub(crate) async fn join(plane: &Plane, token: &str) -> anyhow::Result<Self> {
+    async fn join(plane: &Plane, token: &str) -> anyhow::Result<Self> {
         let joined = Joined::with(plane, token).await?;
         let watching = WatchRequest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -151,12 +147,12 @@ impl Watcher {
     }
 
     /// Of the snapshot it holds.
-    pub(crate) fn version(&self) -> u64 {
+    fn version(&self) -> u64 {
         self.held.version
     }
 
     /// The first verified snapshot newer than `version`.
-    pub(crate) async fn newer_than(mut self, version: u64) -> anyhow::Result<Arrived> {
+    async fn newer_than(mut self, version: u64) -> anyhow::Result<Arrived> {
         while self.held.version <= version {
             let next = next_snapshot(&mut self.stream, &self.material);
             let next = tokio::time::timeout(PATIENCE, next)
@@ -177,8 +173,6 @@ async fn next_snapshot(stream: &mut Streaming<FeedEvent>, material: &Material) -
             return Ok(Arrived {
                 at: Instant::now(),
                 version: snapshot.version,
-                payload_bytes: signed.payload.len(),
-                policy_toml: snapshot.policy_toml,
             });
         }
     }

@@ -1,26 +1,80 @@
-//! A lightweight agent: joined by the real API, with a certificate and a service leaf of its own, on a real control
-//! connection. It serves nobody.
+//! A lightweight agent: joined by the real API, with a certificate and a service leaf of its own. It holds what a real one
+//! holds, over the real protocols: the feed, the control connection by QUIC, connections dialled in advance, and it
+//! reports every 30 s. It compiles no policy and serves nobody.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use iap_identity::{ServerName, ServiceName, certificate_request};
-use iap_proto::v1::ServiceLeafRequest;
+use iap_identity::{ConnectionId, ServerName, ServiceName, certificate_request};
 use iap_proto::v1::agent_client::AgentClient;
-use iap_proto::{decode_control, encode_control};
+use iap_proto::v1::feed_event::Event;
+use iap_proto::v1::{AgentStatus, ProxyConnection, ServiceLeafRequest, Signed, WatchRequest};
+use iap_proto::{LockList, Snapshot, decode_control, encode_control, open_locks, open_snapshot};
 use iap_runtime::keys::{KeyKind, generate};
-use iap_runtime::tls::{self, ClientStream, ServerVerifier, client_config};
-use iap_tunnel::{ALPN_CONTROL, CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, LengthPrefixed};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use iap_runtime::quic;
+use iap_runtime::tls::{ServerVerifier, client_config};
+use iap_tunnel::{
+    ALPN_CONTROL, CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, LengthPrefixed, PoolPreface,
+    Token,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::snapshot::Joined;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// As the real agent: the first retry comes soon, none later than this, and no two at the same moment.
 const RETRY_MILLISECONDS_MAX: u64 = 5_000;
+const STATUS_EVERY: Duration = Duration::from_secs(30);
+const SILENCE_MAX: Duration = Duration::from_secs(35);
+const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// What an agent keeps by default.
+pub(super) const POOL: usize = 4;
+/// Agents share two cores here, which no fleet does: one in so many verifies what it is sent, the others only read it.
+const VERIFIES_ONE_IN: u64 = 10;
+
+/// What all agents together have at a moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    /// Follow the feed, and have been given the whole state.
+    pub(super) fed: usize,
+    /// Their service is routed.
+    pub(super) routed: usize,
+    /// Connections dialled in advance.
+    pub(super) pooled: usize,
+    /// Feeds that ended, since the beginning.
+    pub(super) feeds_lost: usize,
+    /// Control connections that ended, since the beginning.
+    pub(super) routes_lost: usize,
+}
+
+/// Something signed that an agent has in full.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    pub(super) what: What,
+    pub(super) version: u64,
+    /// Signed.
+    pub(super) bytes: usize,
+    pub(super) at: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Snapshot,
+    Locks,
+}
+
+/// Where agents say how they are.
+#[derive(Clone, Debug)]
+pub(super) struct Ear {
+    pub(super) counts: watch::Sender<Counts>,
+    pub(super) heard: mpsc::UnboundedSender<Heard>,
+    /// Whether connections are to be dialled in advance by now.
+    pub(super) pooling: watch::Sender<bool>,
+}
 
 /// What reconnecting takes.
 pub(super) struct Agent {
@@ -28,12 +82,6 @@ pub(super) struct Agent {
     service: ServiceName,
     leaf: Vec<u8>,
     number: u64,
-}
-
-/// A connection whose service the proxy routes.
-struct Line {
-    stream: ClientStream<TcpStream>,
-    decoder: LengthPrefixed,
 }
 
 impl Agent {
@@ -57,41 +105,159 @@ impl Agent {
         })
     }
 
-    /// Connects, and connects again whenever the connection ends; counts itself while its service is routed.
-    pub(super) async fn stay(self, served: watch::Sender<usize>) {
+    /// Follows the feed for ever, and reports.
+    pub(super) async fn listen(self: Arc<Self>, ear: Ear) {
+        let reporting = tokio::spawn(Arc::clone(&self).report());
         let mut failures = 0;
         loop {
-            match self.connect().await {
-                Ok(line) => {
-                    failures = 0;
-                    served.send_modify(|count| *count += 1);
-                    let _ended = line.answer_pings().await;
-                    served.send_modify(|count| *count -= 1);
-                }
-                Err(_) => failures += 1,
+            let mut fed = false;
+            let _ended = self.follow(&ear, &mut fed).await;
+            if fed {
+                failures = 0;
+                ear.counts.send_modify(|counts| {
+                    counts.fed -= 1;
+                    counts.feeds_lost += 1;
+                });
             }
-            // Spread by number in place of chance.
-            let most = (200_u64 << failures.min(5)).min(RETRY_MILLISECONDS_MAX);
-            let wait = most / 2 + self.number.wrapping_mul(7919) % (most / 2);
-            tokio::time::sleep(Duration::from_millis(wait)).await;
+            if ear.heard.is_closed() {
+                reporting.abort();
+                return;
+            }
+            self.pause(&mut failures).await;
         }
     }
 
+    async fn follow(&self, ear: &Ear, fed: &mut bool) -> anyhow::Result<()> {
+        let request = WatchRequest {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            services: vec![self.service.to_string()],
+        };
+        let mut stream = self.client().watch(request).await?.into_inner();
+        loop {
+            let message = tokio::time::timeout(SILENCE_MAX, stream.message()).await??;
+            let (what, version, bytes) = match message.context("the stream ended")?.event {
+                Some(Event::Snapshot(signed)) => (
+                    What::Snapshot,
+                    self.snapshot_version(&signed)?,
+                    signed.payload.len(),
+                ),
+                Some(Event::Locks(signed)) => {
+                    (What::Locks, self.lock_version(&signed)?, signed.payload.len())
+                }
+                Some(Event::Beat(_)) if !*fed => {
+                    *fed = true;
+                    ear.counts.send_modify(|counts| counts.fed += 1);
+                    continue;
+                }
+                Some(Event::Beat(_) | Event::Bundle(_)) | None => continue,
+            };
+            let at = Instant::now();
+            ear.heard.send(Heard {
+                what,
+                version,
+                bytes,
+                at,
+            })?;
+        }
+    }
+
+    fn snapshot_version(&self, signed: &Signed) -> anyhow::Result<u64> {
+        Ok(match self.verifies() {
+            true => open_snapshot(signed, &self.joined.material.bundle())?.version,
+            false => Snapshot::decode(&signed.payload)?.version,
+        })
+    }
+
+    fn lock_version(&self, signed: &Signed) -> anyhow::Result<u64> {
+        Ok(match self.verifies() {
+            true => open_locks(signed, &self.joined.material.bundle())?.version,
+            false => LockList::decode(&signed.payload)?.version,
+        })
+    }
+
+    fn verifies(&self) -> bool {
+        self.number.is_multiple_of(VERIFIES_ONE_IN)
+    }
+
+    fn client(&self) -> AgentClient<tonic::transport::Channel> {
+        AgentClient::new(self.joined.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    async fn report(self: Arc<Self>) {
+        let address = self.joined.address.to_string();
+        let status = AgentStatus {
+            connected_proxies: vec![address.clone()],
+            proxies: vec![ProxyConnection {
+                address,
+                control: "quic".to_owned(),
+                data: "tcp".to_owned(),
+            }],
+            live_sessions: 0,
+            services: vec![self.service.to_string()],
+        };
+        tokio::time::sleep(STATUS_EVERY.mul_f64(spread(self.number))).await;
+        loop {
+            // The next one tells as much.
+            let _lost = self.client().status(status.clone()).await;
+            tokio::time::sleep(STATUS_EVERY).await;
+        }
+    }
+
+    /// Holds the control connection for ever, and the pool when it is time.
+    pub(super) async fn stay(self: Arc<Self>, ear: Ear) {
+        let mut failures = 0;
+        while !ear.heard.is_closed() {
+            if let Ok(line) = self.connect().await {
+                failures = 0;
+                ear.counts.send_modify(|counts| counts.routed += 1);
+                let _ended = line.hold(&ear).await;
+                ear.counts.send_modify(|counts| {
+                    counts.routed -= 1;
+                    counts.routes_lost += 1;
+                });
+            }
+            self.pause(&mut failures).await;
+        }
+    }
+
+    async fn pause(&self, failures: &mut u32) {
+        let most = (200_u64 << (*failures).min(5)).min(RETRY_MILLISECONDS_MAX);
+        *failures += 1;
+        let most = Duration::from_millis(most);
+        // Spread by number in place of chance.
+        tokio::time::sleep(most / 2 + (most / 2).mul_f64(spread(self.number))).await;
+    }
+
     async fn connect(&self) -> anyhow::Result<Line> {
-        let tcp = TcpStream::connect(self.joined.address.to_string()).await?;
-        tcp.set_nodelay(true)?;
+        let address = self.joined.address.to_string();
         let material = &self.joined.material;
         let verifier = Arc::new(ServerVerifier::new(material.clone()));
         let config = client_config(verifier, Some(material.clone()), &[ALPN_CONTROL])?;
         let host = ServerName::Proxy.host(&self.joined.cluster);
-        let stream = tls::connect(tcp, &host, config, TIMEOUT).await?;
+        let connection = quic::connect(address.parse()?, &host, config, TIMEOUT).await?;
+        let (send, recv) = connection.open_bi().await?;
         let mut line = Line {
-            stream,
+            stream: quic::urgent(send, recv),
             decoder: LengthPrefixed::new(CONTROL_FRAME_BYTES_MAX),
+            proxy: address,
+            _connection: connection,
         };
         tokio::time::timeout(TIMEOUT, line.announce(&self.service, &self.leaf)).await??;
         Ok(line)
     }
+}
+
+/// A place in [0, 1) for each number, neighbours far apart.
+fn spread(number: u64) -> f64 {
+    f64::from(u32::try_from(number.wrapping_mul(7919) % 1009).unwrap_or_default()) / 1009.0
+}
+
+/// A connection whose service the proxy routes.
+struct Line {
+    stream: quic::Stream,
+    decoder: LengthPrefixed,
+    proxy: String,
+    _connection: quic::Connection,
 }
 
 impl Line {
@@ -119,12 +285,33 @@ impl Line {
         }
     }
 
-    async fn answer_pings(mut self) -> anyhow::Result<()> {
+    async fn hold(mut self, ear: &Ear) -> anyhow::Result<()> {
+        let mut pooling = ear.pooling.subscribe();
+        let mut pool = JoinSet::new();
+        if *pooling.borrow_and_update() {
+            self.ask(POOL).await?;
+        }
         loop {
-            if let ControlMessage::Ping(nonce) = self.next().await? {
-                self.send(ControlMessage::Pong(nonce)).await?;
+            tokio::select! {
+                message = self.next() => match message? {
+                    ControlMessage::Ping(nonce) => self.send(ControlMessage::Pong(nonce)).await?,
+                    ControlMessage::PoolTokens { tokens, idle_seconds } => {
+                        let idle = Duration::from_secs(idle_seconds.into());
+                        for (id, token) in tokens {
+                            pool.spawn(wait_in_pool(self.proxy.clone(), id, token, idle, ear.counts.clone()));
+                        }
+                    }
+                    _ => {}
+                },
+                _ = pooling.changed() => self.ask(POOL).await?,
+                Some(_ended) = pool.join_next() => self.ask(1).await?,
             }
         }
+    }
+
+    async fn ask(&mut self, connections: usize) -> anyhow::Result<()> {
+        let connections = u32::try_from(connections)?;
+        self.send(ControlMessage::PoolAsk { connections }).await
     }
 
     async fn send(&mut self, message: ControlMessage) -> anyhow::Result<()> {
@@ -132,6 +319,7 @@ impl Line {
         Ok(self.stream.flush().await?)
     }
 
+    /// Safe to drop and call again: what was read is in the decoder.
     async fn next(&mut self) -> anyhow::Result<ControlMessage> {
         let mut buffer = [0; 2048];
         loop {
@@ -146,4 +334,35 @@ impl Line {
             }
         }
     }
+}
+
+/// Counted while it waits, however that ends.
+struct Pooled(watch::Sender<Counts>);
+
+impl Pooled {
+    fn enter(counts: watch::Sender<Counts>) -> Self {
+        counts.send_modify(|counts| counts.pooled += 1);
+        Self(counts)
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        self.0.send_modify(|counts| counts.pooled -= 1);
+    }
+}
+
+async fn wait_in_pool(
+    proxy: String,
+    id: ConnectionId,
+    token: Token,
+    idle: Duration,
+    counts: watch::Sender<Counts>,
+) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect(proxy).await?;
+    stream.write_all(&PoolPreface { id, token }.encode()).await?;
+    let _pooled = Pooled::enter(counts);
+    // Nobody asks for the service: whatever happens on it is its end.
+    let _ended = tokio::time::timeout(idle, stream.ready(Interest::READABLE)).await;
+    Ok(())
 }

@@ -1,91 +1,227 @@
-//! Many agents on one proxy: what one costs it, and how soon all are back after it was killed.
+//! Many agents on one proxy and one auth server: what one costs them, what they cost at rest, and how soon all are back
+//! after the proxy was killed.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::agent::Agent;
+use super::agent::{Agent, Counts, Ear, Heard, POOL, What};
+use super::{Add, count_of};
 use crate::ours::Plane;
-use crate::process::resident_kib;
+use crate::process::{cpu_seconds, resident_kib};
 use crate::snapshot::Joined;
 
 const SERVICE: &str = "fleet";
-/// What the proxy holds before the first agent is not counted: the slope is.
-const FIRST: usize = 100;
 const JOINING_AT_ONCE: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Until the programs have put aside what they used for arrivals alone.
+const SETTLING: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(60);
 
-/// `agent_proxy_kib`, `agents_back_s`.
-pub(super) fn measure(
-    plane: &Plane,
-    runtime: &Runtime,
+/// The lightweight agents, all connected.
+pub(super) struct Fleet {
     count: usize,
-    add: &mut impl FnMut(&str, f64, &str),
-) -> anyhow::Result<()> {
-    let admin = plane.log_in("admin")?;
-    let file = plane.dir.join("config/fleet.toml");
-    let record =
-        format!("[[service]]\nname = \"{SERVICE}\"\nprotocol = \"tcp\"\nlabels = {{ env = \"dev\" }}\n");
-    std::fs::write(&file, record)?;
-    plane.iapctl(&admin, &["services", "apply", &file.display().to_string()])?;
-    let token = plane.agent_token(&admin, count, &[SERVICE])?;
-    let begun = Instant::now();
-    let mut agents = runtime.block_on(async {
-        let joining = (0..count as u64).map(|number| {
-            let token = token.clone();
-            async move { Agent::join(Joined::with(plane, &token).await?, SERVICE, number).await }
-        });
-        let joined: Vec<_> = futures_util::stream::iter(joining)
-            .buffer_unordered(JOINING_AT_ONCE)
-            .collect()
-            .await;
-        joined.into_iter().collect::<anyhow::Result<Vec<_>>>()
-    })?;
-    add("agents_join_s", begun.elapsed().as_secs_f64(), "s");
-
-    let (served, mut watched) = watch::channel(0);
-    let rest = agents.split_off(FIRST.min(agents.len()));
-    start(runtime, agents, &served);
-    runtime.block_on(reached(&mut watched, FIRST))?;
-    let few = resident_kib(plane.pid("proxy")?)?;
-    start(runtime, rest, &served);
-    runtime.block_on(reached(&mut watched, count))?;
-    let many = resident_kib(plane.pid("proxy")?)?;
-    #[allow(clippy::cast_precision_loss, reason = "a thousand")]
-    let each = (many - few) / (count - FIRST) as f64;
-    add("agent_proxy_kib", each, "KiB");
-
-    plane.kill("proxy")?;
-    let killed = Instant::now();
-    runtime.block_on(async {
-        fell(&mut watched).await?;
-        reached(&mut watched, count).await
-    })?;
-    add("agents_back_s", killed.elapsed().as_secs_f64(), "s");
-    Ok(())
+    counts: watch::Receiver<Counts>,
+    heard: mpsc::UnboundedReceiver<Heard>,
 }
 
-fn start(runtime: &Runtime, agents: Vec<Agent>, served: &watch::Sender<usize>) {
-    for agent in agents {
-        runtime.spawn(agent.stay(served.clone()));
+/// How a version spread.
+pub(super) struct Spread {
+    /// When it was with each agent: sorted.
+    at: Vec<Instant>,
+    /// What was signed.
+    pub(super) bytes: usize,
+}
+
+impl Fleet {
+    /// Joins `count` agents and connects them in stages: the feed, the control connection, the pool.
+    ///
+    /// `agents_join_s`, `agent_proxy_kib*`, `agent_auth_kib`, `agents_idle_cpu_percent_*`.
+    pub(super) fn gather(
+        plane: &Plane,
+        runtime: &Runtime,
+        count: usize,
+        add: &mut Add<'_>,
+    ) -> anyhow::Result<Self> {
+        let admin = plane.log_in("admin")?;
+        let record =
+            format!("[[service]]\nname = \"{SERVICE}\"\nprotocol = \"tcp\"\nlabels = {{ env = \"dev\" }}\n");
+        plane.apply_services(&admin, &record)?;
+        let token = plane.agent_token(&admin, count, &[SERVICE])?;
+        let mut memory = Memory::read(plane)?;
+        let begun = Instant::now();
+        let agents = runtime.block_on(join(plane, &token, count))?;
+        add("agents_join_s", begun.elapsed().as_secs_f64(), "s");
+
+        let (counts, watched) = watch::channel(Counts::default());
+        let (heard, hearing) = mpsc::unbounded_channel();
+        let ear = Ear {
+            counts,
+            heard,
+            pooling: watch::Sender::new(false),
+        };
+        let mut fleet = Self {
+            count,
+            counts: watched,
+            heard: hearing,
+        };
+        let first = memory;
+        for agent in &agents {
+            runtime.spawn(Arc::clone(agent).listen(ear.clone()));
+        }
+        runtime.block_on(fleet.until(|counts| counts.fed >= count))?;
+        memory = memory.grown(plane, "feed", count, add)?;
+        for agent in &agents {
+            runtime.spawn(Arc::clone(agent).stay(ear.clone()));
+        }
+        runtime.block_on(fleet.until(|counts| counts.routed >= count))?;
+        memory = memory.grown(plane, "control", count, add)?;
+        ear.pooling.send_replace(true);
+        runtime.block_on(fleet.until(|counts| counts.pooled >= count * POOL))?;
+        memory.grown(plane, "pool", count, add)?;
+        let all = Memory::read(plane)?;
+        add(
+            "agent_proxy_kib",
+            (all.proxy - first.proxy) / count_of(count),
+            "KiB",
+        );
+        add("agent_auth_kib", (all.auth - first.auth) / count_of(count), "KiB");
+        add("agents_proxy_mib", all.proxy / 1024.0, "MiB");
+        add("agents_auth_mib", all.auth / 1024.0, "MiB");
+        idle(plane, add)?;
+        Ok(fleet)
+    }
+
+    /// `agents_back_s`: after `kill -9` of the proxy, until all have their feed, route and pool again.
+    pub(super) fn survive(
+        &mut self,
+        plane: &Plane,
+        runtime: &Runtime,
+        add: &mut Add<'_>,
+    ) -> anyhow::Result<()> {
+        let count = self.count;
+        let lost = self.counts.borrow().routes_lost + count;
+        plane.kill("proxy")?;
+        let killed = Instant::now();
+        runtime.block_on(async {
+            self.until(|counts| counts.routes_lost >= lost).await?;
+            self.until(|counts| counts.routed >= count).await
+        })?;
+        add("agents_routed_again_s", killed.elapsed().as_secs_f64(), "s");
+        runtime.block_on(self.until(|counts| counts.fed >= count && counts.pooled >= count * POOL))?;
+        add("agents_back_s", killed.elapsed().as_secs_f64(), "s");
+        Ok(())
+    }
+
+    /// Forgets what was heard so far.
+    pub(super) fn forget(&mut self) {
+        while self.heard.try_recv().is_ok() {}
+    }
+
+    /// Waits until every agent has the same version, one that nobody had before the last [`forget`](Self::forget).
+    pub(super) async fn everywhere(&mut self, what: What) -> anyhow::Result<Spread> {
+        let mut by_version: BTreeMap<u64, Vec<Instant>> = BTreeMap::new();
+        let all = async {
+            while let Some(heard) = self.heard.recv().await {
+                if heard.what != what {
+                    continue;
+                }
+                let at = by_version.entry(heard.version).or_default();
+                at.push(heard.at);
+                if at.len() >= self.count {
+                    return Some(heard);
+                }
+            }
+            None
+        };
+        let last = tokio::time::timeout(PATIENCE, all)
+            .await
+            .context("not every agent was told")?
+            .context("the agents are gone")?;
+        let mut at = by_version.remove(&last.version).unwrap_or_default();
+        at.sort();
+        Ok(Spread {
+            at,
+            bytes: last.bytes,
+        })
+    }
+
+    async fn until(&mut self, reached: impl Fn(&Counts) -> bool) -> anyhow::Result<()> {
+        let waiting = self.counts.wait_for(|counts| reached(counts));
+        if let Ok(reached) = tokio::time::timeout(PATIENCE, waiting).await {
+            reached?;
+            return Ok(());
+        }
+        anyhow::bail!("of {} agents: {:?}", self.count, *self.counts.borrow());
     }
 }
 
-async fn reached(served: &mut watch::Receiver<usize>, count: usize) -> anyhow::Result<()> {
-    let all = served.wait_for(|now| *now >= count);
-    tokio::time::timeout(PATIENCE, all)
-        .await
-        .context("not all agents are connected")??;
-    Ok(())
+impl Spread {
+    /// Seconds from `begun` until `share` of the agents had it.
+    pub(super) fn seconds(&self, begun: Instant, share: f64) -> f64 {
+        let seconds: Vec<_> = self
+            .at
+            .iter()
+            .map(|at| at.saturating_duration_since(begun).as_secs_f64())
+            .collect();
+        super::quantile(&seconds, share)
+    }
 }
 
-/// The killed proxy has taken the connections with it.
-async fn fell(served: &mut watch::Receiver<usize>) -> anyhow::Result<()> {
-    tokio::time::timeout(PATIENCE, served.wait_for(|now| *now == 0))
-        .await
-        .context("the proxy lives")??;
+async fn join(plane: &Plane, token: &str, count: usize) -> anyhow::Result<Vec<Arc<Agent>>> {
+    let joining = (0..count as u64).map(|number| async move {
+        Agent::join(Joined::with(plane, token).await?, SERVICE, number)
+            .await
+            .map(Arc::new)
+    });
+    let joined: Vec<_> = futures_util::stream::iter(joining)
+        .buffer_unordered(JOINING_AT_ONCE)
+        .collect()
+        .await;
+    joined.into_iter().collect()
+}
+
+/// KiB resident.
+#[derive(Clone, Copy)]
+struct Memory {
+    proxy: f64,
+    auth: f64,
+}
+
+impl Memory {
+    fn read(plane: &Plane) -> anyhow::Result<Self> {
+        std::thread::sleep(SETTLING);
+        Ok(Self {
+            proxy: resident_kib(plane.pid("proxy")?)?,
+            auth: resident_kib(plane.pid("auth")?)?,
+        })
+    }
+
+    /// What a stage cost the proxy.
+    fn grown(self, plane: &Plane, stage: &str, count: usize, add: &mut Add<'_>) -> anyhow::Result<Self> {
+        let now = Self::read(plane)?;
+        let each = (now.proxy - self.proxy) / count_of(count);
+        add(&format!("agent_proxy_kib_{stage}"), each, "KiB");
+        Ok(now)
+    }
+}
+
+/// What a fleet costs that does nothing.
+fn idle(plane: &Plane, add: &mut Add<'_>) -> anyhow::Result<()> {
+    let mut before = Vec::new();
+    for name in ["proxy", "auth"] {
+        let pid = plane.pid(name)?;
+        before.push((name, pid, cpu_seconds(pid)?));
+    }
+    std::thread::sleep(IDLE);
+    for (name, pid, before) in before {
+        let percent = 100.0 * (cpu_seconds(pid)? - before) / IDLE.as_secs_f64();
+        add(&format!("agents_idle_cpu_percent_{name}"), percent, "% of a core");
+    }
     Ok(())
 }
