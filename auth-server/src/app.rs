@@ -8,6 +8,7 @@ use iap_audit::EventKind;
 use iap_identity::Pin;
 use iap_runtime::admin::{self, AdminError, Condition, Readiness};
 use iap_runtime::config::InForce;
+use iap_runtime::net;
 use iap_runtime::shutdown::{Drained, Shutdown};
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
@@ -105,9 +106,7 @@ impl App {
         let web_tls = WebTls::load(context.config.web.clone(), &identity.material())?;
         let logins = Arc::new(Logins::new(Arc::clone(&context))?);
         let address = context.config.listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| BuildError::Listen { address, source })?;
+        let listener = net::listen(address).map_err(|source| BuildError::Listen { address, source })?;
         let local = local::listen(&context.config.data_dir).map_err(BuildError::Local)?;
         let places = Places::new(&context.limits.now());
         let event = context

@@ -142,7 +142,7 @@ impl App {
             material: state.material,
             ready: readiness.condition("certificate"),
         };
-        let listeners = Binder::new(&config, &door, secret)?.bind_all().await?;
+        let listeners = Binder::new(&config, &door, secret)?.bind_all()?;
         let admin_listen = config.admin_listen;
         let registry = Arc::new(registry);
         Ok(Self {

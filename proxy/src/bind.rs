@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use iap_runtime::inherited::Inherited;
+use iap_runtime::net;
 use iap_runtime::quic::{ListenLimits, Listener};
 use iap_runtime::tls;
 use tokio::net::TcpListener;
@@ -58,11 +59,11 @@ impl Binder {
     }
 
     /// Every address: on the sockets that a socket unit passed, or bound here where it passed none for an address.
-    pub(crate) async fn bind_all(&self) -> Result<Vec<Listeners>, AppError> {
+    pub(crate) fn bind_all(&self) -> Result<Vec<Listeners>, AppError> {
         let mut inherited = Inherited::from_environment().map_err(AppError::Inherited)?;
         let mut all = Vec::with_capacity(self.addresses.len());
         for address in &self.addresses {
-            all.push(self.bind(*address, &mut inherited).await?);
+            all.push(self.bind(*address, &mut inherited)?);
         }
         match inherited.left_over() {
             Some(address) => Err(AppError::NotConfigured { address }),
@@ -70,22 +71,22 @@ impl Binder {
         }
     }
 
-    async fn bind(&self, address: SocketAddr, inherited: &mut Inherited) -> Result<Listeners, AppError> {
+    fn bind(&self, address: SocketAddr, inherited: &mut Inherited) -> Result<Listeners, AppError> {
         let choices = if address.port() == 0 { CHOICES_MAX } else { 1 };
         let mut choice = 1;
         loop {
-            match self.bind_once(address, inherited).await {
+            match self.bind_once(address, inherited) {
                 Err(AppError::ListenUdp { .. }) if choice < choices => choice += 1,
                 bound => return bound,
             }
         }
     }
 
-    async fn bind_once(&self, address: SocketAddr, inherited: &mut Inherited) -> Result<Listeners, AppError> {
+    fn bind_once(&self, address: SocketAddr, inherited: &mut Inherited) -> Result<Listeners, AppError> {
         let refused = |source| AppError::Listen { address, source };
         let tcp = match inherited.take_tcp(address) {
             Some(passed) => TcpListener::from_std(passed).map_err(refused)?,
-            None => TcpListener::bind(address).await.map_err(refused)?,
+            None => net::listen(address).map_err(refused)?,
         };
         let address = tcp.local_addr().map_err(refused)?;
         let quic = match &self.quic {

@@ -13,7 +13,7 @@ pub mod dial;
 pub mod http_proxy;
 pub mod no_proxy;
 
-pub use accept::accept;
+pub use accept::{accept, listen};
 pub use dial::{connect, race};
 pub use http_proxy::{HttpProxy, HttpProxyError, Route, proxied, reach};
 pub use no_proxy::NoProxy;
