@@ -283,7 +283,7 @@ mod tests {
                 let (started, runs) = tokio::sync::oneshot::channel();
                 tokio::task::spawn_blocking(move || {
                     let _ = started.send(());
-                    drop(held.recv());
+                    let _ = held.recv();
                 });
                 Ok(runs.await?)
             });

@@ -127,6 +127,7 @@ impl Journal {
                 "a record that was never confirmed was cut off"
             );
         }
+        warn_of_small_reserve(&bounds, limits.now().sessions_max);
         let journal = Self(Arc::new(Inner {
             agent_id,
             spool,
@@ -141,7 +142,6 @@ impl Journal {
             stopped: watch::Sender::new(false),
             background: TaskTracker::new(),
         }));
-        warn_of_small_reserve(&bounds, limits.sessions_max);
         let waiting = recover::end_lost_sessions(&journal, state).await?;
         if waiting.is_empty() {
             journal.0.recovered.send_replace(true);
@@ -520,7 +520,7 @@ mod tests {
         let (agent_id, limits) = (AgentId::from_uuid(Uuid::from_u128(1)), Limits::default());
         let clock = Arc::new(TrustedClock::default());
         let metrics = Metrics::registered(&mut prometheus_client::registry::Registry::default());
-        let opening = Journal::open(agent_id, &state, &limits, clock, metrics);
+        let opening = Journal::open(agent_id, &state, InForce::new(limits), clock, metrics);
         let journal = opening.await.unwrap();
         let (now, id) = journal.stamp();
         let event = Event::new(EventKind::SessionEnd, now, id).field("text", "x".repeat(1 << 20));
