@@ -39,10 +39,6 @@ const INCOMING_BUFFER_BYTES: u64 = 16 * 1024;
 const INCOMING_BUFFERS_BYTES: u64 = 8 * 1024 * 1024;
 /// How long a client may take to come back and prove its address.
 const RETRY_TOKEN_LIFE: Duration = Duration::from_secs(10);
-/// Between two stateless resets. Every client of a server that was started again needs one, and all of them come within
-/// [`KEEP_ALIVE`]: who gets none waits until [`IDLE`] is over. A reset is shorter than what caused it, so that nobody
-/// gains by causing them and no two servers go on resetting each other (RFC 9000 §10.3.3).
-const RESET_INTERVAL: Duration = Duration::from_micros(100);
 
 const RESET_INFO: &[u8] = b"iap quic stateless reset";
 const CONNECTION_ID_BYTES: usize = 8;
@@ -298,7 +294,6 @@ fn endpoint_config(secret: &[u8]) -> Result<EndpointConfig, QuicError> {
     let reset = hmac::Key::new(hmac::HMAC_SHA256, &reset);
     let mut config = EndpointConfig::new(Arc::new(reset));
     config.cid_generator(|| Box::new(AnyConnectionId));
-    config.min_reset_interval(RESET_INTERVAL);
     Ok(config)
 }
 
