@@ -18,7 +18,7 @@ use super::*;
 use crate::authority::AUTH_ID_FILE;
 use crate::config::Config;
 use crate::context::{AppContext, Clock, Random};
-use crate::store::{Counter, RuleStore as _, sqlite::SqliteStore};
+use crate::store::{Counter, PolicyRow, RuleStore as _, sqlite::SqliteStore};
 
 fn config(dir: &TempDir, cluster: &str, data: &str) -> Config {
     let data = dir.path().join(data);
@@ -154,6 +154,34 @@ async fn each_restore_begins_an_epoch_of_its_own_and_a_new_chain_of_records() {
         .unwrap();
     assert!(!opened.is_first_start);
     assert_eq!(opened.context.feed.snapshot().content.epoch, one.epoch);
+}
+
+#[tokio::test]
+async fn the_policy_goes_on_with_a_version_that_no_certificate_from_before_can_know() {
+    let dir = tempfile::tempdir().unwrap();
+    let before = config(&dir, "iap.example.com", "before");
+    let opened = AppContext::open(before.clone(), Clock::system(), Random::system())
+        .await
+        .unwrap();
+    let policy = PolicyRow {
+        version: 1,
+        toml: "# nobody may do anything".to_owned(),
+        sha256: [7; 32],
+        applied_by: "alice".to_owned(),
+        applied_at: Clock::system().now(),
+    };
+    let store = &opened.context.store;
+    assert!(store.apply_policy(&policy, &BTreeMap::new()).await.unwrap());
+    drop(opened);
+    let output = dir.path().join("backup.tar");
+    make(&before, &output, Clock::system().now()).await.unwrap();
+    let after = config(&dir, "iap.example.com", "after");
+    restored(&after, &output).await.unwrap();
+    let opened = AppContext::open(after, Clock::system(), Random::system())
+        .await
+        .unwrap();
+    let current = opened.context.policies.current();
+    assert_eq!((current.version, &current.toml), (10_001, &policy.toml));
 }
 
 #[tokio::test]

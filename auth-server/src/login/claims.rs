@@ -209,7 +209,9 @@ impl Claims {
         let email = person::owned_email(&self, connector);
         let name = person::name(&self, email.as_deref(), connector, owned)?;
         let subject = person::subject(&self, connector)?;
-        let auth_time = match (self.auth_time, self.was_prompted) {
+        // Google never tells, knows no `prompt=login`, and shows its consent page at each login.
+        let is_seen = self.was_prompted || connector.kind == ConnectorKind::Google;
+        let auth_time = match (self.auth_time, is_seen) {
             // A provider's clock may be ahead of ours; nobody has authenticated in the future.
             (Some(told), _) => told.min(now),
             // All that such a provider can be asked for.

@@ -10,6 +10,10 @@ use super::columns::{Columns, milliseconds};
 use super::{BUSY_TIMEOUT, SqliteStore, create_new_private};
 use crate::store::{Restore, RestoreStore, Restored, RestoredSource, StoreError};
 
+/// More versions of the policy than were applied since any backup. A certificate says up to which version it knows
+/// groups: one from before the restore must not seem to know those that a later policy names first.
+const POLICY_VERSIONS_SKIPPED: i64 = 10_000;
+
 impl SqliteStore {
     /// Writes a consistent copy of the database in `from` to `to` (0600, must not exist), while others use it:
     /// what was committed before the call is in it.
@@ -77,6 +81,13 @@ impl RestoreStore for SqliteStore {
             .bind(at)
             .execute(&mut *transaction)
             .await?;
+        sqlx::query(
+            "INSERT INTO policies (version, toml, sha256, applied_by, applied_at)
+             SELECT version + ?, toml, sha256, applied_by, applied_at FROM policies ORDER BY version DESC LIMIT 1",
+        )
+        .bind(POLICY_VERSIONS_SKIPPED)
+        .execute(&mut *transaction)
+        .await?;
         let records: i64 = sqlx::query_scalar("SELECT count(*) FROM records")
             .fetch_one(&mut *transaction)
             .await?;
