@@ -1,9 +1,9 @@
 //! Who may take a place: bounds on waiting and routed connections, in all and by source, and the throttle
 //! that agents' verdicts feed. A blind proxy cannot tell good callers from bad ones; it can count them, and favour
-//! sources from which somebody was good lately: they are never throttled, and never give way to strangers in the
-//! waiting room.
+//! sources from which somebody was good lately: they are never throttled, never give way to strangers in the
+//! waiting room, and have routed places that no stranger gets.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,6 @@ use crate::metrics::Refusal;
 const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 /// How long one good session excuses its source's bad ones.
 const PROVEN_FOR: Duration = Duration::from_secs(600);
-/// Between two searches for sources that may be forgotten: each looks at all of them.
-const FORGETTING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The proxy's places.
 #[derive(Debug, Clone)]
@@ -32,8 +30,12 @@ pub struct Admission {
 #[derive(Debug, Default)]
 struct Places {
     routed: usize,
-    forgot_at: Option<Instant>,
     by_source: HashMap<Source, Record>,
+    /// Sources with nothing routed, in the order in which they came to rest.
+    resting: BTreeMap<u64, Source>,
+    /// The same of those that were proven then.
+    resting_proven: BTreeMap<u64, Source>,
+    rested: u64,
 }
 
 #[derive(Debug, Default)]
@@ -42,6 +44,8 @@ struct Record {
     failures: u32,
     window_began: Option<Instant>,
     proven_at: Option<Instant>,
+    /// Its number among the resting.
+    resting: Option<u64>,
 }
 
 /// A place among those that have not yet said where they want to go. Dropping it gives it back.
@@ -99,12 +103,17 @@ impl Admission {
     /// An agent judged a client from this source.
     pub fn judged(&self, source: Source, authenticated: bool, now: Instant) {
         let mut places = self.places();
+        let places = &mut *places;
         let Some(record) = places.by_source.get_mut(&source) else {
             return;
         };
         if authenticated {
             record.proven_at = Some(now);
             record.failures = 0;
+            if let Some(number) = record.resting {
+                places.resting.remove(&number);
+                places.resting_proven.insert(number, source);
+            }
             return;
         }
         if record
@@ -144,16 +153,15 @@ impl Admission {
     fn route(&self, source: Source, now: Instant) -> Result<RoutedPlace, Refusal> {
         let limits = self.limits.now();
         let mut places = self.places();
-        if places.routed >= limits.connections_max {
+        let places = &mut *places;
+        let record = places.by_source.get(&source);
+        let bounds = Bounds::of(&limits, record.is_some_and(|record| record.is_proven(now)));
+        let from_there = record.map_or(0, |record| record.routed);
+        if places.routed >= bounds.in_all || from_there >= bounds.from_one_source {
             return Err(Refusal::TooManyConnections);
         }
         places.make_room_for(source, limits.sources_max, now)?;
-        let record = places.by_source.entry(source).or_default();
-        if record.routed >= limits.connections_per_source_max {
-            return Err(Refusal::TooManyConnections);
-        }
-        record.routed += 1;
-        places.routed += 1;
+        places.occupy(source);
         Ok(RoutedPlace {
             admission: self.clone(),
             source,
@@ -166,21 +174,80 @@ impl Admission {
     }
 }
 
+/// How many may be routed for one more of a source to be.
+struct Bounds {
+    in_all: usize,
+    from_one_source: usize,
+}
+
+impl Bounds {
+    fn of(limits: &Limits, is_proven: bool) -> Self {
+        if is_proven {
+            return Self {
+                in_all: limits.connections_max,
+                from_one_source: limits.connections_per_source_max,
+            };
+        }
+        let percent = usize::from(limits.connections_reserved_percent);
+        Self {
+            in_all: limits.connections_max - limits.connections_max / 100 * percent.min(100),
+            from_one_source: limits
+                .connections_per_source_max
+                .min(limits.stranger_connections_per_source_max),
+        }
+    }
+}
+
 impl Places {
+    /// Of those that rest, whoever came to rest first is forgotten for a newcomer, proven ones last: a crowd of sources
+    /// that come once must not keep others out.
     fn make_room_for(&mut self, source: Source, sources_max: usize, now: Instant) -> Result<(), Refusal> {
         if self.by_source.len() < sources_max || self.by_source.contains_key(&source) {
             return Ok(());
         }
-        let just_looked = self
-            .forgot_at
-            .is_some_and(|at| now.saturating_duration_since(at) < FORGETTING_INTERVAL);
-        if !just_looked {
-            self.forgot_at = Some(now);
-            self.by_source.retain(|_, record| !record.is_forgettable(now));
+        let faded = |source: &Source| {
+            let record = self.by_source.get(source);
+            record.is_none_or(|record| !record.is_proven(now))
+        };
+        let fades_first = self.resting_proven.first_key_value();
+        let forgotten = match fades_first.filter(|(_, source)| faded(source)) {
+            Some((number, source)) => Some((*number, *source)),
+            None => self
+                .resting
+                .first_key_value()
+                .or(fades_first)
+                .map(|(number, source)| (*number, *source)),
+        };
+        let (number, source) = forgotten.ok_or(Refusal::TooManyConnections)?;
+        self.resting.remove(&number);
+        self.resting_proven.remove(&number);
+        self.by_source.remove(&source);
+        Ok(())
+    }
+
+    fn occupy(&mut self, source: Source) {
+        let record = self.by_source.entry(source).or_default();
+        record.routed += 1;
+        self.routed += 1;
+        if let Some(number) = record.resting.take() {
+            self.resting.remove(&number);
+            self.resting_proven.remove(&number);
         }
-        match self.by_source.len() < sources_max {
-            true => Ok(()),
-            false => Err(Refusal::TooManyConnections),
+    }
+
+    fn vacate(&mut self, source: Source, now: Instant) {
+        self.routed = self.routed.saturating_sub(1);
+        let Some(record) = self.by_source.get_mut(&source) else {
+            return;
+        };
+        record.routed = record.routed.saturating_sub(1);
+        if record.routed == 0 {
+            self.rested += 1;
+            record.resting = Some(self.rested);
+            match record.is_proven(now) {
+                true => self.resting_proven.insert(self.rested, source),
+                false => self.resting.insert(self.rested, source),
+            };
         }
     }
 }
@@ -198,11 +265,6 @@ impl Record {
     fn is_throttled(&self, failures_max: u32, now: Instant) -> bool {
         let recent = |since: Option<Instant>, span| since.is_some_and(|at| now.duration_since(at) < span);
         self.failures >= failures_max && recent(self.window_began, FAILURE_WINDOW) && !self.is_proven(now)
-    }
-
-    fn is_forgettable(&self, now: Instant) -> bool {
-        let over = |since: Option<Instant>, span| since.is_none_or(|at| now.duration_since(at) >= span);
-        self.routed == 0 && over(self.window_began, FAILURE_WINDOW) && over(self.proven_at, PROVEN_FOR)
     }
 }
 
@@ -235,11 +297,7 @@ impl RoutedPlace {
 
 impl Drop for RoutedPlace {
     fn drop(&mut self) {
-        let mut places = self.admission.places();
-        places.routed = places.routed.saturating_sub(1);
-        if let Some(record) = places.by_source.get_mut(&self.source) {
-            record.routed = record.routed.saturating_sub(1);
-        }
+        self.admission.places().vacate(self.source, Instant::now());
     }
 }
 
@@ -369,20 +427,91 @@ mod tests {
     fn remembered_sources_are_bounded_and_idle_ones_are_forgotten() {
         let admission = admission(|limits| limits.sources_max = 16);
         let now = Instant::now();
-        let held: Vec<_> = (0..16).map(|last| routed(&admission, last, now)).collect();
-        let another = |now| {
-            admission
-                .admit(Some(source(99)), now)
-                .unwrap()
-                .route(source(99), now)
+        let mut held: Vec<_> = (0..16).map(|last| routed(&admission, last, now)).collect();
+        let another = |last| {
+            let place = admission.admit(Some(source(last)), now).unwrap();
+            place.route(source(last), now)
         };
-        assert_eq!(another(now).err(), Some(Refusal::TooManyConnections));
+        assert_eq!(another(99).err(), Some(Refusal::TooManyConnections));
+        admission.judged(source(3), false, now);
+        drop(held.remove(3));
+        assert!(another(99).is_ok(), "one that only failed keeps nobody out");
+        assert!(another(98).is_ok());
+        let places = admission.places();
+        assert_eq!(places.by_source.len(), 16);
+        assert!(!places.by_source.contains_key(&source(3)) && !places.by_source.contains_key(&source(99)));
+    }
+
+    #[test]
+    fn those_that_rest_longest_are_forgotten_first_and_proven_ones_last() {
+        let admission = admission(|limits| limits.sources_max = 16);
+        let now = Instant::now();
+        let held: Vec<_> = (0..16).map(|last| routed(&admission, last, now)).collect();
+        admission.judged(source(0), true, now);
         drop(held);
-        assert_eq!(
-            another(now).err(),
-            Some(Refusal::TooManyConnections),
-            "they were looked at just now"
-        );
-        assert!(another(now + FORGETTING_INTERVAL).is_ok());
+        admission.judged(source(1), true, now);
+        let knows = |last| admission.places().by_source.contains_key(&source(last));
+        drop(routed(&admission, 20, now));
+        assert!(knows(0) && knows(1) && !knows(2) && knows(3));
+        for last in 21..40 {
+            drop(routed(&admission, last, now));
+        }
+        assert!(knows(0) && knows(1) && knows(39));
+        drop(routed(&admission, 40, now + PROVEN_FOR));
+        assert!(!knows(0) && knows(1), "a proof that is over keeps nothing");
+        // Where all are proven, forgetting one costs a favour and refusing would cost more.
+        let all = (100..116)
+            .map(|last| routed(&admission, last, now))
+            .collect::<Vec<_>>();
+        (100..116).for_each(|last| admission.judged(source(last), true, now));
+        drop(all);
+        drop(routed(&admission, 41, now));
+        assert!(knows(41) && !knows(100) && knows(101));
+        assert_eq!(admission.places().by_source.len(), 16);
+    }
+
+    #[test]
+    fn strangers_cannot_take_every_routed_place() {
+        let admission = admission(|limits| {
+            limits.connections_max = 400;
+            limits.connections_reserved_percent = 25;
+            limits.stranger_connections_per_source_max = 100;
+        });
+        let now = Instant::now();
+        let first = routed(&admission, 9, now);
+        admission.judged(source(9), true, now);
+        let mut held = vec![first];
+        let route = |last| {
+            let place = admission.admit(Some(source(last)), now).unwrap();
+            place.route(source(last), now)
+        };
+        for last in 1..=3 {
+            held.extend((0..100).map_while(|_| route(last).ok()));
+        }
+        assert_eq!(held.len(), 300);
+        assert_eq!(route(4).err(), Some(Refusal::TooManyConnections));
+        held.push(route(9).unwrap());
+        // A source that was good may take more than a stranger.
+        held.extend((0..99).map(|_| route(9).unwrap()));
+        assert_eq!(route(9).err(), Some(Refusal::TooManyConnections));
+        assert_eq!(admission.taken().1, 400);
+    }
+
+    #[test]
+    fn one_stranger_gets_fewer_places_than_a_source_that_was_good() {
+        let admission = admission(|limits| {
+            limits.connections_per_source_max = 3;
+            limits.stranger_connections_per_source_max = 2;
+        });
+        let now = Instant::now();
+        let route = |last| {
+            let place = admission.admit(Some(source(last)), now).unwrap();
+            place.route(source(last), now)
+        };
+        let _held = (route(1).unwrap(), route(1).unwrap());
+        assert_eq!(route(1).err(), Some(Refusal::TooManyConnections));
+        admission.judged(source(1), true, now);
+        let _third = route(1).unwrap();
+        assert_eq!(route(1).err(), Some(Refusal::TooManyConnections));
     }
 }

@@ -85,8 +85,12 @@ impl Default for LogSection {
 pub struct Limits {
     /// Routed connections at once.
     pub connections_max: usize,
+    /// The share of these, in percent, that is kept for sources with a recent good session.
+    pub connections_reserved_percent: u8,
     /// Routed connections at once from one source (/32, /64).
     pub connections_per_source_max: usize,
+    /// The same from a source without a recent good session.
+    pub stranger_connections_per_source_max: usize,
     /// Connections at once that have not yet said where they want to go.
     pub waiting_connections_max: usize,
     /// The same from one source.
@@ -215,6 +219,9 @@ impl File {
                 format!("must be less than {STREAMS_MAX}"),
             );
         }
+        if self.limits.connections_reserved_percent > 90 {
+            errors.push("limits.connections_reserved_percent", "must be at most 90");
+        }
         errors.into_result(Config {
             cluster: self.cluster,
             state_dir: self.state_dir,
@@ -260,7 +267,9 @@ macro_rules! limits_section {
 
 limits_section! {
     connections_max: usize = 65_536, at least 1;
+    connections_reserved_percent: u8 = 12, at least 0;
     connections_per_source_max: usize = 16_384, at least 1;
+    stranger_connections_per_source_max: usize = 2_048, at least 1;
     waiting_connections_max: usize = 8_192, at least 1;
     waiting_connections_per_source_max: usize = 1_024, at least 1;
     sources_max: usize = 65_536, at least 16;
@@ -289,7 +298,9 @@ impl From<LimitsSection> for Limits {
     fn from(section: LimitsSection) -> Self {
         Self {
             connections_max: section.connections_max,
+            connections_reserved_percent: section.connections_reserved_percent,
             connections_per_source_max: section.connections_per_source_max,
+            stranger_connections_per_source_max: section.stranger_connections_per_source_max,
             waiting_connections_max: section.waiting_connections_max,
             waiting_connections_per_source_max: section.waiting_connections_per_source_max,
             sources_max: section.sources_max,

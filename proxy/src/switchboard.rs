@@ -21,6 +21,7 @@ use crate::admission::Source;
 use crate::config::Limits;
 use crate::front::data::DataStream;
 use crate::metrics::Metrics;
+use crate::verdict::Verdict;
 
 pub(crate) const REPLACED: &str = "the agent opened a newer control connection";
 
@@ -56,6 +57,7 @@ struct Session {
     serial: String,
     source: Source,
     judged: bool,
+    verdict: Verdict,
     cut: Cancellation,
 }
 
@@ -127,6 +129,8 @@ pub struct Slot {
     connection_id: ConnectionId,
     /// Cancelled when the agent gets locked.
     pub cut: Cancellation,
+    /// What the agent thinks of the client.
+    pub verdict: Verdict,
 }
 
 impl Switchboard {
@@ -251,12 +255,13 @@ impl Switchboard {
             client_address: request.client_address,
             pooled: pooled.as_ref().map(|(id, _)| *id),
         });
-        let cut = Cancellation::new();
+        let (cut, verdict) = (Cancellation::new(), Verdict::default());
         let session = Session {
             agent,
             serial: line.serial.clone(),
             source: request.source,
             judged: false,
+            verdict: verdict.clone(),
             cut: cut.clone(),
         };
         table.sessions.insert(id, session);
@@ -267,6 +272,7 @@ impl Switchboard {
             agent,
             connection_id: id,
             cut,
+            verdict,
         };
         Ok(Opened {
             slot,
@@ -351,13 +357,20 @@ impl Switchboard {
         waiter.is_some_and(|waiter| waiter.send(Answer::Refused(reason)).is_ok())
     }
 
-    /// The source of a session of this agent that had no verdict yet.
-    pub fn judge(&self, agent: &AgentId, connection_id: &ConnectionId) -> Option<Source> {
+    /// The agent's verdict on a client. Returns the source of a session of this agent that had none yet. One whose
+    /// client failed ends as soon as that was told.
+    pub fn judge(
+        &self,
+        agent: &AgentId,
+        connection_id: &ConnectionId,
+        authenticated: bool,
+    ) -> Option<Source> {
         let mut table = self.table();
         let session = table.sessions.get_mut(connection_id)?;
         if session.agent != *agent || std::mem::replace(&mut session.judged, true) {
             return None;
         }
+        session.verdict.give(authenticated);
         Some(session.source)
     }
 

@@ -311,7 +311,8 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
     }
 
     fn judged(&self, connection_id: &ConnectionId, authenticated: bool) {
-        if let Some(source) = self.door.board.judge(&self.agent.peer.id, connection_id) {
+        let agent = &self.agent.peer.id;
+        if let Some(source) = self.door.board.judge(agent, connection_id, authenticated) {
             self.door.metrics.verdict(authenticated);
             self.door.admission.judged(source, authenticated, Instant::now());
         }

@@ -22,6 +22,7 @@ use crate::admission::{Admission, RoutedPlace, Source, WaitingPlace};
 use crate::control::ControlDoor;
 use crate::metrics::{Counted, Destination, Metrics, Refusal};
 use crate::trust::Trust;
+use crate::verdict;
 
 /// Everything behind the public port.
 pub(crate) struct Door {
@@ -124,7 +125,7 @@ impl Door {
             }
         };
         self.metrics.routed(Destination::Auth);
-        let closed = session::relay(client.stream, other, client.hello, &self.end).await;
+        let closed = session::relay(client.stream, other, client.hello, &verdict::Unproven, &self.end).await;
         self.closed(&client.name, client.address, closed);
     }
 
@@ -152,7 +153,7 @@ impl Door {
         } else {
             client.hello
         };
-        let closed = session::join(client.stream, fetched.stream, hello, &fetched.slot.cut).await;
+        let closed = session::join(client.stream, fetched.stream, hello, &fetched.slot).await;
         self.closed(&client.name, client.address, closed);
     }
 

@@ -1,29 +1,41 @@
 //! Moving the bytes of one connection, and turning one away so that the reason arrives.
 
-use std::time::Duration;
-
-use iap_runtime::pump::{self, Cancellation, Closed, Counters, PumpLimits};
+use iap_runtime::pump::{self, Cancellation, Closed, Counters, LiveLimits};
 use iap_runtime::tls::{self, AlertDescription};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::data::DataStream;
+use crate::switchboard::Slot;
+use crate::verdict::FAREWELL_TIMEOUT;
 
-const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
 
-/// Joins a client and the agent that came for it until the connection ends.
+/// Joins a client and the agent that came for it until the connection ends, or the client has failed to prove who
+/// it is.
 pub(crate) async fn join(
     client: TcpStream,
     agent: DataStream,
     hello: Vec<u8>,
-    cut: &Cancellation,
+    slot: &Slot,
 ) -> std::io::Result<Closed> {
-    // Boxed: a session over TCP should not weigh what one over TLS or QUIC does.
-    match agent {
-        DataStream::Tcp(agent) => relay(client, agent, hello, cut).await,
-        DataStream::Tls(agent) => Box::pin(copy(client, agent, hello, cut)).await,
-        DataStream::Quic(agent) => Box::pin(copy(client, agent, hello, cut)).await,
+    let moving = async {
+        let (limits, cut) = (&slot.verdict, &slot.cut);
+        // Boxed: a session over TCP should not weigh what one over TLS or QUIC does.
+        match agent {
+            DataStream::Tcp(agent) => relay(client, agent, hello, limits, cut).await,
+            DataStream::Tls(agent) => Box::pin(copy(client, agent, hello, limits, cut)).await,
+            DataStream::Quic(agent) => Box::pin(copy(client, agent, hello, limits, cut)).await,
+        }
+    };
+    let failed = async {
+        slot.verdict.failed().await;
+        slot.cut.cancel("the client did not prove who it is");
+        std::future::pending().await
+    };
+    tokio::select! {
+        closed = moving => closed,
+        never = failed => never,
     }
 }
 
@@ -32,14 +44,14 @@ pub(crate) async fn relay(
     mut client: TcpStream,
     mut other: TcpStream,
     hello: Vec<u8>,
+    limits: &impl LiveLimits,
     cut: &Cancellation,
 ) -> std::io::Result<Closed> {
     other.write_all(&hello).await?;
     // A session may last for hours; these bytes have done their work.
     drop(hello);
     let counters = Counters::new();
-    let limits = PumpLimits::default();
-    Ok(pump::splice(&mut client, &mut other, &limits, &counters, cut).await)
+    Ok(pump::splice(&mut client, &mut other, limits, &counters, cut).await)
 }
 
 /// The same through memory, where the other side is no socket of its own.
@@ -47,14 +59,14 @@ async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
     client: TcpStream,
     mut other: S,
     hello: Vec<u8>,
+    limits: &impl LiveLimits,
     cut: &Cancellation,
 ) -> std::io::Result<Closed> {
     other.write_all(&hello).await?;
     other.flush().await?;
     drop(hello);
     let counters = Counters::new();
-    let limits = PumpLimits::default();
-    Ok(pump::copy(client, other, &limits, &counters, cut).await)
+    Ok(pump::copy(client, other, limits, &counters, cut).await)
 }
 
 /// Sends the alert and closes. Reads what the client still sends, within bounds: closing a socket with

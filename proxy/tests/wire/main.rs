@@ -7,6 +7,7 @@
     clippy::indexing_slicing
 )]
 
+mod abuse;
 mod announcements;
 mod auth_side;
 mod control;

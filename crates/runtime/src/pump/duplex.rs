@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::buffers::Buffer;
 use super::idle::Activity;
-use super::{Cancellation, CloseReason, Closed, Counters, Fault, PumpLimits, Side, ignore_gone, reason_of};
+use super::{Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, ignore_gone, reason_of};
 
 /// How long a peer that no longer reads may hold up the last words of a session that is over.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub async fn copy<C, B>(
     client: C,
     backend: B,
-    limits: &PumpLimits,
+    limits: &impl LiveLimits,
     counters: &Counters,
     cancellation: &Cancellation,
 ) -> Closed
@@ -36,7 +36,7 @@ where
 pub async fn copy_saying<C, B>(
     client: C,
     backend: B,
-    limits: &PumpLimits,
+    limits: &impl LiveLimits,
     counters: &Counters,
     cancellation: &Cancellation,
     last_words: impl AsyncFnOnce(&mut C, &CloseReason),

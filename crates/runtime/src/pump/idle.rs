@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::PumpLimits;
+use super::{LiveLimits, PumpLimits};
 
 /// When bytes last moved, and whether one side has closed.
 pub(super) struct Activity {
@@ -38,17 +38,18 @@ impl Activity {
     }
 
     /// Returns when the limit that now holds has passed without a byte.
-    pub(super) async fn ran_out(&self, limits: &PumpLimits) {
+    pub(super) async fn ran_out(&self, limits: &impl LiveLimits) {
         loop {
             let half_closed = self.half_closed.load(Ordering::Relaxed);
-            let deadline = limit_for(half_closed, limits).map(|limit| self.last() + limit);
+            let current = limits.now();
+            let deadline = limit_for(half_closed, &current).map(|limit| self.last() + limit);
             if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
                 return;
             }
             tokio::select! {
                 () = reached(deadline) => {}
                 () = self.changed.notified() => {}
-                () = limits.idle.changed() => {}
+                () = current.idle.changed() => {}
             }
         }
     }

@@ -36,6 +36,19 @@ pub struct PumpLimits {
     pub half_closed_idle: Option<Duration>,
 }
 
+/// Where a session's limits are looked up, anew each time one could end it. A limit may grow while it runs; one that
+/// shrinks counts from the next look on, at the latest when the longer one would have ended.
+pub trait LiveLimits {
+    /// Those that hold now.
+    fn now(&self) -> PumpLimits;
+}
+
+impl LiveLimits for PumpLimits {
+    fn now(&self) -> PumpLimits {
+        self.clone()
+    }
+}
+
 impl Default for PumpLimits {
     fn default() -> Self {
         Self {

@@ -16,7 +16,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use super::buffers::{BUFFER_BYTES, Buffer};
 use super::idle::Activity;
 use super::pipes::{PIPE_BYTES, Pipe};
-use super::{Cancellation, CloseReason, Closed, Counters, Fault, PumpLimits, Side, ignore_gone, reason_of};
+use super::{Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, ignore_gone, reason_of};
 
 /// Reads in a row that fill the buffer before splicing begins.
 const FULL_READS_UNTIL_SPLICE: u32 = 2;
@@ -30,7 +30,7 @@ const PIPE_KEPT: Duration = Duration::from_millis(50);
 pub async fn splice(
     client: &mut TcpStream,
     backend: &mut TcpStream,
-    limits: &PumpLimits,
+    limits: &impl LiveLimits,
     counters: &Counters,
     cancellation: &Cancellation,
 ) -> Closed {

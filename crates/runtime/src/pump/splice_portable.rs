@@ -2,13 +2,13 @@
 
 use tokio::net::TcpStream;
 
-use super::{Cancellation, Closed, Counters, PumpLimits, copy};
+use super::{Cancellation, Closed, Counters, LiveLimits, copy};
 
 /// Moves bytes both ways until the session ends. What it returns is final: nothing moves afterwards.
 pub async fn splice(
     client: &mut TcpStream,
     backend: &mut TcpStream,
-    limits: &PumpLimits,
+    limits: &impl LiveLimits,
     counters: &Counters,
     cancellation: &Cancellation,
 ) -> Closed {

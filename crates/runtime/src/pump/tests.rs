@@ -280,6 +280,42 @@ async fn a_half_closed_session_that_falls_silent_ends() {
     }
 }
 
+/// Lets a session be half-closed for ever from the second look on.
+struct Relenting(std::sync::atomic::AtomicUsize);
+
+impl LiveLimits for Relenting {
+    fn now(&self) -> PumpLimits {
+        let looks = self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        PumpLimits {
+            idle: IdleLimit::default(),
+            half_closed_idle: (looks == 0).then_some(Duration::from_millis(20)),
+        }
+    }
+}
+
+#[tokio::test]
+async fn limits_are_looked_up_again_before_one_ends_a_session() {
+    let (mut client, near) = tokio::io::duplex(64);
+    let (mut backend, far) = tokio::io::duplex(64);
+    let limits = Relenting(0.into());
+    let (counters, cancellation) = (Counters::new(), Cancellation::new());
+    let pump = copy(near, far, &limits, &counters, &cancellation);
+    let talk = async {
+        client.shutdown().await.unwrap();
+        assert_eq!(backend.read(&mut [0]).await.unwrap(), 0);
+        while limits.0.load(std::sync::atomic::Ordering::SeqCst) < 2 {
+            tokio::task::yield_now().await;
+        }
+        backend.write_all(b"late").await.unwrap();
+        drop(backend);
+        let mut late = Vec::new();
+        client.read_to_end(&mut late).await.unwrap();
+        assert_eq!(late, b"late");
+    };
+    let (closed, ()) = tokio::join!(pump, talk);
+    assert!(matches!(closed.reason, CloseReason::ClientClosed), "{closed:?}");
+}
+
 #[tokio::test]
 async fn what_was_written_to_a_buffering_stream_is_flushed() {
     let (mut client, near) = tokio::io::duplex(64);

@@ -1,0 +1,91 @@
+//! What strangers and hostile agents can hold, and for how long.
+
+use std::time::Duration;
+
+use iap_identity::ConnectionId;
+use iap_runtime::net::HostPort;
+use iap_runtime::proxy_protocol;
+use iap_tunnel::ControlMessage;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::*;
+
+async fn client(plane: &Plane, label: &str) -> TcpStream {
+    dial(plane.address, &hello(&plane.cluster, &plane.host(label))).await
+}
+
+/// What the agent thinks of the client, acted upon.
+async fn judge(agent: &mut TestAgent, connection_id: ConnectionId, authenticated: bool) {
+    agent
+        .send(ControlMessage::Verdict {
+            connection_id,
+            authenticated,
+        })
+        .await;
+    agent.settled().await;
+}
+
+#[tokio::test]
+async fn a_client_that_stays_when_its_agent_has_given_it_up_is_closed() {
+    let plane = Plane::start().await;
+    let mut agent = TestAgent::serving(&plane, &["db"]).await;
+    let mut stays = client(&plane, "db").await;
+    let (_, fetched) = agent.fetch().await;
+    until(|| plane.metrics.sessions.get() == 1).await;
+    drop(fetched);
+    rest(&mut stays).await;
+    until(|| plane.metrics.sessions.get() == 0 && plane.board.sessions() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_stays_when_the_auth_server_has_given_it_up_is_closed() {
+    let auth = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = auth.local_addr().unwrap();
+    let plane = Plane::start_with(|config| config.auth = HostPort::from(address)).await;
+    let hello = hello(&plane.cluster, &plane.host("auth"));
+    let mut stays = dial(plane.address, &hello).await;
+    let mut expected = proxy_protocol::encode(stays.local_addr().unwrap(), address);
+    expected.extend(&hello);
+    loop {
+        // The proxy's own attempts to follow the feed come without a header.
+        let (mut stream, _) = soon(auth.accept()).await.unwrap();
+        if take(&mut stream, 1).await == [0x0d] {
+            take(&mut stream, expected.len() - 1).await;
+            break;
+        }
+    }
+    assert_eq!(plane.metrics.sessions.get(), 1);
+    rest(&mut stays).await;
+    until(|| plane.metrics.sessions.get() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_failed_is_closed_though_its_agent_holds_on() {
+    let plane = Plane::start().await;
+    let mut agent = TestAgent::serving(&plane, &["db"]).await;
+    let mut failed = client(&plane, "db").await;
+    let (opened, mut fetched) = agent.fetch().await;
+    take(&mut fetched, hello(&plane.cluster, &plane.host("db")).len()).await;
+    judge(&mut agent, opened.connection_id, false).await;
+    // What tells the client why still reaches it.
+    fetched.write_all(&DECODE_ERROR).await.unwrap();
+    assert_eq!(rest(&mut failed).await, DECODE_ERROR);
+    until(|| plane.board.sessions() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_proved_itself_may_go_on_after_its_agent_has_finished() {
+    let plane = Plane::start().await;
+    let mut agent = TestAgent::serving(&plane, &["db"]).await;
+    let mut good = client(&plane, "db").await;
+    let (opened, mut fetched) = agent.fetch().await;
+    take(&mut fetched, hello(&plane.cluster, &plane.host("db")).len()).await;
+    judge(&mut agent, opened.connection_id, true).await;
+    fetched.shutdown().await.unwrap();
+    assert_eq!(soon(good.read(&mut [0])).await.unwrap(), 0);
+    // Longer than one that has proven nothing is waited for.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    good.write_all(b"upload").await.unwrap();
+    assert_eq!(take(&mut fetched, 6).await, b"upload");
+}
