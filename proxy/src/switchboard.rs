@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use iap_identity::{AgentId, ConnectionId, Locks, ServerName, ServiceName};
 use iap_runtime::config::InForce;
@@ -21,7 +22,7 @@ use crate::admission::Source;
 use crate::config::Limits;
 use crate::front::data::DataStream;
 use crate::metrics::Metrics;
-use crate::verdict::Verdict;
+use crate::verdict::{Awaited, Verdict};
 
 pub(crate) const REPLACED: &str = "the agent opened a newer control connection";
 
@@ -39,6 +40,8 @@ struct Table {
     pending: PendingOpens<oneshot::Sender<Answer>>,
     lines: BTreeMap<AgentId, Line>,
     sessions: BTreeMap<ConnectionId, Session>,
+    /// Sessions that ended unjudged.
+    awaited: Awaited,
     lines_opened: u64,
 }
 
@@ -131,6 +134,8 @@ pub struct Slot {
     pub cut: Cancellation,
     /// What the agent thinks of the client.
     pub verdict: Verdict,
+    /// Whether the agent has the client.
+    pub is_joined: bool,
 }
 
 impl Switchboard {
@@ -143,6 +148,7 @@ impl Switchboard {
             pending: PendingOpens::new(now.pending_opens_max),
             lines: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            awaited: Awaited::default(),
             lines_opened: 0,
         };
         Self {
@@ -273,6 +279,7 @@ impl Switchboard {
             connection_id: id,
             cut,
             verdict,
+            is_joined: false,
         };
         Ok(Opened {
             slot,
@@ -357,8 +364,9 @@ impl Switchboard {
         waiter.is_some_and(|waiter| waiter.send(Answer::Refused(reason)).is_ok())
     }
 
-    /// The agent's verdict on a client. Returns the source of a session of this agent that had none yet. One whose
-    /// client failed ends as soon as that was told.
+    /// The agent's verdict on a client. Returns the source of a session of this agent that had none yet, and runs or
+    /// ended just now: a client that closes first is judged all the same. A session whose client failed ends as soon
+    /// as the client was told.
     pub fn judge(
         &self,
         agent: &AgentId,
@@ -366,7 +374,9 @@ impl Switchboard {
         authenticated: bool,
     ) -> Option<Source> {
         let mut table = self.table();
-        let session = table.sessions.get_mut(connection_id)?;
+        let Some(session) = table.sessions.get_mut(connection_id) else {
+            return table.awaited.take(connection_id, agent, Instant::now());
+        };
         if session.agent != *agent || std::mem::replace(&mut session.judged, true) {
             return None;
         }
@@ -422,11 +432,19 @@ impl Switchboard {
         self.table().lines.len()
     }
 
-    fn end(&self, agent: &AgentId, connection_id: &ConnectionId) {
+    fn end(&self, slot: &Slot) {
+        let (agent, connection_id) = (&slot.agent, &slot.connection_id);
         let mut table = self.table();
         table.pending.withdraw(connection_id);
-        if table.sessions.remove(connection_id).is_some() {
-            table.routes.session_ended(agent);
+        let Some(session) = table.sessions.remove(connection_id) else {
+            return;
+        };
+        table.routes.session_ended(agent);
+        // An agent that came for nobody, because another was first, blames a client that it never saw.
+        if slot.is_joined && !session.judged {
+            table
+                .awaited
+                .keep(*connection_id, *agent, session.source, Instant::now());
         }
     }
 
@@ -456,7 +474,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.board.end(&self.agent, &self.connection_id);
+        self.board.end(self);
     }
 }
 

@@ -140,7 +140,7 @@ impl Door {
             fetched = fetching => fetched,
             _ = self.end.cancelled() => return,
         };
-        let fetched = match fetched {
+        let mut fetched = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
                 let reason = self.refusal(&client.name, error);
@@ -153,7 +153,7 @@ impl Door {
         } else {
             client.hello
         };
-        let closed = session::join(client.stream, fetched.stream, hello, &fetched.slot).await;
+        let closed = session::join(client.stream, fetched.stream, hello, &mut fetched.slot).await;
         self.closed(&client.name, client.address, closed);
     }
 

@@ -17,8 +17,10 @@ pub(crate) async fn join(
     client: TcpStream,
     agent: DataStream,
     hello: Vec<u8>,
-    slot: &Slot,
+    slot: &mut Slot,
 ) -> std::io::Result<Closed> {
+    slot.is_joined = true;
+    let slot = &*slot;
     let moving = async {
         let (limits, cut) = (&slot.verdict, &slot.cut);
         // Boxed: a session over TCP should not weigh what one over TLS or QUIC does.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use iap_identity::ConnectionId;
+use iap_proxy::metrics::Refusal;
 use iap_runtime::net::HostPort;
 use iap_runtime::proxy_protocol;
 use iap_tunnel::ControlMessage;
@@ -88,4 +89,56 @@ async fn a_client_that_proved_itself_may_go_on_after_its_agent_has_finished() {
     tokio::time::sleep(Duration::from_secs(7)).await;
     good.write_all(b"upload").await.unwrap();
     assert_eq!(take(&mut fetched, 6).await, b"upload");
+}
+
+#[tokio::test]
+async fn a_client_that_closes_before_its_verdict_comes_counts_all_the_same() {
+    let plane = Plane::start_with(|config| config.limits.failures_per_source_per_minute_max = 1).await;
+    let mut agent = TestAgent::serving(&plane, &["db"]).await;
+    let hasty = client(&plane, "db").await;
+    let (opened, fetched) = agent.fetch().await;
+    until(|| plane.metrics.sessions.get() == 1).await;
+    drop((hasty, fetched));
+    until(|| plane.board.sessions() == 0).await;
+    judge(&mut agent, opened.connection_id, false).await;
+    assert_eq!(rest(&mut client(&plane, "db").await).await, INTERNAL_ERROR);
+    plane.refused_once(Refusal::SourceThrottled).await;
+}
+
+#[tokio::test]
+async fn a_verdict_after_the_end_counts_once_and_from_the_agent_that_served_alone() {
+    let plane = Plane::start_with(|config| config.limits.failures_per_source_per_minute_max = 2).await;
+    let mut agent = TestAgent::serving(&plane, &["db"]).await;
+    let mut other = TestAgent::serving(&plane, &["web"]).await;
+    let hasty = client(&plane, "db").await;
+    let (opened, fetched) = agent.fetch().await;
+    until(|| plane.metrics.sessions.get() == 1).await;
+    drop((hasty, fetched));
+    until(|| plane.board.sessions() == 0).await;
+    judge(&mut other, opened.connection_id, false).await;
+    judge(&mut agent, opened.connection_id, false).await;
+    judge(&mut agent, opened.connection_id, false).await;
+    let _client = client(&plane, "db").await;
+    agent.opened().await;
+    assert_eq!(plane.metrics.refusals(Refusal::SourceThrottled), 0);
+}
+
+#[tokio::test]
+async fn a_client_is_not_blamed_for_an_agent_that_came_too_late() {
+    let plane = Plane::start_with(|config| {
+        config.limits.failures_per_source_per_minute_max = 1;
+        config.limits.dial_back_next_milliseconds = Duration::from_millis(50);
+    })
+    .await;
+    let mut slow = TestAgent::serving(&plane, &["db"]).await;
+    let mut quick = TestAgent::serving(&plane, &["db"]).await;
+    let _client = client(&plane, "db").await;
+    let (overtaken, (_, _fetched)) = tokio::join!(slow.opened(), quick.fetch());
+    until(|| plane.board.sessions() == 1).await;
+    // It dials back, finds nobody, and takes that for a client that failed.
+    assert!(rest(&mut slow.dial_back(&overtaken).await).await.is_empty());
+    judge(&mut slow, overtaken.connection_id, false).await;
+    let _another = client(&plane, "db").await;
+    let (opened, _) = tokio::join!(slow.opened(), quick.opened());
+    assert_ne!(opened.connection_id, overtaken.connection_id);
 }
