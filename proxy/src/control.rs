@@ -180,7 +180,7 @@ impl std::fmt::Display for LineEnd {
             Self::Locked(reason) => write!(formatter, "the agent is locked: {reason}"),
             Self::Violation(error) => error.fmt(formatter),
             Self::Malformed(error) => formatter.write_str(error),
-            Self::TooManyAgents(error) => error.fmt(formatter),
+            Self::NotConnected(error) => error.fmt(formatter),
             Self::Io(error) => error.fmt(formatter),
         }
     }

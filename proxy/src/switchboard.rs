@@ -39,6 +39,8 @@ struct Table {
     routes: Routes,
     pending: PendingOpens<oneshot::Sender<Answer>>,
     lines: BTreeMap<AgentId, Line>,
+    /// Those of the last cut: whoever comes on the line later meets them here, under the same lock.
+    locks: Locks,
     sessions: BTreeMap<ConnectionId, Session>,
     /// Sessions that ended unjudged.
     awaited: Awaited,
@@ -147,6 +149,7 @@ impl Switchboard {
             routes: Routes::new(),
             pending: PendingOpens::new(now.pending_opens_max),
             lines: BTreeMap::new(),
+            locks: Locks::default(),
             sessions: BTreeMap::new(),
             awaited: Awaited::default(),
             lines_opened: 0,
@@ -177,11 +180,15 @@ impl Switchboard {
         run: Option<RunId>,
         messages: mpsc::Sender<ControlMessage>,
         cut: Cancellation,
-    ) -> Result<LineNumber, TooManyAgents> {
+    ) -> Result<LineNumber, ConnectError> {
         let agents_max = self.limits.now().agents_max;
         let mut table = self.table();
+        let now = OffsetDateTime::now_utc();
+        if let Some(lock) = table.locks.matching_agent(&agent, serial, now) {
+            return Err(ConnectError::Locked(lock.reason.clone()));
+        }
         if !table.lines.contains_key(&agent) && table.lines.len() >= agents_max {
-            return Err(TooManyAgents { agents_max });
+            return Err(ConnectError::TooManyAgents { agents_max });
         }
         table.lines_opened += 1;
         let number = LineNumber(table.lines_opened);
@@ -211,10 +218,7 @@ impl Switchboard {
     pub fn disconnect(&self, agent: &AgentId, number: LineNumber) {
         let mut table = self.table();
         if table.holds(agent, number) {
-            table.lines.remove(agent);
-            table.routes.remove(agent);
-            table.pending.abandon(agent);
-            table.pool.leave(agent);
+            table.leave(agent);
             self.count_pool(&table);
         }
     }
@@ -247,6 +251,9 @@ impl Switchboard {
         let mut table = self.table();
         let table = &mut *table;
         let line = table.lines.get(&agent).ok_or(OpenError::AgentLost)?;
+        if line.cut.reason().is_some() {
+            return Err(OpenError::AgentLost);
+        }
         let place = line.messages.try_reserve().map_err(|_| OpenError::AgentLost)?;
         let (waiter, answer) = oneshot::channel();
         let id = request.connection_id;
@@ -384,18 +391,21 @@ impl Switchboard {
         Some(session.source)
     }
 
-    /// Cuts the lines and sessions of every agent that a lock names. Returns how many of each.
+    /// Cuts the lines and sessions of every agent that a lock names, and forgets what it served, what it was asked for
+    /// and what it dialled in advance: when this returns, nothing new can begin through it, however long its line takes
+    /// to end. Returns how many of each.
     pub fn cut_locked(&self, locks: &Locks, now: OffsetDateTime) -> (usize, usize) {
-        let table = self.table();
+        let mut table = self.table();
+        let table = &mut *table;
+        table.locks = locks.clone();
         let locked = |agent: &AgentId, serial: &str| locks.matching_agent(agent, serial, now).is_some();
-        let lines: Vec<_> = table
-            .lines
-            .iter()
-            .filter(|(agent, line)| locked(agent, &line.serial))
-            .collect();
-        lines
-            .iter()
-            .for_each(|(_, line)| line.cut.cancel("the agent is locked"));
+        let mut lines = Vec::new();
+        for (agent, line) in &table.lines {
+            if locked(agent, &line.serial) {
+                line.cut.cancel("the agent is locked");
+                lines.push(*agent);
+            }
+        }
         let sessions = table.sessions.values();
         let sessions: Vec<_> = sessions
             .filter(|session| locked(&session.agent, &session.serial))
@@ -403,7 +413,10 @@ impl Switchboard {
         sessions
             .iter()
             .for_each(|session| session.cut.cancel("the agent is locked"));
-        (lines.len(), sessions.len())
+        let cut = (lines.len(), sessions.len());
+        lines.iter().for_each(|agent| table.leave(agent));
+        self.count_pool(table);
+        cut
     }
 
     /// Ends every session.
@@ -458,6 +471,13 @@ impl Table {
     fn holds(&self, agent: &AgentId, number: LineNumber) -> bool {
         self.lines.get(agent).is_some_and(|line| line.number == number)
     }
+
+    fn leave(&mut self, agent: &AgentId) {
+        self.lines.remove(agent);
+        self.routes.remove(agent);
+        self.pending.abandon(agent);
+        self.pool.leave(agent);
+    }
 }
 
 impl Slot {
@@ -478,12 +498,18 @@ impl Drop for Slot {
     }
 }
 
-/// No further agent fits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("{agents_max} agents are connected already (limits.agents_max)")]
-pub struct TooManyAgents {
-    /// The limit.
-    pub agents_max: usize,
+/// Why an agent does not come on the line.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ConnectError {
+    /// No further agent fits.
+    #[error("{agents_max} agents are connected already (limits.agents_max)")]
+    TooManyAgents {
+        /// The limit.
+        agents_max: usize,
+    },
+    /// It was locked while it came.
+    #[error("the agent is locked: {0}")]
+    Locked(String),
 }
 
 /// Why an agent was not asked.
@@ -495,4 +521,85 @@ pub enum OpenError {
     /// The proxy is at a limit; no other agent would change that.
     #[error(transparent)]
     Pending(#[from] IssueError),
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::net::Ipv4Addr;
+
+    use iap_identity::{Lock, LockKind};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    fn board() -> Switchboard {
+        Switchboard::new(InForce::new(Limits::default()), Metrics::default())
+    }
+
+    fn agent(number: u128) -> AgentId {
+        AgentId::from_uuid(Uuid::from_u128(
+            0x0198_0000_0000_7000_9000_0000_0000_0000 | number,
+        ))
+    }
+
+    fn locks(agent: &AgentId) -> Locks {
+        Locks::new(vec![Lock {
+            id: Uuid::nil(),
+            kind: LockKind::Agent,
+            target: agent.to_string(),
+            reason: "stolen".to_owned(),
+            created_by: "admin@example.com".to_owned(),
+            created_at: NOW,
+            expires_at: None,
+        }])
+    }
+
+    fn request(number: u128) -> Request {
+        let client = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        Request {
+            connection_id: ConnectionId::from_uuid(Uuid::from_u128(
+                0x0198_0000_0000_7000_8000_0000_0000_0000 | number,
+            )),
+            token: Token::from_random([1; 16]),
+            service: None,
+            client_address: client,
+            source: Source::of(client.ip()),
+            deadline: NOW + time::Duration::seconds(5),
+        }
+    }
+
+    /// The line's own task may be busy for a long time; nothing here waits for it.
+    #[test]
+    fn nothing_begins_through_an_agent_once_its_lock_was_seen() {
+        let (board, locked) = (board(), agent(1));
+        let name = ServiceName::parse("db").unwrap();
+        let (sender, mut messages) = mpsc::channel(8);
+        let cut = Cancellation::new();
+        let number = board.connect(locked, "01", None, sender, cut.clone()).unwrap();
+        board.announce(locked, number, vec![name.clone()]);
+        let mut asked = board.open(NOW, locked, request(1)).ok().unwrap();
+        let token = (request(2).connection_id, Token::from_random([2; 16]));
+        assert_eq!(board.invite(locked, number, vec![token], NOW).len(), 1);
+        assert_eq!(board.cut_locked(&locks(&locked), NOW), (1, 1));
+        assert!(cut.reason().is_some() && asked.slot.cut.reason().is_some());
+        assert!(asked.answer.try_recv().is_err(), "nobody comes any more");
+        assert!(board.candidates(&ServerName::Service(name.clone())).is_empty());
+        assert_eq!(
+            board.open(NOW, locked, request(3)).err(),
+            Some(OpenError::AgentLost)
+        );
+        // What the line's task still does changes nothing.
+        board.announce(locked, number, vec![name.clone()]);
+        assert!(board.candidates(&ServerName::Service(name)).is_empty());
+        board.disconnect(&locked, number);
+        drop(asked.slot);
+        assert_eq!((board.agents(), board.sessions()), (0, 0));
+        assert!(messages.try_recv().is_ok() && messages.try_recv().is_err());
+        let (sender, _messages) = mpsc::channel(8);
+        let again = board.connect(locked, "01", None, sender, Cancellation::new());
+        assert_eq!(again.err(), Some(ConnectError::Locked("stolen".to_owned())));
+    }
 }

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::announce::{Judged, Offered, judge};
 use super::{Agent, ControlDoor};
 use crate::front::fetch::fresh_token;
-use crate::switchboard::{LineNumber, REPLACED, TooManyAgents};
+use crate::switchboard::{ConnectError, LineNumber, REPLACED};
 use crate::trust::Trust;
 
 const READ_BYTES: usize = 16 * 1024;
@@ -36,7 +36,7 @@ pub(crate) enum LineEnd {
     Locked(String),
     Violation(Violation),
     Malformed(String),
-    TooManyAgents(TooManyAgents),
+    NotConnected(ConnectError),
     Io(io::Error),
 }
 
@@ -51,7 +51,7 @@ impl LineEnd {
             | Self::Locked(_)
             | Self::Violation(_)
             | Self::Malformed(_)
-            | Self::TooManyAgents(_)
+            | Self::NotConnected(_)
             | Self::Io(_) => false,
         }
     }
@@ -121,7 +121,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             .connect(peer.id, &peer.serial, run, sender, self.cut.clone());
         let number = match connected {
             Ok(number) => number,
-            Err(error) => return LineEnd::TooManyAgents(error),
+            Err(error) => return LineEnd::NotConnected(error),
         };
         let end = self.converse(number, &mut outbox, &shutdown).await;
         if end.is_orderly() {
@@ -140,7 +140,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
     /// What was asked of the agent on this line before it had another. Nothing is added any more.
     async fn finish(&mut self, outbox: &mut mpsc::Receiver<ControlMessage>) {
         while let Ok(message) = outbox.try_recv() {
-            if self.send(message).await.is_err() {
+            if self.deliver(message).await.is_err() {
                 return;
             }
         }
@@ -410,7 +410,26 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         }
     }
 
+    /// An agent that does not read holds up nothing but itself: a cut does not wait for it. A line that was replaced
+    /// finishes its message, because more may follow.
     async fn send(&mut self, message: ControlMessage) -> Result<(), LineEnd> {
+        let (cut, end) = (self.cut.clone(), self.door.end.clone());
+        let cut = async {
+            let reason = cut.cancelled().await;
+            if *reason == *REPLACED {
+                std::future::pending::<()>().await;
+            }
+            reason
+        };
+        tokio::select! {
+            biased;
+            reason = cut => Err(LineEnd::Cut(reason)),
+            reason = end.cancelled() => Err(LineEnd::Cut(reason)),
+            delivered = self.deliver(message) => delivered,
+        }
+    }
+
+    async fn deliver(&mut self, message: ControlMessage) -> Result<(), LineEnd> {
         let frame = encode_control(message).map_err(|error| LineEnd::Malformed(error.to_string()))?;
         let write = async {
             self.writer.write_all(&frame).await?;

@@ -1,9 +1,11 @@
 //! The proxy and the auth server: forwarding, the feed, renewal, joining.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use iap_identity::{JoinToken, LockKind, Profile, ProxyId, ProxyProfile, SignedKind};
+use iap_proto::encode_control;
 use iap_proto::v1::feed_event::Event;
 use iap_proxy::Config;
 use iap_proxy::join::{JoinError, join};
@@ -13,7 +15,7 @@ use iap_runtime::net::HostPort;
 use iap_runtime::proxy_protocol;
 use iap_runtime::shutdown::Drained;
 use iap_testkit::{TestCluster, new_uuid};
-use iap_tunnel::ALPN_CONTROL;
+use iap_tunnel::{ALPN_CONTROL, ControlMessage};
 use prost::Message as _;
 use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
@@ -116,6 +118,41 @@ async fn a_lock_that_arrives_cuts_the_agents_line_and_its_sessions() {
     assert_eq!(take(&mut web, 2).await, b"on");
     assert_eq!(plane.board.agents(), 1);
     assert!(stored(&plane, "locks.bin").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_agent_that_does_not_read_is_cut_like_any_other() {
+    let (plane, auth) = fed(|config| config.limits.control_silence_seconds_max = PATIENCE * 10).await;
+    let mut deaf = TestAgent::serving(&plane, &["db"]).await;
+    let pings: Vec<u8> = (0..256)
+        .flat_map(|nonce| encode_control(ControlMessage::Ping(nonce)).unwrap())
+        .collect();
+    let id = deaf.id;
+    let sent = AtomicUsize::new(0);
+    let floods = async {
+        loop {
+            deaf.send_raw(&pings).await;
+            sent.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    // Until the proxy waits for it to take an answer, and reads no more itself.
+    let stalls = async {
+        let mut before = 0;
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            match sent.load(Ordering::SeqCst) {
+                now if now == before && now > 0 => return,
+                now => before = now,
+            }
+        }
+    };
+    tokio::select! {
+        () = floods => {}
+        () = stalls => {}
+    }
+    let locks = vec![lock(LockKind::Agent, id.to_string())];
+    auth.publish(Event::Locks(signed_locks(&plane.cluster, 1, locks)));
+    until(|| plane.metrics.agents.get() == 0 && plane.board.agents() == 0).await;
 }
 
 #[tokio::test]
