@@ -62,6 +62,15 @@ pub struct RoutedPlace {
     source: Source,
 }
 
+/// There is no place among the routed.
+#[derive(Debug)]
+pub struct NotRouted {
+    /// Why.
+    pub reason: Refusal,
+    /// The place held so far.
+    pub place: WaitingPlace,
+}
+
 impl Admission {
     /// Empty, within these limits.
     pub fn new(limits: InForce<Limits>) -> Self {
@@ -282,9 +291,23 @@ impl WaitingPlace {
         self.place.gave_way()
     }
 
+    /// Does something while the place is held; nothing comes of it once the place was given to somebody else.
+    pub async fn hold_for<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.gave_way() => None,
+        }
+    }
+
     /// Trades the place for one among the routed.
-    pub fn route(self, source: Source, now: Instant) -> Result<RoutedPlace, Refusal> {
-        self.admission.route(source, now)
+    ///
+    /// # Errors
+    /// When there is none: whoever is told so still holds this one.
+    pub fn route(self, source: Source, now: Instant) -> Result<RoutedPlace, NotRouted> {
+        match self.admission.route(source, now) {
+            Ok(routed) => Ok(routed),
+            Err(reason) => Err(NotRouted { reason, place: self }),
+        }
     }
 }
 
@@ -352,6 +375,7 @@ mod tests {
                 .admit(Some(source(last)), now)
                 .unwrap()
                 .route(source(last), now)
+                .map_err(|refused| refused.reason)
         };
         let first = route(1).unwrap();
         assert_eq!(route(1).err(), Some(Refusal::TooManyConnections));
@@ -430,7 +454,7 @@ mod tests {
         let mut held: Vec<_> = (0..16).map(|last| routed(&admission, last, now)).collect();
         let another = |last| {
             let place = admission.admit(Some(source(last)), now).unwrap();
-            place.route(source(last), now)
+            place.route(source(last), now).map_err(|refused| refused.reason)
         };
         assert_eq!(another(99).err(), Some(Refusal::TooManyConnections));
         admission.judged(source(3), false, now);
@@ -483,7 +507,7 @@ mod tests {
         let mut held = vec![first];
         let route = |last| {
             let place = admission.admit(Some(source(last)), now).unwrap();
-            place.route(source(last), now)
+            place.route(source(last), now).map_err(|refused| refused.reason)
         };
         for last in 1..=3 {
             held.extend((0..100).map_while(|_| route(last).ok()));
@@ -506,12 +530,33 @@ mod tests {
         let now = Instant::now();
         let route = |last| {
             let place = admission.admit(Some(source(last)), now).unwrap();
-            place.route(source(last), now)
+            place.route(source(last), now).map_err(|refused| refused.reason)
         };
         let _held = (route(1).unwrap(), route(1).unwrap());
         assert_eq!(route(1).err(), Some(Refusal::TooManyConnections));
         admission.judged(source(1), true, now);
         let _third = route(1).unwrap();
         assert_eq!(route(1).err(), Some(Refusal::TooManyConnections));
+    }
+
+    #[tokio::test]
+    async fn whoever_is_turned_away_holds_a_place_and_gives_way() {
+        let admission = admission(|limits| {
+            limits.connections_max = 1;
+            limits.waiting_connections_max = 1;
+        });
+        let now = Instant::now();
+        let _routed = routed(&admission, 1, now);
+        let refused = admission.admit(Some(source(2)), now).unwrap();
+        let refused = refused.route(source(2), now).unwrap_err();
+        assert_eq!(refused.reason, Refusal::TooManyConnections);
+        assert_eq!(admission.taken(), (1, 1));
+        assert_eq!(refused.place.hold_for(async { "told" }).await, Some("told"));
+        let later = now + iap_runtime::waiting_room::UNDISTURBED;
+        let _newcomer = admission.admit(Some(source(3)), later).unwrap();
+        let farewell = std::future::pending::<()>();
+        assert_eq!(refused.place.hold_for(farewell).await, None);
+        drop(refused);
+        assert_eq!(admission.taken(), (1, 1), "its place is the newcomer's");
     }
 }

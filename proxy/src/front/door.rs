@@ -18,7 +18,7 @@ use super::fetch::{FetchError, Fetcher};
 use super::forward::AuthDialer;
 use super::greet::{Client, Greeting, Refused, Rules};
 use super::session;
-use crate::admission::{Admission, RoutedPlace, Source, WaitingPlace};
+use crate::admission::{Admission, NotRouted, RoutedPlace, Source, WaitingPlace};
 use crate::control::ControlDoor;
 use crate::metrics::{Counted, Destination, Metrics, Refusal};
 use crate::trust::Trust;
@@ -91,7 +91,9 @@ impl Door {
                     self.metrics.refused(Refusal::Pool);
                 }
             }
-            Err(refused) => self.turn_away(refused, peer).await,
+            Err(refused) => {
+                place.hold_for(self.turn_away(refused, peer)).await;
+            }
         }
     }
 
@@ -107,7 +109,11 @@ impl Door {
         }
         let routed = match place.route(Source::of(client.address.ip()), Instant::now()) {
             Ok(routed) => routed,
-            Err(reason) => return self.refuse(client, reason, "limits.connections_max").await,
+            Err(NotRouted { reason, place }) => {
+                let farewell = self.refuse(client, reason, "limits.connections_max");
+                place.hold_for(farewell).await;
+                return;
+            }
         };
         let _counted = Counted::on(&self.metrics.sessions);
         match &client.name {

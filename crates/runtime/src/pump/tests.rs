@@ -1,6 +1,7 @@
 //! The same facts hold for both pumps.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -281,11 +282,11 @@ async fn a_half_closed_session_that_falls_silent_ends() {
 }
 
 /// Lets a session be half-closed for ever from the second look on.
-struct Relenting(std::sync::atomic::AtomicUsize);
+struct Relenting(AtomicUsize);
 
 impl LiveLimits for Relenting {
     fn now(&self) -> PumpLimits {
-        let looks = self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let looks = self.0.fetch_add(1, Ordering::SeqCst);
         PumpLimits {
             idle: IdleLimit::default(),
             half_closed_idle: (looks == 0).then_some(Duration::from_millis(20)),
@@ -303,7 +304,7 @@ async fn limits_are_looked_up_again_before_one_ends_a_session() {
     let talk = async {
         client.shutdown().await.unwrap();
         assert_eq!(backend.read(&mut [0]).await.unwrap(), 0);
-        while limits.0.load(std::sync::atomic::Ordering::SeqCst) < 2 {
+        while limits.0.load(Ordering::SeqCst) < 2 {
             tokio::task::yield_now().await;
         }
         backend.write_all(b"late").await.unwrap();
