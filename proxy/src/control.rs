@@ -31,7 +31,7 @@ use crate::config::Limits;
 use crate::front::data::DataStream;
 use crate::front::greet::Client;
 use crate::metrics::{Counted, Destination, Metrics, Refusal};
-use crate::switchboard::Switchboard;
+use crate::switchboard::{LINES_PER_AGENT_MAX, Switchboard};
 use crate::trust::Trust;
 use line::{Line, LineEnd};
 
@@ -75,7 +75,7 @@ pub(crate) enum EstablishError {
 }
 
 impl ControlDoor {
-    /// Serves one connection until it ends. `place` is given back once the client is known to be an agent.
+    /// Serves one connection until it ends. `place` is given back once an agent has said hello.
     pub(crate) async fn serve(&self, client: Client, place: WaitingPlace, shutdown: Shutdown) {
         let address = client.address;
         let (agent, stream) = match self.establish(client).await {
@@ -90,8 +90,8 @@ impl ControlDoor {
             let stream = DataStream::Tls(Box::new(stream));
             return self.dialled_back(&agent.peer.id, address, stream).await;
         }
-        drop(place);
-        self.line(agent, stream, ControlWay::Tls, address, shutdown).await;
+        self.line(agent, stream, ControlWay::Tls, address, place, shutdown)
+            .await;
     }
 
     async fn line<S: AsyncRead + AsyncWrite>(
@@ -100,15 +100,21 @@ impl ControlDoor {
         stream: S,
         way: ControlWay,
         address: SocketAddr,
+        place: WaitingPlace,
         shutdown: Shutdown,
     ) -> LineEnd {
-        self.metrics.routed(Destination::Control);
         let id = agent.peer.id;
+        let Some(_one) = self.board.approach(id) else {
+            tracing::info!(agent = %id, %address, "the agent has too many control connections");
+            self.metrics.refused(Refusal::Control);
+            return LineEnd::TooManyLines;
+        };
+        self.metrics.routed(Destination::Control);
         let _counted = Counted::on(&self.metrics.agents);
         let _by_way = Counted::on(&self.metrics.control_connections(way));
         tracing::info!(agent = %id, %address, %way, "an agent is on the line");
         // Boxed: a line lives for hours, and its state need not weigh on every connection's task.
-        let end = Box::pin(Line::new(agent, stream, self).run(shutdown)).await;
+        let end = Box::pin(Line::new(agent, stream, place, self).run(shutdown)).await;
         tracing::info!(agent = %id, %address, %way, reason = %end, "the agent's line ended");
         end
     }
@@ -180,6 +186,10 @@ impl std::fmt::Display for LineEnd {
             Self::Locked(reason) => write!(formatter, "the agent is locked: {reason}"),
             Self::Violation(error) => error.fmt(formatter),
             Self::Malformed(error) => formatter.write_str(error),
+            Self::TooManyLines => write!(
+                formatter,
+                "the agent has {LINES_PER_AGENT_MAX} control connections already"
+            ),
             Self::NotConnected(error) => error.fmt(formatter),
             Self::Io(error) => error.fmt(formatter),
         }

@@ -24,6 +24,9 @@ use crate::front::data::DataStream;
 use crate::metrics::Metrics;
 use crate::verdict::{Awaited, Verdict};
 
+/// Control connections of one agent at once: those that have not said hello yet and those that were replaced and are
+/// not closed yet count too.
+pub const LINES_PER_AGENT_MAX: usize = 8;
 pub(crate) const REPLACED: &str = "the agent opened a newer control connection";
 
 /// The table. Clones share it.
@@ -39,6 +42,8 @@ struct Table {
     routes: Routes,
     pending: PendingOpens<oneshot::Sender<Answer>>,
     lines: BTreeMap<AgentId, Line>,
+    /// How many control connections each has, as [`Approach`] counts.
+    approaches: BTreeMap<AgentId, usize>,
     /// Those of the last cut: whoever comes on the line later meets them here, under the same lock.
     locks: Locks,
     sessions: BTreeMap<ConnectionId, Session>,
@@ -127,6 +132,12 @@ fn take_live(
     }
 }
 
+/// One control connection of an agent, from its handshake to its close. Dropping it ends its count.
+pub struct Approach {
+    board: Switchboard,
+    agent: AgentId,
+}
+
 /// A connection under way. Dropping it ends its count and withdraws its token.
 pub struct Slot {
     board: Switchboard,
@@ -149,6 +160,7 @@ impl Switchboard {
             routes: Routes::new(),
             pending: PendingOpens::new(now.pending_opens_max),
             lines: BTreeMap::new(),
+            approaches: BTreeMap::new(),
             locks: Locks::default(),
             sessions: BTreeMap::new(),
             awaited: Awaited::default(),
@@ -167,6 +179,20 @@ impl Switchboard {
         let mut table = self.table();
         table.pending.resize(limits.pending_opens_max);
         table.pool.resize(pool_limits(&limits));
+    }
+
+    /// A control connection of an agent begins. `None` when it has as many as it may.
+    pub fn approach(&self, agent: AgentId) -> Option<Approach> {
+        let mut table = self.table();
+        let count = table.approaches.entry(agent).or_default();
+        if *count >= LINES_PER_AGENT_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Approach {
+            board: self.clone(),
+            agent,
+        })
     }
 
     /// An agent is on the line. A line it had before ends: the agent moved to another way, or came back before
@@ -489,6 +515,18 @@ impl Slot {
     /// Its id.
     pub fn connection_id(&self) -> &ConnectionId {
         &self.connection_id
+    }
+}
+
+impl Drop for Approach {
+    fn drop(&mut self) {
+        let mut table = self.board.table();
+        if let Some(count) = table.approaches.get_mut(&self.agent) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                table.approaches.remove(&self.agent);
+            }
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::{hkdf, hmac};
@@ -32,6 +32,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 /// Bytes all streams of a connection may have sent and not yet acknowledged.
 const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Streams whose windows a client may fill before any of its streams is in use here: the first, and what others say
+/// to begin with.
+const STREAMS_AT_FIRST: u32 = 2;
 /// The most streams there can be.
 pub const STREAMS_MAX: u32 = 1024;
 /// Bytes kept for one client whose handshake has not begun, and for all of them.
@@ -233,6 +236,50 @@ pub async fn connect(
     in_time(timeout, connecting).await
 }
 
+/// The receive window of a connection that a [`Listener`] accepted. It begins with the first stream's, and grows with
+/// the streams in use: a client takes memory as it does work. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Window {
+    connection: Connection,
+    /// In use now, and the most so far.
+    used: Arc<Mutex<(u32, u32)>>,
+}
+
+/// A stream in use. Dropping it makes its part free for another.
+#[derive(Debug)]
+pub struct InUse(Window);
+
+impl Window {
+    /// Of this connection, which has no other.
+    pub fn of(connection: &Connection) -> Self {
+        Self {
+            connection: connection.clone(),
+            used: Arc::default(),
+        }
+    }
+
+    /// One more stream is in use.
+    pub fn grow(&self) -> InUse {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, most) = &mut *used;
+        *now += 1;
+        // It never shrinks: what the client may send cannot be taken back.
+        if *now > *most {
+            *most = *now;
+            self.connection
+                .set_receive_window(window_of(STREAMS_AT_FIRST + *most));
+        }
+        InUse(self.clone())
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.0 = used.0.saturating_sub(1);
+    }
+}
+
 /// The protocol agreed on.
 pub fn protocol(connection: &Connection) -> Option<Vec<u8>> {
     let data = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
@@ -321,8 +368,14 @@ impl ConnectionIdGenerator for AnyConnectionId {
 
 fn server_transport(streams_max: u32) -> TransportConfig {
     let mut transport = transport(streams_max);
-    transport.max_concurrent_bidi_streams(VarInt::from_u32(streams_max));
     transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
+        .receive_window(window_of(STREAMS_AT_FIRST));
+    transport
+}
+
+fn window_of(streams: u32) -> VarInt {
+    VarInt::from_u32(streams.min(STREAMS_MAX) * STREAM_WINDOW_BYTES)
 }
 
 fn client_transport() -> TransportConfig {
@@ -334,16 +387,14 @@ fn client_transport() -> TransportConfig {
 }
 
 /// Every window is finite, nothing but bidirectional streams is spoken. The connection's window holds that of
-/// every stream, so that one whose reader stands still holds up no other.
+/// every stream in use, so that one whose reader stands still holds up no other.
 fn transport(streams_max: u32) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(IdleTimeout::try_from(IDLE).ok())
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(
-            streams_max.min(STREAMS_MAX) * STREAM_WINDOW_BYTES,
-        ))
+        .receive_window(window_of(streams_max))
         .send_window(SEND_WINDOW_BYTES)
         .datagram_receive_buffer_size(None);
     transport
@@ -387,6 +438,54 @@ mod tests {
             }
         });
         (process, address)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_clients_window_grows_with_the_streams_in_use() {
+        let cluster = TestCluster::new("iap.example.com").unwrap();
+        let credential = cluster.proxy(ProxyId::from_uuid(new_uuid())).unwrap();
+        let key = certified_key(credential.chain.clone(), credential.private_key().unwrap()).unwrap();
+        let server = tls::web_server_config(Arc::new(FixedIdentity(key)), &["test"]).unwrap();
+        let material = Material::new(cluster.bundle().clone());
+        let client = tls::client_config(Arc::new(ServerVerifier::new(material)), None, &["test"]).unwrap();
+        let limits = ListenLimits {
+            incoming_max: 8,
+            streams_max: 8,
+        };
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listener = Listener::bind(any, b"secret", Arc::clone(&server), limits).unwrap();
+        let address = listener.local_addr().unwrap();
+        let host = cluster.name.proxy_host();
+        let accepts = async {
+            let attempt = listener.accept().await.unwrap();
+            attempt.accept(server, PATIENCE).await.unwrap()
+        };
+        let (accepted, connected) = tokio::join!(accepts, connect(address, &host, client, PATIENCE));
+        let connected = connected.unwrap();
+        let mut streams = Vec::new();
+        for _ in 0..8 {
+            streams.push(connected.open_bi().await.unwrap().0);
+        }
+        // Nobody reads: what is taken is what the windows hold.
+        let mut taken = 0;
+        let mut fill = async || {
+            for stream in &mut streams {
+                let piece = [0; 64 * 1024];
+                let some = Duration::from_millis(300);
+                while let Ok(written) = tokio::time::timeout(some, stream.write(&piece)).await {
+                    taken += written.unwrap();
+                }
+            }
+            taken
+        };
+        let one = usize::try_from(STREAM_WINDOW_BYTES).unwrap();
+        assert_eq!(fill().await, 2 * one);
+        let window = Window::of(&accepted);
+        let (_first, second) = (window.grow(), window.grow());
+        assert_eq!(fill().await, 4 * one);
+        drop(second);
+        let _third = window.grow();
+        assert_eq!(fill().await, 4 * one, "two are in use, as before");
     }
 
     #[test]

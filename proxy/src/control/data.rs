@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use iap_identity::AgentId;
-use iap_runtime::quic::Connection;
+use iap_runtime::quic::{Connection, Window};
 use iap_tunnel::{PREFACE_BYTES, Preface, PrefaceError, RedeemError};
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -43,10 +43,11 @@ impl ControlDoor {
     pub(super) async fn take_streams(&self, agent: &AgentId, connection: &Connection) -> Infallible {
         let mut reading = JoinSet::new();
         let address = connection.remote_address();
+        let window = Window::of(connection);
         while let Ok((send, recv)) = connection.accept_bi().await {
             while reading.try_join_next().is_some() {}
             let (door, agent) = (self.clone(), *agent);
-            let stream = DataStream::Quic(Box::new(tokio::io::join(recv, send)));
+            let stream = DataStream::Quic(Box::new(tokio::io::join(recv, send)), window.clone());
             reading.spawn(async move { door.dialled_back(&agent, address, stream).await });
         }
         std::future::pending().await
@@ -57,7 +58,7 @@ impl ControlDoor {
             match &mut stream {
                 DataStream::Tcp(stream) => read_preface(stream).await,
                 DataStream::Tls(stream) => read_preface(stream).await,
-                DataStream::Quic(stream) => read_preface(stream).await,
+                DataStream::Quic(stream, _) => read_preface(stream).await,
             }
         };
         let patience = self.limits.now().client_hello_seconds_max;

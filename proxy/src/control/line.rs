@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::announce::{Judged, Offered, judge};
 use super::{Agent, ControlDoor};
+use crate::admission::WaitingPlace;
 use crate::front::fetch::fresh_token;
 use crate::switchboard::{ConnectError, LineNumber, REPLACED};
 use crate::trust::Trust;
@@ -36,6 +37,7 @@ pub(crate) enum LineEnd {
     Locked(String),
     Violation(Violation),
     Malformed(String),
+    TooManyLines,
     NotConnected(ConnectError),
     Io(io::Error),
 }
@@ -51,6 +53,7 @@ impl LineEnd {
             | Self::Locked(_)
             | Self::Violation(_)
             | Self::Malformed(_)
+            | Self::TooManyLines
             | Self::NotConnected(_)
             | Self::Io(_) => false,
         }
@@ -77,6 +80,8 @@ pub(crate) struct Line<'a, S> {
     conversation: Conversation,
     trust: watch::Receiver<Arc<Trust>>,
     cut: Cancellation,
+    /// Held until the agent has said hello.
+    place: Option<WaitingPlace>,
     /// What the agent serves, with the leaves that prove it.
     offers: Vec<Offered>,
     /// Whether it has said what it serves. Until then it may have the routes of the line it replaced.
@@ -87,7 +92,7 @@ pub(crate) struct Line<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
-    pub(crate) fn new(agent: Agent, stream: S, door: &'a ControlDoor) -> Self {
+    pub(crate) fn new(agent: Agent, stream: S, place: WaitingPlace, door: &'a ControlDoor) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self {
             door,
@@ -99,6 +104,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             conversation: Conversation::with(Side::Agent),
             trust: door.trust.clone(),
             cut: Cancellation::new(),
+            place: Some(place),
             offers: Vec::new(),
             announced: false,
             began: Instant::now(),
@@ -113,6 +119,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             Ok(run) => run,
             Err(end) => return end,
         };
+        self.place = None;
         let (sender, mut outbox) = mpsc::channel(self.door.limits.now().control_queue_messages_max);
         let peer = &self.agent.peer;
         let connected = self

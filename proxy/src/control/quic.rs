@@ -40,9 +40,10 @@ impl ControlDoor {
 
     async fn serve_quic(self, attempt: Attempt, place: WaitingPlace, shutdown: Shutdown) {
         let address = attempt.address();
+        let mut gave_way = std::pin::pin!(place.gave_way());
         let established = tokio::select! {
             established = Box::pin(self.establish_quic(attempt)) => established,
-            () = place.gave_way() => return self.metrics.refused(Refusal::GaveWay),
+            () = &mut gave_way => return self.metrics.refused(Refusal::GaveWay),
             _ = self.end.cancelled() => return,
         };
         let (agent, connection, stream) = match established {
@@ -53,12 +54,15 @@ impl ControlDoor {
                 return;
             }
         };
-        drop(place);
         let id = agent.peer.id;
-        let line = self.line(agent, stream, ControlWay::Quic, address, shutdown);
+        let line = self.line(agent, stream, ControlWay::Quic, address, place, shutdown);
         let end = tokio::select! {
             end = line => end,
             never = self.take_streams(&id, &connection) => match never {},
+            () = gave_way => {
+                self.metrics.refused(Refusal::GaveWay);
+                return quic::close(&connection, "another needed its place");
+            }
         };
         // Sessions on other streams go on after a line that ended in order, as they do on connections of
         // their own. The connection ends with the last of them.

@@ -1,6 +1,6 @@
 //! A way to an agent that came for a client, whatever it runs over.
 
-use iap_runtime::quic;
+use iap_runtime::quic::{self, Window};
 use iap_runtime::tls::{Replay, ServerStream};
 use iap_tunnel::DataWay;
 use tokio::net::TcpStream;
@@ -12,8 +12,8 @@ pub enum DataStream {
     Tcp(TcpStream),
     /// It dialled back, inside TLS.
     Tls(Box<ServerStream<Replay<TcpStream>>>),
-    /// It opened a stream of its QUIC connection.
-    Quic(Box<quic::Stream>),
+    /// It opened a stream of its QUIC connection, whose window grows once a client is on it.
+    Quic(Box<quic::Stream>, Window),
 }
 
 impl DataStream {
@@ -22,7 +22,7 @@ impl DataStream {
         match self {
             Self::Tcp(_) => DataWay::Tcp,
             Self::Tls(_) => DataWay::Tls,
-            Self::Quic(_) => DataWay::Quic,
+            Self::Quic(..) => DataWay::Quic,
         }
     }
 }

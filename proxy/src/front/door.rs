@@ -99,7 +99,7 @@ impl Door {
 
     async fn client(&self, client: Client, place: WaitingPlace, shutdown: Shutdown) {
         if client.name == ServerName::Proxy {
-            // An agent's line is counted by limits.agents_max; it waits until its handshake is done.
+            // An agent's line is counted by limits.agents_max; it waits until it has said hello.
             let gave_way = place.gave_way();
             tokio::select! {
                 () = Box::pin(self.control.serve(client, place, shutdown)) => {}

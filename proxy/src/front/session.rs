@@ -27,7 +27,10 @@ pub(crate) async fn join(
         match agent {
             DataStream::Tcp(agent) => relay(client, agent, hello, limits, cut).await,
             DataStream::Tls(agent) => Box::pin(copy(client, agent, hello, limits, cut)).await,
-            DataStream::Quic(agent) => Box::pin(copy(client, agent, hello, limits, cut)).await,
+            DataStream::Quic(agent, window) => {
+                let _in_use = window.grow();
+                Box::pin(copy(client, agent, hello, limits, cut)).await
+            }
         }
     };
     let failed = async {

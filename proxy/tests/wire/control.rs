@@ -9,6 +9,8 @@ use iap_runtime::tls::AlertDescription;
 use iap_testkit::{TestCluster, new_uuid};
 use iap_tunnel::{ALPN_CONTROL, ControlMessage};
 use time::OffsetDateTime;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 
 use crate::support::agent::{control_stream, greeting, line_refusal};
 use crate::support::plane::{Prepared, lock, signed_locks};
@@ -120,7 +122,7 @@ async fn an_agent_that_says_no_hello_has_no_line() {
         .await
         .unwrap();
     let mut bytes = Vec::new();
-    let read = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut bytes);
+    let read = AsyncReadExt::read_to_end(&mut stream, &mut bytes);
     let _ = soon(read).await;
     assert_eq!(plane.board.agents(), 0);
 }
@@ -148,4 +150,62 @@ async fn no_more_agents_than_the_limit_have_a_line() {
     let mut second = TestAgent::connect(&plane).await;
     second.closed().await;
     assert_eq!(plane.board.agents(), 1);
+}
+
+#[tokio::test]
+async fn a_line_keeps_its_waiting_place_until_its_hello() {
+    let plane = Plane::start_with(|config| {
+        config.limits.waiting_connections_per_source_max = 1;
+        config.limits.control_handshake_seconds_max = PATIENCE * 10;
+    })
+    .await;
+    let agent = plane.cluster.agent(AgentId::from_uuid(new_uuid())).unwrap();
+    let mut silent = control_stream(&plane, Some(&agent), &[ALPN_CONTROL])
+        .await
+        .unwrap();
+    // Its handshake is over: the proxy has said hello.
+    take(&mut silent, 4).await;
+    let closed = async {
+        let _ = silent.read_to_end(&mut Vec::new()).await;
+    };
+    let others_knock = async {
+        loop {
+            let _other = TcpStream::connect(plane.address).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon(async {
+        tokio::select! {
+            () = closed => {}
+            () = others_knock => {}
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_agent_has_a_few_lines_at_most_whether_they_have_begun_or_not() {
+    let plane = Plane::start_with(|config| config.limits.control_handshake_seconds_max = PATIENCE * 10).await;
+    let agent = plane.cluster.agent(AgentId::from_uuid(new_uuid())).unwrap();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut line = control_stream(&plane, Some(&agent), &[ALPN_CONTROL])
+            .await
+            .unwrap();
+        take(&mut line, 4).await;
+        held.push(line);
+    }
+    let mut more = control_stream(&plane, Some(&agent), &[ALPN_CONTROL])
+        .await
+        .unwrap();
+    assert!(!matches!(soon(more.read(&mut [0])).await, Ok(1..)));
+    plane.refused_once(Refusal::Control).await;
+    // Others are not held up, nor is this one when it has fewer.
+    TestAgent::connect(&plane).await;
+    drop(held.pop());
+    let begins = async || {
+        let line = control_stream(&plane, Some(&agent), &[ALPN_CONTROL]).await;
+        matches!(line.unwrap().read(&mut [0]).await, Ok(1))
+    };
+    iap_testkit::wait_until_async(begins, PATIENCE).await.unwrap();
 }
