@@ -1,5 +1,7 @@
 //! Moving the bytes of one connection, and turning one away so that the reason arrives.
 
+use std::time::Duration;
+
 use iap_runtime::pump::{self, Cancellation, Closed, Counters, LiveLimits};
 use iap_runtime::tls::{self, AlertDescription};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -9,6 +11,8 @@ use super::data::DataStream;
 use crate::switchboard::Slot;
 use crate::verdict::FAREWELL_TIMEOUT;
 
+/// How long an agent or the auth server may take for a client's first bytes.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(5);
 const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
 
 /// Joins a client and the agent that came for it until the connection ends, or the client has failed to prove who
@@ -52,9 +56,7 @@ pub(crate) async fn relay(
     limits: &impl LiveLimits,
     cut: &Cancellation,
 ) -> std::io::Result<Closed> {
-    other.write_all(&hello).await?;
-    // A session may last for hours; these bytes have done their work.
-    drop(hello);
+    replay(&mut other, hello, cut).await?;
     let counters = Counters::new();
     Ok(pump::splice(&mut client, &mut other, limits, &counters, cut).await)
 }
@@ -67,11 +69,28 @@ async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
     limits: &impl LiveLimits,
     cut: &Cancellation,
 ) -> std::io::Result<Closed> {
-    other.write_all(&hello).await?;
-    other.flush().await?;
-    drop(hello);
+    replay(&mut other, hello, cut).await?;
     let counters = Counters::new();
     Ok(pump::copy(client, other, limits, &counters, cut).await)
+}
+
+/// Takes the bytes: a session may last for hours, and they have done their work.
+async fn replay(
+    other: &mut (impl AsyncWrite + Unpin),
+    hello: Vec<u8>,
+    cut: &Cancellation,
+) -> std::io::Result<()> {
+    let writing = async {
+        other.write_all(&hello).await?;
+        other.flush().await
+    };
+    tokio::select! {
+        biased;
+        reason = cut.cancelled() => Err(std::io::Error::other(reason.to_string())),
+        written = tokio::time::timeout(FIRST_BYTES_TIMEOUT, writing) => {
+            written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        }
+    }
 }
 
 /// Sends the alert and closes. Reads what the client still sends, within bounds: closing a socket with
@@ -86,4 +105,26 @@ pub(crate) async fn turn_away(mut stream: TcpStream, alert: Option<AlertDescript
     };
     // Whoever does not listen does not learn why.
     let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_does_not_take_the_first_bytes_is_given_up() {
+        let (mut near, _far) = tokio::io::duplex(16);
+        let (cut, hello) = (Cancellation::new(), vec![0; 1024]);
+        let replayed = replay(&mut near, hello.clone(), &cut).await;
+        assert!(
+            matches!(&replayed, Err(error) if error.kind() == std::io::ErrorKind::TimedOut),
+            "{replayed:?}"
+        );
+        let cuts = async { cut.cancel("the agent is locked") };
+        let (replayed, ()) = tokio::join!(replay(&mut near, hello, &cut), cuts);
+        assert!(
+            matches!(&replayed, Err(error) if error.to_string() == "the agent is locked"),
+            "{replayed:?}"
+        );
+    }
 }
