@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use iap_identity::{Class, ClassSet, ConnectionId, PeerError, verify_client};
+use iap_identity::{AgentId, Class, ClassSet, ConnectionId, PeerError, verify_client};
 use iap_proto::{decode_control, encode_control};
 use iap_runtime::pump::Cancellation;
 use iap_runtime::shutdown::Shutdown;
@@ -22,7 +22,7 @@ use super::announce::{Judged, Offered, judge};
 use super::{Agent, ControlDoor};
 use crate::admission::WaitingPlace;
 use crate::front::fetch::fresh_token;
-use crate::switchboard::{ConnectError, LineNumber, REPLACED};
+use crate::switchboard::{ConnectError, LineNumber, REPLACED, Switchboard};
 use crate::trust::Trust;
 
 const READ_BYTES: usize = 16 * 1024;
@@ -130,11 +130,16 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             Ok(number) => number,
             Err(error) => return LineEnd::NotConnected(error),
         };
+        let on_line = OnLine {
+            board: &self.door.board,
+            agent: self.agent.peer.id,
+            number,
+        };
         let end = self.converse(number, &mut outbox, &shutdown).await;
         if end.is_orderly() {
             self.finish(&mut outbox).await;
         }
-        self.door.board.disconnect(&self.agent.peer.id, number);
+        drop(on_line);
         // The peer may be gone already; it learns the end either way.
         let _ = tokio::time::timeout(
             self.door.limits.now().control_handshake_seconds_max,
@@ -446,6 +451,19 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             Ok(written) => Ok(written?),
             Err(_) => Err(LineEnd::Silent),
         }
+    }
+}
+
+/// An agent on the switchboard. Dropping it takes the agent off, also where its line's task ends before its time.
+struct OnLine<'a> {
+    board: &'a Switchboard,
+    agent: AgentId,
+    number: LineNumber,
+}
+
+impl Drop for OnLine<'_> {
+    fn drop(&mut self) {
+        self.board.disconnect(&self.agent, self.number);
     }
 }
 
