@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use iap_auth::app::{App, LimitsInForce};
@@ -21,6 +22,8 @@ use iap_runtime::{admin, descriptors, telemetry, tls};
 
 /// Bad arguments or a bad configuration, as clap says it too.
 const EXIT_USAGE: u8 = 2;
+/// How long the program waits at its end for what nothing can interrupt, as a resolver that does not answer.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
 
 const MANUAL: Manual<'_> = Manual {
     section: "8",
@@ -216,10 +219,10 @@ fn run(config: Config, file: &Path) -> anyhow::Result<()> {
         manager,
     };
     tls::install_provider();
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(serve(config, reloading))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(serve(config, reloading));
+    runtime.shutdown_timeout(LEFT_BEHIND);
+    outcome
 }
 
 fn manual(folder: &Path) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -18,6 +19,8 @@ use time::OffsetDateTime;
 
 /// The user's fault, as `sysexits.h` numbers it in spirit: bad usage or configuration.
 const EXIT_USAGE: u8 = 2;
+/// How long the program waits at its end for what nothing can interrupt, as a resolver that does not answer.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
 
 const MANUAL: Manual<'_> = Manual {
     section: "8",
@@ -156,8 +159,14 @@ fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-#[tokio::main]
-async fn start(config: Config, file: &Path, command: Option<Configured>) -> anyhow::Result<()> {
+fn start(config: Config, file: &Path, command: Option<Configured>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(obey(config, file, command));
+    runtime.shutdown_timeout(LEFT_BEHIND);
+    outcome
+}
+
+async fn obey(config: Config, file: &Path, command: Option<Configured>) -> anyhow::Result<()> {
     let level = telemetry::init(config.log.format, &config.log.level)?;
     tls::install_provider();
     match command {
