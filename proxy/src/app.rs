@@ -28,6 +28,7 @@ use crate::front::door::Door;
 use crate::front::fetch::Fetcher;
 use crate::front::forward::AuthDialer;
 use crate::front::greet::Rules;
+use crate::front::seldom::Seldom;
 use crate::metrics::Metrics;
 use crate::state::{Reloader, State, StateError};
 use crate::switchboard::Switchboard;
@@ -343,6 +344,7 @@ fn door(config: &Config, state: &State, metrics: &Metrics) -> Door {
         trust: state.keeper.reader(),
         admission,
         metrics: metrics.clone(),
+        turned_away: Seldom::default(),
         end,
     }
 }

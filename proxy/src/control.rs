@@ -81,7 +81,7 @@ impl ControlDoor {
         let (agent, stream) = match self.establish(client).await {
             Ok(established) => established,
             Err(error) => {
-                tracing::info!(%address, %error, "no control connection");
+                tracing::debug!(%address, %error, "no control connection");
                 self.metrics.refused(Refusal::Control);
                 return;
             }

@@ -5,4 +5,5 @@ pub(crate) mod door;
 pub(crate) mod fetch;
 pub(crate) mod forward;
 pub(crate) mod greet;
+pub(crate) mod seldom;
 pub(crate) mod session;

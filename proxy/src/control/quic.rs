@@ -49,7 +49,7 @@ impl ControlDoor {
         let (agent, connection, stream) = match established {
             Ok(established) => established,
             Err(error) => {
-                tracing::info!(%address, %error, "no control connection");
+                tracing::debug!(%address, %error, "no control connection");
                 self.metrics.refused(Refusal::Control);
                 return;
             }

@@ -17,6 +17,7 @@ use super::data::DataStream;
 use super::fetch::{FetchError, Fetcher};
 use super::forward::AuthDialer;
 use super::greet::{Client, Greeting, Refused, Rules};
+use super::seldom::Seldom;
 use super::session;
 use crate::admission::{Admission, NotRouted, RoutedPlace, Source, WaitingPlace};
 use crate::control::ControlDoor;
@@ -33,6 +34,8 @@ pub(crate) struct Door {
     pub(crate) control: ControlDoor,
     pub(crate) trust: watch::Receiver<Arc<Trust>>,
     pub(crate) metrics: Metrics,
+    /// Whether it is time to say who was.
+    pub(crate) turned_away: Seldom,
     /// Cuts every session when the drain's time is over.
     pub(crate) end: Cancellation,
 }
@@ -80,14 +83,14 @@ impl Door {
             Ok(Greeting::DialBack(stream, preface)) => {
                 let (now, stream) = (OffsetDateTime::now_utc(), DataStream::Tcp(stream));
                 if let Err(error) = self.fetcher.board.redeem(now, &preface, None, stream) {
-                    tracing::warn!(%peer, %error, "a dial-back is refused");
+                    tracing::debug!(%peer, %error, "a dial-back is refused");
                     self.metrics.refused(Refusal::DialBack);
                 }
             }
             Ok(Greeting::Pooled(stream, preface)) => {
                 let until = OffsetDateTime::now_utc() + self.fetcher.limits.now().pool_idle_seconds_max;
                 if let Err(error) = self.fetcher.board.enter_pool(&preface, stream, until) {
-                    tracing::warn!(%peer, %error, "a connection dialled in advance is refused");
+                    tracing::debug!(%peer, %error, "a connection dialled in advance is refused");
                     self.metrics.refused(Refusal::Pool);
                 }
             }
@@ -186,7 +189,15 @@ impl Door {
             Refusal::UnknownName => AlertDescription::UnrecognisedName,
             _ => AlertDescription::InternalError,
         };
-        tracing::info!(client = %client.address, name = ?client.name, reason = reason.as_str(), detail, "turned away");
+        let (address, name) = (client.address, &client.name);
+        match self.turned_away.due(Instant::now()) {
+            Some(unsaid) => {
+                tracing::info!(client = %address, ?name, reason = reason.as_str(), detail, unsaid, "turned away");
+            }
+            None => {
+                tracing::debug!(client = %address, ?name, reason = reason.as_str(), detail, "turned away");
+            }
+        }
         self.metrics.refused(reason);
         Box::pin(session::turn_away(client.stream, Some(alert))).await;
     }
@@ -216,7 +227,9 @@ impl Door {
                 self.metrics.moved(closed.bytes_in, closed.bytes_out);
                 tracing::debug!(%client, ?name, closed.bytes_in, closed.bytes_out, reason = ?closed.reason, "closed");
             }
-            Err(error) => tracing::info!(%client, ?name, %error, "the other side left before the first byte"),
+            Err(error) => {
+                tracing::debug!(%client, ?name, %error, "the other side left before the first byte")
+            }
         }
     }
 }
