@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use iap_runtime::pump::{self, Cancellation, Closed, Counters, LiveLimits};
+use iap_runtime::pump::{self, Cancellation, CloseReason, Closed, Counters, LiveLimits};
 use iap_runtime::tls::{self, AlertDescription};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -13,6 +13,8 @@ use crate::verdict::FAREWELL_TIMEOUT;
 
 /// How long an agent or the auth server may take for a client's first bytes.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an agent may take for a client's last bytes, where they are kept here.
+const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
 const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
 
 /// Joins a client and the agent that came for it until the connection ends, or the client has failed to prove who
@@ -31,9 +33,15 @@ pub(crate) async fn join(
         match agent {
             DataStream::Tcp(agent) => relay(client, agent, hello, limits, cut).await,
             DataStream::Tls(agent) => Box::pin(copy(client, agent, hello, limits, cut)).await,
-            DataStream::Quic(agent, window) => {
+            DataStream::Quic(mut agent, window) => {
                 let _in_use = window.grow();
-                Box::pin(copy(client, agent, hello, limits, cut)).await
+                let closed = Box::pin(copy(client, &mut *agent, hello, limits, cut)).await?;
+                if let CloseReason::ClientClosed | CloseReason::BackendClosed = closed.reason {
+                    // The last stream of a connection takes with it what the agent has not acknowledged.
+                    let taken = agent.writer().stopped();
+                    let _ = tokio::time::timeout(LAST_BYTES_TIMEOUT, taken).await;
+                }
+                Ok(closed)
             }
         }
     };

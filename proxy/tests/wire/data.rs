@@ -170,6 +170,29 @@ async fn sessions_on_streams_outlive_the_line_they_were_opened_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_an_upload_arrives_also_on_the_last_stream_of_a_connection() {
+    let plane = Plane::start().await;
+    let (mut agent, line) = serving(&plane).await;
+    let hello = hello(&plane.cluster, &plane.host("db"));
+    let mut client = dial(plane.address, &hello).await;
+    let opened = agent.opened().await;
+    let mut fetched = dial_back(&plane, DataWay::Quic, agent.id, &line, &opened).await;
+    take(&mut fetched, hello.len()).await;
+    let credential = plane.cluster.agent(agent.id).unwrap();
+    let moved = TestAgent::by_quic_as(&plane, plane.address, agent.id, &credential).await;
+    agent.closed().await;
+    fetched.shutdown().await.unwrap();
+    // More than the agent's window, so that the proxy has some of it when the client has gone.
+    let upload = vec![7; 1_000_000];
+    client.write_all(&upload).await.unwrap();
+    client.shutdown().await.unwrap();
+    drop(client);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(all(&mut fetched).await.len(), upload.len());
+    drop(moved);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agents_streams_are_bounded() {
     let plane = Plane::start_with(|config| config.limits.quic_sessions_per_agent_max = 2).await;
     let (_agent, line) = TestAgent::by_quic(&plane).await;
