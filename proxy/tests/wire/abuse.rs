@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use iap_identity::ConnectionId;
 use iap_proxy::metrics::Refusal;
-use iap_runtime::net::HostPort;
+use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::proxy_protocol;
 use iap_tunnel::ControlMessage;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -141,4 +141,30 @@ async fn a_client_is_not_blamed_for_an_agent_that_came_too_late() {
     let _another = client(&plane, "db").await;
     let (opened, _) = tokio::join!(slow.opened(), quick.opened());
     assert_ne!(opened.connection_id, overtaken.connection_id);
+}
+
+#[tokio::test]
+async fn a_client_behind_a_balancer_gives_way_to_the_next_one_from_its_source() {
+    let plane = Plane::start_with(|config| {
+        config.proxy_protocol_from = vec![Cidr::parse("127.0.0.0/8").unwrap()];
+        config.limits.waiting_connections_per_source_max = 1;
+        config.limits.client_hello_seconds_max = PATIENCE * 10;
+    })
+    .await;
+    let header = proxy_protocol::encode("203.0.113.9:4711".parse().unwrap(), plane.address);
+    let mut silent = dial(plane.address, &header).await;
+    let closed = async {
+        rest(&mut silent).await;
+    };
+    let others_knock = async {
+        loop {
+            let _other = dial(plane.address, &header).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = closed => {}
+        () = others_knock => {}
+    }
+    until(|| plane.metrics.refusals(Refusal::GaveWay) > 0).await;
 }
