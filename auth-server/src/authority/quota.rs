@@ -105,16 +105,18 @@ impl Quotas {
     /// Whether a user has none left and was told so before, so that asking anybody about it is in vain. The first
     /// refusal is left to [`Quotas::take`], whose caller records it.
     pub fn check_user(&self, id: &UserId, name: &str, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
+        let max = self.limits.now().certificates_per_user_per_hour_max;
         let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
-        match windows.get(&key_of_user(id)) {
-            Some(window) if window.told && !window.is_over(now) => Err(QuotaExceeded {
+        let has_none = |window: &&Window| window.told && window.issued >= max && !window.is_over(now);
+        match windows.get(&key_of_user(id)).filter(has_none) {
+            Some(window) => Err(QuotaExceeded {
                 principal: format!("user {name}"),
-                max: self.limits.now().certificates_per_user_per_hour_max,
+                max,
                 key: USER_KEY,
                 retry_after: window.began + WINDOW - now,
                 is_news: false,
             }),
-            Some(_) | None => Ok(()),
+            None => Ok(()),
         }
     }
 
