@@ -97,19 +97,24 @@ fn honest_sessions_open_while_strangers_hold_every_waiting_place_of_a_proxy() {
     for bytes in [&b""[..], b"\x16", b"\x16\x03\x01\x40\x00"] {
         let strangers = half_open(address, 20, bytes);
         // Refused for the first moments, as long as they could be honest newcomers themselves.
-        let mut session = None;
-        wait_until("a session opens", || {
-            session = plane.echo_session("alice").ok();
-            Ok(session.is_some())
-        })
-        .unwrap();
-        session.unwrap().round_trip(b"while they wait\n").unwrap();
+        opened(&plane).round_trip(b"while they wait\n").unwrap();
         let gone = closed(&strangers);
         assert!(
             (1..15).contains(&gone),
             "those in the way are gone, the others wait: {gone}"
         );
     }
+}
+
+/// A session of Alice's, once one opens.
+fn opened(plane: &Plane) -> Background {
+    let mut session = None;
+    wait_until("a session opens", || {
+        session = plane.echo_session("alice").ok();
+        Ok(session.is_some())
+    })
+    .unwrap();
+    session.unwrap()
 }
 
 #[test]
@@ -120,7 +125,8 @@ fn honest_sessions_open_while_strangers_hold_every_handshake_of_an_agent() {
     // limits.handshakes_max of an agent is 256.
     let strangers = half_open(proxy_of(&plane), 300, &hello);
     wait_until("the agent holds its fill", || Ok(closed(&strangers) >= 1)).unwrap();
-    let mut session = plane.echo_session("alice").unwrap();
+    // Refused for the first moments, as long as they could be honest newcomers themselves.
+    let mut session = opened(&plane);
     session.round_trip(b"while they wait\n").unwrap();
     wait_until("they are sent away", || Ok(closed(&strangers) == strangers.len())).unwrap();
     session.round_trip(b"afterwards\n").unwrap();
