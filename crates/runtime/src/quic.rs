@@ -479,13 +479,13 @@ mod tests {
             taken
         };
         let one = usize::try_from(STREAM_WINDOW_BYTES).unwrap();
-        assert_eq!(fill().await, 2 * one);
+        assert_eq!(Box::pin(fill()).await, 2 * one);
         let window = Window::of(&accepted);
         let (_first, second) = (window.grow(), window.grow());
-        assert_eq!(fill().await, 4 * one);
+        assert_eq!(Box::pin(fill()).await, 4 * one);
         drop(second);
         let _third = window.grow();
-        assert_eq!(fill().await, 4 * one, "two are in use, as before");
+        assert_eq!(Box::pin(fill()).await, 4 * one, "two are in use, as before");
     }
 
     #[test]

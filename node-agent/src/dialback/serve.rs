@@ -31,7 +31,7 @@ pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place
         () = place.gave_way() => return passage.gave_way(),
     };
     let (entered, seed) = match came {
-        Came::In(entered, seed) => (entered, seed),
+        Came::In(entered, seed) => (*entered, seed),
         Came::Rejected(None) => return,
         Came::Rejected(Some(stream)) => {
             // Its verdict is out: who takes its place meanwhile only shortens the farewell.
@@ -72,7 +72,7 @@ struct Passage {
 /// How a client's way in ended.
 enum Came {
     /// With a proof of who it is.
-    In(Entered, AttemptSeed),
+    In(Box<Entered>, AttemptSeed),
     /// Without; the connection, where there is an alert to be read on it.
     Rejected(Option<Replay<ReadAhead<DataStream>>>),
 }
@@ -170,7 +170,7 @@ impl Passage {
                 let source = Source::of(seed.client.ip());
                 let shares = &self.entrance.handshakes;
                 shares.remember(self.link.through.proxy, source, Instant::now());
-                Came::In(entered, seed)
+                Came::In(Box::new(entered), seed)
             }
             Err(Rejected { error, stream }) => {
                 // Before the client has read its alert: by the time it comes again, the proxy knows.
