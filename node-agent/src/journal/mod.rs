@@ -385,7 +385,7 @@ impl Journal {
     /// Writes what is still in memory.
     pub async fn stop(&self) {
         self.end_minute();
-        if tokio::time::timeout(STOP_TIMEOUT, self.close_gap())
+        if tokio::time::timeout(STOP_TIMEOUT, self.close_last_gap())
             .await
             .is_err()
         {
@@ -407,7 +407,13 @@ impl Journal {
 
     async fn append(&self, event: Event, room: Room) -> Result<Receipt, SpoolError> {
         let appended = self.0.spool.append(event, room).await;
-        match &appended {
+        self.see(&appended);
+        appended
+    }
+
+    /// What became of a record tells whether the spool takes any.
+    fn see(&self, appended: &Result<Receipt, SpoolError>) {
+        match appended {
             Ok(_) => {}
             Err(SpoolError::Full | SpoolError::Disk(_) | SpoolError::File(_)) => self.set_full(true),
             Err(SpoolError::Unrecordable(_)) => {}
@@ -416,7 +422,6 @@ impl Journal {
                 self.0.stopped.send_replace(true);
             }
         }
-        appended
     }
 
     fn set_full(&self, full: bool) {
@@ -441,21 +446,34 @@ impl Journal {
         self.0.metrics.audit_gaps(1);
     }
 
-    /// As soon as there is room again, the first record says what is missing.
+    /// As soon as there is room again for what found none, a record says what is missing.
     async fn close_gap(&self) {
         let gaps = self.0.gaps.load(Ordering::Relaxed);
         if gaps == 0 && !*self.0.full.borrow() {
             return;
         }
-        let (now, id) = self.stamp();
-        let event = Event::new(EventKind::AgentGap, now, id)
-            .agent(&self.0.agent_id)
-            .field("records_lost", gaps)
-            .reason("the audit spool took no records for a while");
-        if self.append(event, Room::Free).await.is_ok() {
+        let appended = self.0.spool.append_after_refusals(self.gap_event(gaps)).await;
+        self.see(&appended);
+        if appended.is_ok() {
             self.0.gaps.fetch_sub(gaps, Ordering::Relaxed);
             self.set_full(false);
         }
+    }
+
+    /// The last chance to say what is missing, whatever else found no room.
+    async fn close_last_gap(&self) {
+        let gaps = self.0.gaps.load(Ordering::Relaxed);
+        if gaps > 0 && self.append(self.gap_event(gaps), Room::Free).await.is_ok() {
+            self.0.gaps.fetch_sub(gaps, Ordering::Relaxed);
+        }
+    }
+
+    fn gap_event(&self, records_lost: u64) -> Event {
+        let (now, id) = self.stamp();
+        Event::new(EventKind::AgentGap, now, id)
+            .agent(&self.0.agent_id)
+            .field("records_lost", records_lost)
+            .reason("the audit spool took no records for a while")
     }
 
     fn end_minute(&self) {

@@ -188,10 +188,22 @@ impl Spool {
     ///
     /// Giving up waiting does not take a record back.
     pub async fn append(&self, body: impl Into<RecordBody>, room: Room) -> Result<Receipt, SpoolError> {
+        self.write(body.into(), room, false).await
+    }
+
+    /// The same with [`Room::Free`], and only where the longest record that found no room since this last went well
+    /// would find some beside this one: a short record often fits into a spool that is full for all others. Records
+    /// longer than half of the space beside the reserve count as that half.
+    pub async fn append_after_refusals(&self, body: impl Into<RecordBody>) -> Result<Receipt, SpoolError> {
+        self.write(body.into(), Room::Free, true).await
+    }
+
+    async fn write(&self, body: RecordBody, room: Room, after_refusals: bool) -> Result<Receipt, SpoolError> {
         let (reply, answer) = oneshot::channel();
         let job = Job {
-            body: body.into(),
+            body,
             room,
+            after_refusals,
             reply,
         };
         let jobs = self.inner.jobs.as_ref().ok_or(SpoolError::Stopped)?;

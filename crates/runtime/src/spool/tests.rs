@@ -295,6 +295,47 @@ async fn new_sessions_are_refused_when_only_the_reserve_is_left_and_ends_are_not
 }
 
 #[tokio::test]
+async fn a_spool_that_refused_a_record_has_room_again_once_that_record_would_fit() {
+    let directory = tempfile::tempdir().unwrap();
+    let tiny = SpoolLimits {
+        bytes_max: 8000,
+        reserve_bytes: 0,
+        segment_bytes: 1 << 16,
+    };
+    let (spool, _) = open(&directory.path().join("spool"), tiny);
+    let long = "x".repeat(900);
+    while append(&spool, &long).await.is_ok() {}
+    let gap = || spool.append_after_refusals(event("gap"));
+    assert!(matches!(gap().await, Err(SpoolError::Full)));
+    append(&spool, "short records still fit").await.unwrap();
+    let last = *spool.committed().borrow();
+    spool.acknowledge(last).await.unwrap();
+    gap().await.unwrap();
+    append(&spool, &long).await.unwrap();
+    // What was refused before that counts no longer.
+    while spool.usage().bytes < 7000 {
+        append(&spool, "short").await.unwrap();
+    }
+    gap().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_never_finds_room_does_not_keep_a_spool_full() {
+    let directory = tempfile::tempdir().unwrap();
+    let tiny = SpoolLimits {
+        bytes_max: 4000,
+        reserve_bytes: 1500,
+        segment_bytes: 1 << 16,
+    };
+    let (spool, _) = open(&directory.path().join("spool"), tiny);
+    assert!(matches!(
+        append(&spool, &"x".repeat(3000)).await,
+        Err(SpoolError::Full)
+    ));
+    spool.append_after_refusals(event("gap")).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_event_that_cannot_be_recorded_harms_no_other() {
     let directory = tempfile::tempdir().unwrap();
     let (spool, _) = open(&directory.path().join("spool"), limits());

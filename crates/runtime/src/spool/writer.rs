@@ -24,6 +24,8 @@ const SEGMENT_SHARE: u64 = 8;
 pub(super) struct Job {
     pub(super) body: RecordBody,
     pub(super) room: Room,
+    /// Whether what was refused has to find room beside it.
+    pub(super) after_refusals: bool,
     pub(super) reply: oneshot::Sender<Result<Receipt, SpoolError>>,
 }
 
@@ -33,6 +35,8 @@ pub(super) struct Writer {
     head: ChainHead,
     open: Option<OpenSegment>,
     reserve: Reserve,
+    /// The longest frame that found no room, since room was last there for it too.
+    refused_bytes: u64,
 }
 
 /// The file being appended to.
@@ -71,6 +75,7 @@ impl Writer {
             head,
             open: None,
             reserve: Reserve::Released,
+            refused_bytes: 0,
         };
         if let Err(error) = writer.take_reserve() {
             tracing::warn!(%error, "cannot reserve space for audit records; new sessions are refused");
@@ -129,7 +134,13 @@ impl Writer {
                 (Room::Free, Reserve::Held) => free,
                 (Room::Free, Reserve::Released) => 0,
             };
-            group.add(job, room.saturating_sub(used));
+            // What is longer than half of the whole may never find room again.
+            let beside = match job.after_refusals {
+                true => self.refused_bytes.min(free / 2),
+                false => 0,
+            };
+            let refused = group.add(job, room.saturating_sub(used).saturating_sub(beside));
+            self.refused_bytes = self.refused_bytes.max(refused);
         }
         (group, waiting.collect())
     }
@@ -161,6 +172,9 @@ impl Writer {
         }
         self.shared.committed.send_replace(self.head.seq);
         for Sealed { receipt, job } in group.sealed {
+            if job.after_refusals {
+                self.refused_bytes = 0;
+            }
             let _ = job.reply.send(Ok(receipt));
         }
         if let Err(error) = position::remove_acknowledged(&self.shared) {
@@ -233,34 +247,32 @@ impl OpenSegment {
 }
 
 impl Group {
-    /// Adds the job's record if it takes no more than `room` together with the others.
-    fn add(&mut self, job: Job, room: u64) {
+    /// Adds the job's record if it takes no more than `room` together with the others. Returns how long the frame is
+    /// that finds none.
+    fn add(&mut self, job: Job, room: u64) -> u64 {
         let before = self.chain.head().clone();
         let sealed = self.chain.seal(job.body.clone()).map_err(unrecordable);
         let framed = sealed.and_then(|record| {
             let frame =
                 encode_frame(&record.bytes).map_err(|error| SpoolError::Unrecordable(error.to_string()))?;
-            let fits = (self.frames.len() + frame.len()) as u64 <= room;
-            if fits {
-                Ok((record, frame))
-            } else {
-                Err(SpoolError::Full)
-            }
+            Ok((record, frame))
         });
-        match framed {
-            Ok((record, frame)) => {
+        let (error, refused_bytes) = match framed {
+            Ok((record, frame)) if (self.frames.len() + frame.len()) as u64 <= room => {
                 self.frames.extend(frame);
                 let receipt = Receipt {
                     seq: record.seq,
                     hash_hex: record.hash_hex,
                 };
                 self.sealed.push(Sealed { receipt, job });
+                return 0;
             }
-            Err(error) => {
-                self.chain = Chain::from_head(before);
-                let _ = job.reply.send(Err(error));
-            }
-        }
+            Ok((_, frame)) => (SpoolError::Full, frame.len() as u64),
+            Err(error) => (error, 0),
+        };
+        self.chain = Chain::from_head(before);
+        let _ = job.reply.send(Err(error));
+        refused_bytes
     }
 }
 
@@ -298,6 +310,7 @@ mod tests {
                 Job {
                     body,
                     room: Room::Free,
+                    after_refusals: false,
                     reply,
                 },
                 room,
