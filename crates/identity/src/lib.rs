@@ -29,6 +29,7 @@ pub mod request;
 pub mod server_name;
 pub mod signed;
 mod text;
+pub mod trace;
 pub mod uri;
 pub mod verify;
 
@@ -58,6 +59,7 @@ pub use rustls_pki_types::CertificateDer;
 pub use server_name::{ServerName, ServerNameError};
 pub use signed::{SignedError, SignedKind, VerifiedPayload, key_id, signed_message, verify_signed};
 pub use text::{hex, hex_to_32};
+pub use trace::{Anchor, SampleRatio, SampleRatioError, SpanId, TraceId};
 pub use verify::{
     FirstContactError, verify_client, verify_expired_agent, verify_expired_user, verify_first_contact,
     verify_server, verify_service_leaf, verify_signed_by_peer,

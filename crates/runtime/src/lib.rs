@@ -27,4 +27,5 @@ pub mod slots;
 pub mod spool;
 pub mod telemetry;
 pub mod tls;
+pub mod traces;
 pub mod waiting_room;
