@@ -10,6 +10,7 @@ use iap_runtime::admin::{self, AdminError, Condition, Readiness};
 use iap_runtime::config::InForce;
 use iap_runtime::net;
 use iap_runtime::shutdown::{Drained, Shutdown};
+use iap_runtime::traces::FINISH_TIMEOUT;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -172,7 +173,7 @@ impl App {
     pub async fn run(self, shutdown: Shutdown, serving: impl FnOnce() + Send) -> Result<(), RunError> {
         let readiness = self.readiness.clone();
         let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry);
+        let metrics = Metrics::register(&mut registry, self.context.trace_spans.clone());
         let config = Arc::clone(&self.context.config);
         let limits = self.context.limits.clone();
         admin::serve(
@@ -224,12 +225,14 @@ impl App {
             }
         });
         tracing::info!(listen = %config.listen, cluster = %config.cluster, "serving");
+        let traces = self.context.traces.clone();
         serving();
         front.run(self.listener).await;
         match shutdown.drain(limits.now().drain_timeout).await {
             Drained::Complete => tracing::info!("stopped"),
             Drained::Abandoned { tasks } => tracing::warn!(tasks, "stopped with work under way"),
         }
+        traces.finish(FINISH_TIMEOUT).await;
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use iap_identity::ClusterName;
 use iap_runtime::config::{ConfigErrors, LiveKeys};
 use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::telemetry::LogFormat;
+use iap_runtime::traces;
 
 use crate::store::LoginMethod;
 
@@ -65,6 +66,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// A level, or a list of `target=level`.
     pub log_level: String,
+    /// Where spans go; nowhere by default.
+    pub traces: Option<traces::Settings>,
 }
 
 /// Files of a public certificate; read at start, PEM.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use iap_runtime::config::InForce;
 use iap_runtime::files::{DataDir, FileError, PRIVATE_FILE_MODE};
+use iap_runtime::traces::{self, Program, SpanCounts, Traces};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -45,6 +46,10 @@ pub struct AppContext {
     pub feed: Feed,
     /// Seals refresh tokens.
     pub seal_keys: SealKeys,
+    /// Where spans go.
+    pub traces: Traces,
+    /// What becomes of them.
+    pub trace_spans: SpanCounts,
     /// Held as long as the context lives: nobody else works in `data_dir`.
     data_dir_lock: File,
 }
@@ -89,6 +94,9 @@ pub enum OpenError {
     /// The first snapshot could not be signed.
     #[error(transparent)]
     Feed(#[from] FeedError),
+    /// Spans cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] traces::StartError),
 }
 
 /// A context, and whether its `data_dir` was empty.
@@ -123,6 +131,14 @@ impl AppContext {
         )?;
         let store: SharedStore = Arc::new(store);
         let limits = InForce::new(config.limits.clone());
+        let trace_spans = SpanCounts::default();
+        let program = Program {
+            name: "iap-auth",
+            version: env!("CARGO_PKG_VERSION"),
+            instance: Some(keys.auth_id.to_string()),
+            cluster: Some(config.cluster.to_string()),
+        };
+        let traces = Traces::start(config.traces.as_ref(), &program, &trace_spans)?;
         let audit = AuditLog::new(keys.auth_id, Arc::clone(&store), clock.clone(), random.clone());
         let policies = Policies::load(&config, &store).await?;
         let authority = Arc::new(Authority {
@@ -155,6 +171,8 @@ impl AppContext {
             policies,
             feed,
             seal_keys,
+            traces,
+            trace_spans,
             data_dir_lock,
         };
         Ok(OpenedContext {

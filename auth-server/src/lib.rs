@@ -25,6 +25,7 @@ pub mod policies;
 pub mod printer;
 pub mod rpc;
 pub mod services;
+mod spans;
 pub mod store;
 pub mod tokens;
 pub mod web;

@@ -1,5 +1,6 @@
 //! What `/metrics` counts.
 
+use iap_runtime::traces::SpanCounts;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,12 +12,16 @@ pub struct Metrics {
     connections: Family<[(&'static str, &'static str); 1], Counter>,
     calls: Family<[(&'static str, &'static str); 2], Counter>,
     watchers: Gauge,
+    trace_spans: SpanCounts,
 }
 
 impl Metrics {
-    /// Counters that appear in `registry`.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self::default();
+    /// Counters that appear in `registry`, those of spans among them.
+    pub fn register(registry: &mut Registry, trace_spans: SpanCounts) -> Self {
+        let metrics = Self {
+            trace_spans,
+            ..Self::default()
+        };
         registry.register(
             "iap_auth_connections",
             "Connections by what became of them",
@@ -31,6 +36,11 @@ impl Metrics {
             "iap_auth_watchers",
             "Agents and proxies on the feed",
             metrics.watchers.clone(),
+        );
+        registry.register(
+            "iap_auth_trace_spans",
+            "Spans by what became of them",
+            metrics.trace_spans.family(),
         );
         metrics
     }

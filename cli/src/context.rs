@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use iap_identity::ClusterName;
+use iap_runtime::traces::{Program, Settings, SpanCounts, Traces};
 
 use crate::arguments::Global;
 use crate::failure::Failure;
@@ -27,6 +28,8 @@ pub struct Context {
     pub cluster: Option<ClusterName>,
     /// Whether a person sits at a terminal and may be asked to log in again.
     pub interactive: bool,
+    /// Where spans of sessions go; nowhere unless the environment names a collector.
+    pub traces: Traces,
 }
 
 impl Context {
@@ -42,7 +45,30 @@ impl Context {
             printer: Printer::new(color, global.verbose),
             cluster,
             interactive: is_interactive(),
+            traces: Traces::off(),
         })
+    }
+
+    /// Sends spans to the collector that the environment names, if it names one. No command fails for want of it.
+    /// Has to be called within a tokio runtime.
+    #[must_use]
+    pub fn with_traces(self) -> Self {
+        let program = Program {
+            name: "iapctl",
+            version: env!("CARGO_PKG_VERSION"),
+            instance: None,
+            cluster: None,
+        };
+        let settings = Settings::from_environment(|name| std::env::var(name).ok()).unwrap_or_else(|error| {
+            self.printer.verbose(&format!("no traces: {error}"));
+            None
+        });
+        let started = Traces::start(settings.as_ref(), &program, &SpanCounts::default());
+        let traces = started.unwrap_or_else(|error| {
+            self.printer.verbose(&format!("no traces: {error}"));
+            Traces::off()
+        });
+        Self { traces, ..self }
     }
 
     /// The cluster to work with: `-c`, else the current one, else the only one.

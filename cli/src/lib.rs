@@ -35,6 +35,7 @@ use clap::Parser as _;
 use arguments::Arguments;
 use context::Context;
 use exit::ExitStatus;
+use iap_runtime::traces::FINISH_TIMEOUT;
 
 /// How long background work may go on after the command has ended.
 const SHUTDOWN_MILLISECONDS: u64 = 50;
@@ -49,6 +50,7 @@ pub fn main() -> ExitCode {
     };
     let printer = context.printer.clone();
     let outcome = runtime.block_on(Box::pin(commands::run(arguments.command, &context)));
+    runtime.block_on(context.traces.finish(FINISH_TIMEOUT));
     runtime.shutdown_timeout(std::time::Duration::from_millis(SHUTDOWN_MILLISECONDS));
     match outcome {
         Ok(status) => status.into(),
@@ -64,6 +66,10 @@ fn prepare(arguments: &Arguments) -> anyhow::Result<(Context, tokio::runtime::Ru
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = builder.enable_all().build()?;
+    let context = {
+        let _within = runtime.enter();
+        context.with_traces()
+    };
     Ok((context, runtime))
 }
 

@@ -82,6 +82,7 @@ async fn a_denial_exits_3_with_one_sentence_and_the_contact_and_the_command_neve
         contact: Some("#platform".to_owned()),
         session_id: None,
         step_up: None,
+        trace_id: None,
     };
     let plane = Plane::start(Arc::new(move |_, _| denied.clone())).await;
     let mark = plane.home.path().join("ran");
@@ -112,6 +113,7 @@ async fn a_choice_of_logins_is_bad_input() {
         contact: None,
         session_id: None,
         step_up: None,
+        trace_id: None,
     };
     let plane = Plane::start(Arc::new(move |_, _| choice.clone())).await;
     assert_eq!(plane.run(&["connect", "echo", "--", "true"]).await.code, 2);
@@ -122,6 +124,7 @@ async fn an_unavailable_backend_is_1_and_around_a_command_125() {
     let down = Status::Unavailable {
         text: "the backend refused the connection".to_owned(),
         retry: true,
+        trace_id: None,
     };
     let plane = Plane::start(Arc::new(move |_, _| down.clone())).await;
     let run = plane.run(&["connect", "echo"]).await;
@@ -339,6 +342,7 @@ async fn a_later_denial_reaches_a_postgres_client_in_its_own_words() {
         contact: None,
         session_id: None,
         step_up: None,
+        trace_id: None,
     };
     let plane = Plane::start_for(
         "db-prod",

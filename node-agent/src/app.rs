@@ -8,6 +8,7 @@ use std::sync::Arc;
 use iap_runtime::admin::{self, AdminError, Readiness};
 use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
+use iap_runtime::traces::{self, Program, Traces};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::sync::watch;
 
@@ -38,6 +39,9 @@ pub enum BuildError {
     /// The audit spool.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Spans cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] traces::StartError),
 }
 
 /// Why the agent stops by itself.
@@ -70,6 +74,7 @@ pub struct App {
     journal: Journal,
     metrics: Metrics,
     registry: MetricsRegistry,
+    traces: Traces,
     services: watch::Sender<Arc<LocalServices>>,
     limits: InForce<Limits>,
     sessions: Arc<Registry>,
@@ -120,6 +125,13 @@ impl App {
         let identity = OwnIdentity::load(joined.agent_id, state.clone(), &bundle, Arc::clone(&clock))?;
         let mut registry = MetricsRegistry::default();
         let metrics = Metrics::registered(&mut registry);
+        let program = Program {
+            name: "iap-agent",
+            version: env!("CARGO_PKG_VERSION"),
+            instance: Some(joined.agent_id.to_string()),
+            cluster: Some(config.cluster.to_string()),
+        };
+        let traces = Traces::start(config.traces.as_ref(), &program, metrics.trace_spans())?;
         let (id, limits) = (joined.agent_id, InForce::new(config.limits.clone()));
         let journal = Journal::open(id, &state, limits.clone(), Arc::clone(&clock), metrics.clone()).await?;
         let identity = Arc::new(identity);
@@ -134,6 +146,7 @@ impl App {
             journal,
             metrics,
             registry,
+            traces,
             services,
             sessions: Arc::new(Registry::new(limits.now().sessions_max)),
             limits,

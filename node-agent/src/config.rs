@@ -9,6 +9,7 @@ use iap_identity::{ClusterName, ServiceName};
 use iap_runtime::config::{self, ConfigErrors};
 use iap_runtime::net::HostPort;
 use iap_runtime::telemetry::LogFormat;
+use iap_runtime::traces::{self, TracesSection};
 use iap_tunnel::DataWay;
 use serde::Deserialize;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// How it logs.
     pub log: LogConfig,
+    /// Where spans go; nowhere by default.
+    pub traces: Option<traces::Settings>,
     /// Named bounds.
     pub limits: Limits,
     /// The services it can serve, by name.
@@ -143,6 +146,8 @@ struct RawConfig {
     #[serde(default)]
     log: LogConfig,
     #[serde(default)]
+    traces: TracesSection,
+    #[serde(default)]
     limits: Limits,
     #[serde(default)]
     service: Vec<RawService>,
@@ -208,6 +213,7 @@ impl Config {
                 format!("{address} is no loopback address such as 127.0.0.1:7482"),
             );
         }
+        let traces = raw.traces.check(&mut errors);
         let mut services = LocalServices::new();
         for (index, service) in raw.service.into_iter().enumerate() {
             let local = LocalService {
@@ -242,6 +248,7 @@ impl Config {
             data,
             admin_listen,
             log,
+            traces,
             limits,
             services,
         })

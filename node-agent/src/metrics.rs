@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use iap_runtime::pump::Counters;
+use iap_runtime::traces::SpanCounts;
 use iap_tunnel::{ControlWay, DataWay};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -56,6 +57,7 @@ struct Inner {
     clock_offset_seconds: Gauge<f64, AtomicU64>,
     spool_records: Gauge,
     audit_gaps: Counter,
+    trace_spans: SpanCounts,
 }
 
 impl Metrics {
@@ -135,6 +137,11 @@ impl Metrics {
             "audit_gaps",
             "Audit records that could not be written",
             inner.audit_gaps.clone(),
+        );
+        all.register(
+            "trace_spans",
+            "Spans by what became of them",
+            inner.trace_spans.family(),
         );
         // A counter that appears with its first event hides that event from `increase()`.
         for reason in OPENS_REFUSED {
@@ -220,6 +227,12 @@ impl Metrics {
     /// How many records wait.
     pub fn spool_records(&self, count: u64) {
         self.0.spool_records.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// The counters of spans.
+    #[must_use]
+    pub fn trace_spans(&self) -> &SpanCounts {
+        &self.0.trace_spans
     }
 
     /// Records that could not be written.

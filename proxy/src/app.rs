@@ -12,6 +12,7 @@ use iap_runtime::quic::QuicError;
 use iap_runtime::rpc::{self, ALPN_H2};
 use iap_runtime::shutdown::{Drained, Shutdown};
 use iap_runtime::tls::{self, ServerVerifier};
+use iap_runtime::traces::{self, Program, Traces};
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -113,6 +114,9 @@ pub enum AppError {
     /// The admin address cannot be served.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// Spans cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] traces::StartError),
     /// The way to the auth server cannot be set up.
     #[error("the client for the auth server: {0}")]
     Client(String),
@@ -128,7 +132,14 @@ impl App {
         let readiness = Readiness::new();
         let channel = auth_channel(&config, &state)?;
         let trust = state.keeper.reader();
-        let door = Arc::new(door(&config, &state, &metrics));
+        let program = Program {
+            name: "iap-proxy",
+            version: env!("CARGO_PKG_VERSION"),
+            instance: Some(state.proxy_id.to_string()),
+            cluster: Some(config.cluster.to_string()),
+        };
+        let traces = Traces::start(config.traces.as_ref(), &program, &metrics.trace_spans)?;
+        let door = Arc::new(door(&config, &state, &metrics, traces));
         let secret = state.key.serialize_der();
         let feed = Feed {
             channel: channel.clone(),
@@ -258,6 +269,7 @@ impl Running {
         let seconds_max = self.door.control.limits.now().drain_seconds_max;
         let drained = drain(&self.door, seconds_max, &self.shutdown).await;
         self.background.iter().for_each(JoinHandle::abort);
+        self.door.traces.finish(traces::FINISH_TIMEOUT).await;
         drained
     }
 }
@@ -312,7 +324,7 @@ async fn cut_locked(mut trust: watch::Receiver<Arc<Trust>>, board: Switchboard) 
     }
 }
 
-fn door(config: &Config, state: &State, metrics: &Metrics) -> Door {
+fn door(config: &Config, state: &State, metrics: &Metrics, traces: Traces) -> Door {
     let limits = InForce::new(config.limits.clone());
     let board = Switchboard::new(limits.clone(), metrics.clone());
     let admission = Admission::new(limits.clone());
@@ -345,6 +357,7 @@ fn door(config: &Config, state: &State, metrics: &Metrics) -> Door {
         admission,
         metrics: metrics.clone(),
         turned_away: Seldom::default(),
+        traces,
         end,
     }
 }

@@ -9,6 +9,7 @@ use iap_runtime::config::{self, ConfigErrors, LiveKeys};
 use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::quic::STREAMS_MAX;
 use iap_runtime::telemetry::LogFormat;
+use iap_runtime::traces::{self, TracesSection};
 use serde::Deserialize;
 
 /// Prefix of the environment variables that override the file: `IAP_PROXY__SECTION__KEY`.
@@ -42,6 +43,8 @@ pub struct Config {
     pub quic: QuicSection,
     /// How log lines are written.
     pub log: LogSection,
+    /// Where spans go; nowhere by default.
+    pub traces: Option<traces::Settings>,
     /// What strangers and agents may take.
     pub limits: Limits,
 }
@@ -193,6 +196,8 @@ struct File {
     #[serde(default)]
     log: LogSection,
     #[serde(default)]
+    traces: TracesSection,
+    #[serde(default)]
     limits: LimitsSection,
 }
 
@@ -212,6 +217,7 @@ impl File {
                 "must be a loopback address, such as \"127.0.0.1:7481\"",
             );
         }
+        let traces = self.traces.check(&mut errors);
         self.limits.check(&mut errors);
         if self.limits.quic_sessions_per_agent_max >= STREAMS_MAX {
             errors.push(
@@ -232,6 +238,7 @@ impl File {
             proxy_protocol_from: self.proxy_protocol_from,
             quic: self.quic,
             log: self.log,
+            traces,
             limits: self.limits.into(),
         })
     }

@@ -1,5 +1,6 @@
 //! What the proxy counts. Names and reasons here are the interface of `/metrics`.
 
+use iap_runtime::traces::SpanCounts;
 use iap_tunnel::{ControlWay, DataWay};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -28,6 +29,8 @@ pub struct Metrics {
     pooled: Family<Label, Counter>,
     /// Connections that agents dialled in advance and that wait for a client.
     pub pool_idle: Gauge,
+    /// Spans.
+    pub trace_spans: SpanCounts,
 }
 
 /// Where a connection went.
@@ -240,6 +243,11 @@ impl Metrics {
             "pool_connections",
             "Connections dialled in advance that wait for a client",
             metrics.pool_idle.clone(),
+        );
+        registry.register(
+            "trace_spans",
+            "Spans by what became of them",
+            metrics.trace_spans.family(),
         );
         metrics.begin_at_zero();
         metrics

@@ -1,8 +1,7 @@
 //! What its agent says of a session's client, and how long a session may linger that has no good word yet.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use iap_identity::{AgentId, ConnectionId};
@@ -42,33 +41,60 @@ pub struct Verdict(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    is_good: AtomicBool,
-    failed: Notify,
+    word: OnceLock<Word>,
+    given: Notify,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Proven,
+    Failed,
 }
 
 impl Verdict {
-    /// The agent has judged.
+    /// The agent has judged. It does so once.
     pub fn give(&self, authenticated: bool) {
-        if authenticated {
-            self.0.is_good.store(true, Ordering::Relaxed);
-        } else {
-            self.0.failed.notify_one();
+        let word = match authenticated {
+            true => Word::Proven,
+            false => Word::Failed,
+        };
+        if self.0.word.set(word).is_ok() {
+            self.0.given.notify_one();
         }
     }
 
     /// Returns when the client has failed and what its agent had to tell it has had time to arrive; never for
-    /// another. One may wait.
+    /// another. One may wait, here or for [`is_proven`](Self::is_proven).
     pub async fn failed(&self) {
-        self.0.failed.notified().await;
-        tokio::time::sleep(FAREWELL_TIMEOUT).await;
+        match self.word().await {
+            Word::Failed => tokio::time::sleep(FAREWELL_TIMEOUT).await,
+            Word::Proven => std::future::pending().await,
+        }
+    }
+
+    /// Whether the client proved who it is; no, where its agent has not said so within `patience`.
+    pub async fn is_proven(&self, patience: Duration) -> bool {
+        matches!(
+            tokio::time::timeout(patience, self.word()).await,
+            Ok(Word::Proven)
+        )
+    }
+
+    async fn word(&self) -> Word {
+        loop {
+            if let Some(word) = self.0.word.get() {
+                return *word;
+            }
+            self.0.given.notified().await;
+        }
     }
 }
 
 impl LiveLimits for Verdict {
     fn now(&self) -> PumpLimits {
-        match self.0.is_good.load(Ordering::Relaxed) {
-            true => PumpLimits::default(),
-            false => Unproven.now(),
+        match self.0.word.get() {
+            Some(Word::Proven) => PumpLimits::default(),
+            Some(Word::Failed) | None => Unproven.now(),
         }
     }
 }
@@ -119,6 +145,7 @@ impl Awaited {
 mod tests {
     use std::net::IpAddr;
 
+    use futures_util::FutureExt as _;
     use uuid::Uuid;
 
     use super::*;
@@ -127,6 +154,24 @@ mod tests {
         ConnectionId::from_uuid(Uuid::from_u128(
             0x0198_0000_0000_7000_8000_0000_0000_0000 | number as u128,
         ))
+    }
+
+    #[tokio::test]
+    async fn a_client_is_proven_once_its_agent_said_so_and_not_by_silence() {
+        let (silent, good, bad) = (Verdict::default(), Verdict::default(), Verdict::default());
+        good.give(true);
+        good.give(false);
+        bad.give(false);
+        assert!(!silent.is_proven(Duration::ZERO).await);
+        assert!(good.is_proven(Duration::ZERO).await);
+        assert!(!bad.is_proven(Duration::from_secs(60)).await);
+        assert!(good.failed().now_or_never().is_none());
+        // Whoever stopped waiting for the failure has not used the word up.
+        let late = Verdict::default();
+        assert!(late.failed().now_or_never().is_none());
+        let giving = async { late.give(true) };
+        let (proven, ()) = tokio::join!(late.is_proven(Duration::from_secs(60)), giving);
+        assert!(proven);
     }
 
     #[test]

@@ -6,15 +6,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use iap_audit::{Event, EventKind};
 use iap_identity::{AgentId, CertificateDer, SignedKind, verify_signed_by_peer};
 use iap_proto::v1;
+use iap_runtime::traces::Traces;
 
 use super::incoming::Incoming;
 use super::{AuditLog, IncomingError, RecordError, read_record};
 use crate::authority::format_time;
 use crate::context::Clock;
+use crate::spans;
 use crate::store::{Appended, Fault, NewRecord, RestoredSource, SharedStore, StoreError};
 
 /// The most one batch may take.
@@ -32,6 +35,7 @@ pub struct Ingest {
     store: SharedStore,
     audit: AuditLog,
     clock: Clock,
+    traces: Traces,
     alarmed: Arc<Mutex<BTreeSet<(AgentId, String)>>>,
     /// Agents that were asked to send again what a restored database lacks.
     asked: Arc<Mutex<BTreeSet<AgentId>>>,
@@ -64,11 +68,12 @@ pub enum IngestError {
 
 impl Ingest {
     /// Takes records into that store.
-    pub fn new(store: SharedStore, audit: AuditLog, clock: Clock) -> Self {
+    pub fn new(store: SharedStore, audit: AuditLog, clock: Clock, traces: Traces) -> Self {
         Self {
             store,
             audit,
             clock,
+            traces,
             alarmed: Arc::default(),
             asked: Arc::default(),
         }
@@ -120,10 +125,17 @@ impl Ingest {
         records: &[NewRecord],
         alarmed: &[Fault],
     ) -> Result<Appended, StoreError> {
-        let now = self.clock.now();
-        self.store
+        let (now, began) = (self.clock.now(), Instant::now());
+        let appended = self
+            .store
             .append_records(*agent.as_uuid(), records, now, alarmed)
-            .await
+            .await?;
+        if let Appended::Stored { stored, .. } = &appended {
+            // What an agent sends again comes before what is new.
+            let new = records.iter().skip(records.len().saturating_sub(*stored));
+            spans::appended(&self.traces, agent, began, new);
+        }
+        Ok(appended)
     }
 
     /// A gap right behind what the backup held of this agent is no alarm: the database was lost, not the chain.

@@ -9,6 +9,7 @@ use iap_identity::ClusterName;
 use iap_runtime::config::{ByteSize, ConfigDuration, ConfigErrors};
 use iap_runtime::net::{Cidr, HostPort};
 use iap_runtime::telemetry::LogFormat;
+use iap_runtime::traces::TracesSection;
 use serde::Deserialize;
 
 use super::connector::{self, RawConnector};
@@ -65,6 +66,8 @@ pub struct RawConfig {
     limits: RawLimits,
     #[serde(default)]
     log: RawLog,
+    #[serde(default)]
+    traces: TracesSection,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -158,6 +161,7 @@ pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> 
             .unwrap_or_else(|| iap_policy::RESERVED_LOGINS.map(str::to_owned).to_vec()),
         log_format: raw.log.format,
         log_level: raw.log.level.unwrap_or_else(|| "info".to_owned()),
+        traces: raw.traces.check(&mut errors),
     };
     check_admins(&config, &mut errors);
     errors.into_result(config)

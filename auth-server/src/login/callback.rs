@@ -8,6 +8,7 @@ use super::provider::{Answered, Asking, Identified, ProviderError, refusal_error
 use super::secrets::Secret;
 use super::step::{Cookies, StepError, not_in};
 use super::{Logins, prompts};
+use crate::spans;
 use crate::store::{LoginChange, LoginRow, LoginState};
 
 /// The query of the callback (OpenID Connect Core §3.1.2.5, RFC 9207).
@@ -102,6 +103,8 @@ impl Logins {
             prompt_login: prompts(&row),
             acr_values: provider.acr_values(&row.proof),
         };
+        let recorder = spans::of_login(&context.traces, &row.login_id);
+        let mark = recorder.mark();
         let identity = match code(answer) {
             Ok(code) => {
                 let answered = Answered {
@@ -117,6 +120,11 @@ impl Logins {
             Ok(identified) => identified,
             Err(error) => return Err(self.provider_failed(&row, &name, error).await),
         };
+        // Only a provider's word lets anything of it out.
+        recorder.phase("identity provider", mark, |details| {
+            details.text("iap.connector", &name)
+        });
+        recorder.send_phases(spans::LOGIN);
         if let Some(grant) = grant {
             self.keep_grant(&row, &identity, &grant).await?;
         }

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use super::secrets::Secret;
 use super::{Logins, described, source_of, user_record};
 use crate::authority::{IssueError, UserLogin};
+use crate::spans;
 use crate::store::{Identity, LoginChange, LoginRow, LoginState, StoreError, UserRow};
 
 /// A certificate, and what comes with it.
@@ -66,6 +67,8 @@ impl Logins {
         self.codes
             .check(source, Instant::now())
             .map_err(|_| FinishError::TooManyTries)?;
+        let recorder = spans::of_login(&self.context.traces, &id);
+        let mark = recorder.mark();
         let row = self.context.store.login(id).await?.ok_or(FinishError::Refused)?;
         let request = Request::parse(csr).map_err(|error| FinishError::Request(error.to_string()))?;
         let row = match self.check_code(row, &Secret::presented(code)).await {
@@ -98,7 +101,15 @@ impl Logins {
         };
         let identity = row.identity.clone().ok_or(FinishError::Unavailable)?;
         self.check_locks(&row, &identity, now).await?;
-        self.issue(&row, identity, request, now).await
+        let finished = self.issue(&row, identity, request, now).await?;
+        recorder.phase("issue", mark, |_| {});
+        let lead = (now - row.created_at).try_into().unwrap_or_default();
+        recorder.finish_with_lead(spans::LOGIN, lead, |details| {
+            details.text("iap.login_id", id);
+            details.text("iap.login_method", row.method.as_str());
+            details.text("iap.connector", row.connector.as_deref().unwrap_or_default());
+        });
+        Ok(finished)
     }
 
     async fn check_code(&self, row: LoginRow, code: &Secret) -> Result<LoginRow, FinishError> {

@@ -49,6 +49,7 @@ pub fn server(
         Arc::clone(&context.store),
         context.audit.clone(),
         context.clock.clone(),
+        context.traces.clone(),
     );
     let agents = agent::AgentRpc::new(Arc::clone(context), ingest, shutdown.clone());
     let proxies = proxy::ProxyRpc::new(Arc::clone(context), shutdown.clone());

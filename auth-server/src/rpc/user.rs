@@ -6,6 +6,7 @@ use iap_audit::EventKind;
 use iap_identity::{Issued, LockKind, Request as CertificateRequest, SessionId};
 use iap_policy::Verb;
 use iap_proto::v1;
+use iap_runtime::traces::Recorder;
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
@@ -15,6 +16,7 @@ use crate::authority::{IssueError, Renewed, format_time, issued_to_wire};
 use crate::context::AppContext;
 use crate::locks::{self, NewLock};
 use crate::login::{Logins, Vouching};
+use crate::spans;
 use crate::store::{Hash, hash_of};
 
 /// The RPCs of users.
@@ -37,6 +39,25 @@ impl UserRpc {
 
     async fn renew_certificate(&self, caller: &Caller, csr: &[u8]) -> Result<v1::LoginFinished, RpcError> {
         let user = caller.user()?;
+        let recorder = spans::of_login(&self.context.traces, &user.peer.login_id);
+        let renewed = self.next_certificate(caller, user, csr, &recorder).await;
+        recorder.finish(spans::RENEW, |details| {
+            details.text("iap.login_id", user.peer.login_id);
+            details.number("iap.generation", user.peer.generation);
+            if renewed.is_err() {
+                details.failed("not renewed");
+            }
+        });
+        renewed
+    }
+
+    async fn next_certificate(
+        &self,
+        caller: &Caller,
+        user: &UserCaller,
+        csr: &[u8],
+        recorder: &Recorder,
+    ) -> Result<v1::LoginFinished, RpcError> {
         let request_hash = hash_of(csr);
         let csr = CertificateRequest::parse(csr).map_err(RpcError::invalid)?;
         if csr.spki_sha256() != user.peer.key_thumbprint {
@@ -49,7 +70,10 @@ impl UserRpc {
             .quotas
             .check_user(&user.peer.id, &user.peer.name, now)
             .map_err(IssueError::from)?;
-        match self.logins.vouch_for_renewal(user.peer.login_id).await? {
+        let mark = recorder.mark();
+        let vouching = self.logins.vouch_for_renewal(user.peer.login_id).await?;
+        recorder.phase("identity provider", mark, |_| {});
+        match vouching {
             Vouching::NotAsked | Vouching::Vouched | Vouching::Kept => {}
             Vouching::Refused(text) => return Err(RpcError::new(ErrorCode::LoginRequired, text)),
             Vouching::Locked(reason) => return Err(RpcError::denied(format!("locked: {reason}"))),
@@ -62,7 +86,9 @@ impl UserRpc {
             .policies
             .visible(&self.context, current.facts, client_ip)
             .await;
+        let mark = recorder.mark();
         let issued = self.issue_next(user, &csr, &request_hash).await?;
+        recorder.phase("issue", mark, |_| {});
         Ok(v1::LoginFinished {
             issued: Some(issued_to_wire(&issued)),
             login_deadline_unix_ms: iap_proto::convert::time_to_wire(user.peer.login_deadline),

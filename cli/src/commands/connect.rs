@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use clap::Args;
 use iap_identity::LoginName;
@@ -92,8 +93,10 @@ async fn connect(arguments: ConnectArguments, context: &Context) -> anyhow::Resu
         Ok(program) => program,
         Err(missing) => return Ok(missing.report(&context.printer)),
     };
+    let began = Instant::now();
     let identity = identity::require(context).await?;
-    let sessions = Arc::new(Sessions::new(context, identity.clone(), wanted));
+    let sessions = Sessions::new(context, identity.clone(), wanted).logged_in_since(began);
+    let sessions = Arc::new(sessions);
     sessions.renew_beside();
     // Before anything else happens: a denial ends here.
     let first = Box::pin(sessions.open()).await?;

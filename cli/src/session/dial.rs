@@ -5,11 +5,13 @@ use std::time::Duration;
 use iap_identity::{ConnectId, ServerName, SessionId};
 use iap_runtime::net::{self, HostPort};
 use iap_runtime::tls::{self, AlertDescription, ClientStream, HandshakeError, Replay};
+use iap_runtime::traces::Recorder;
 use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::source::Wanted;
+use super::span::{self, SessionSpan};
 use crate::clock;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
@@ -40,6 +42,8 @@ pub struct Session {
     pub login: Option<String>,
     /// The service's protocol.
     pub protocol: String,
+    /// Sent when the session is over.
+    pub span: SessionSpan,
 }
 
 /// What the agent says, short of a failure.
@@ -54,11 +58,12 @@ pub(super) async fn dial(
     identity: &Identity,
     wanted: &Wanted,
     connect_id: ConnectId,
+    recorder: &Recorder,
 ) -> Result<Answer, Failure> {
-    let stream = reach(identity, wanted).await?;
+    let stream = reach(identity, wanted, recorder).await?;
     let talk = tokio::time::timeout(
         Duration::from_secs(ANSWER_SECONDS_MAX),
-        ask(identity, wanted, connect_id, stream),
+        ask(identity, wanted, connect_id, stream, recorder),
     );
     talk.await.map_err(|_| {
         Failure::failed(format!(
@@ -70,15 +75,33 @@ pub(super) async fn dial(
 
 /// Any proxy will do: the next is tried instead of one through which the service is not reached, and beside one that
 /// hangs.
-async fn reach(identity: &Identity, wanted: &Wanted) -> Result<ClientStream<TcpStream>, Failure> {
+async fn reach(
+    identity: &Identity,
+    wanted: &Wanted,
+    recorder: &Recorder,
+) -> Result<ClientStream<TcpStream>, Failure> {
     let proxies = identity
         .proxies()
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
     let attempt = |proxy: HostPort| async move {
-        match net::reach(&proxy, Duration::from_secs(CONNECT_SECONDS_MAX)).await {
-            Ok((tcp, _route)) => handshake(identity, wanted, tcp).await,
-            Err(error) => Err(unreachable_proxy(&proxy, &error)),
-        }
+        let mark = recorder.mark();
+        let reached = net::reach(&proxy, Duration::from_secs(CONNECT_SECONDS_MAX)).await;
+        recorder.phase("dial", mark, |details| {
+            details.text("server.address", proxy.host());
+            details.number("server.port", proxy.port().into());
+            if reached.is_err() {
+                details.failed("not reached");
+            }
+        });
+        let (tcp, _route) = reached.map_err(|error| unreachable_proxy(&proxy, &error))?;
+        let mark = recorder.mark();
+        let shaken = handshake(identity, wanted, tcp).await;
+        recorder.phase("tls", mark, |details| {
+            if shaken.is_err() {
+                details.failed("no handshake");
+            }
+        });
+        shaken
     };
     let raced = net::race(proxies.into(), attempt, Duration::from_secs(NEXT_PROXY_SECONDS)).await;
     raced.map_err(|failures| telling(failures.into_iter().map(|(_, failure)| failure)))
@@ -103,7 +126,9 @@ async fn ask(
     wanted: &Wanted,
     connect_id: ConnectId,
     mut stream: ClientStream<TcpStream>,
+    recorder: &Recorder,
 ) -> Result<Answer, Failure> {
+    let mark = recorder.mark();
     let explain = |error: std::io::Error| explain(&error, identity, wanted);
     let hello = Hello {
         version: iap_tunnel::status::HELLO_VERSION,
@@ -119,32 +144,51 @@ async fn ask(
     let (payload, rest) = read_frame(&mut stream).await.map_err(explain)?;
     let status = Status::decode(&payload)
         .map_err(|error| Failure::failed("the agent's answer cannot be read").because(error.to_string()))?;
+    recorder.phase("ask", mark, |_| {});
+    let service = &wanted.service;
     match status {
         Status::Granted {
             session_id,
             login,
             protocol,
             resume_name: _,
+            trace_id,
         } => Ok(Answer::Granted(Box::new(Session {
             stream: Replay::new(rest, stream),
             session_id,
             login: login.map(|login| login.as_str().to_owned()),
             protocol,
+            span: SessionSpan::granted(recorder, trace_id, service, session_id),
         }))),
         Status::Renew => Ok(Answer::Renew),
         Status::Denied {
             text,
             step_up: Some(needed),
+            trace_id,
             ..
-        } => Ok(Answer::StepUp(needed, text)),
+        } => {
+            span::refused(recorder, trace_id, service, "denied");
+            Ok(Answer::StepUp(needed, text))
+        }
         Status::Denied {
             code,
             text,
             contact,
             session_id: _,
             step_up: None,
-        } => Err(denied(&identity.peer.name, wanted, &code, text, contact)),
-        Status::Unavailable { text, retry } => Err(unavailable(wanted, text, retry)),
+            trace_id,
+        } => {
+            span::refused(recorder, trace_id, service, "denied");
+            Err(denied(&identity.peer.name, wanted, &code, text, contact))
+        }
+        Status::Unavailable {
+            text,
+            retry,
+            trace_id,
+        } => {
+            span::refused(recorder, trace_id, service, "unavailable");
+            Err(unavailable(wanted, text, retry))
+        }
     }
 }
 

@@ -10,11 +10,13 @@ mod sock_diag;
 #[cfg(unix)]
 mod socket;
 mod source;
+mod span;
 
 pub use dial::{Session, SessionStream};
 pub use listen::{LocalListener, Serving, listen_address};
 pub use port::stable as stable_port;
 pub use source::{Sessions, Wanted};
+pub use span::SessionSpan;
 
 use iap_runtime::pump::{self, Cancellation, CloseReason, Closed, Counters, PumpLimits};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -29,14 +31,10 @@ where
         idle: pump::IdleLimit::default(),
         half_closed_idle: None,
     };
-    Box::pin(pump::copy(
-        local,
-        session.stream,
-        &limits,
-        &Counters::new(),
-        cancellation,
-    ))
-    .await
+    let Session { stream, span, .. } = session;
+    let closed = Box::pin(pump::copy(local, stream, &limits, &Counters::new(), cancellation)).await;
+    span.end(&closed);
+    closed
 }
 
 /// What went wrong between us and the agent, if anything did.

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use iap_identity::{ConnectId, LoginName, ServiceName};
+use iap_runtime::traces::{Mark, Recorder};
 use iap_tunnel::StepUp;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
@@ -41,6 +42,8 @@ pub struct Sessions {
     mark: Mutex<Option<(PathBuf, SystemTime)>>,
     /// Held while renewing.
     renewals_ended: Mutex<bool>,
+    /// From when to when the login was looked for; it is part of what the first session took.
+    login: Mutex<Option<(Instant, Instant)>>,
 }
 
 impl Sessions {
@@ -53,6 +56,16 @@ impl Sessions {
             mark: Mutex::new(identity.home.generation_mark()),
             identity: Mutex::new(Arc::new(identity)),
             renewals_ended: Mutex::new(false),
+            login: Mutex::new(None),
+        }
+    }
+
+    /// The login was looked for, or made, since `began`.
+    #[must_use]
+    pub fn logged_in_since(self, began: Instant) -> Self {
+        Self {
+            login: Mutex::new(Some((began, Instant::now()))),
+            ..self
         }
     }
 
@@ -66,12 +79,28 @@ impl Sessions {
     /// # Errors
     /// A failure with its exit status.
     pub async fn open(&self) -> Result<Session, Failure> {
+        let recorder = self.recorder().await;
         let identity = self.current().await?;
-        match dial::dial(&identity, &self.wanted, self.connect_id).await? {
+        match self.dial(&identity, &recorder).await? {
             Answer::Granted(session) => Ok(*session),
-            Answer::Renew => self.open_renewed(&identity).await,
+            Answer::Renew => self.open_renewed(&identity, &recorder).await,
             Answer::StepUp(needed, text) => self.open_stepped_up(&identity, needed, text).await,
         }
+    }
+
+    async fn dial(&self, identity: &Identity, recorder: &Recorder) -> Result<Answer, Failure> {
+        dial::dial(identity, &self.wanted, self.connect_id, recorder).await
+    }
+
+    /// Notes what a session takes, its login included if it is the first.
+    async fn recorder(&self) -> Recorder {
+        let login = self.login.lock().await.take();
+        let now = Instant::now();
+        let recorder = self.context.traces.begin(login.map_or(now, |(began, _)| began));
+        if let Some((began, ended)) = login {
+            recorder.phase_until("login", Mark::at(began), Mark::at(ended));
+        }
+        recorder
     }
 
     /// A rule asks for more proof than the login brought: on a terminal, log in with it and ask once more.
@@ -86,9 +115,13 @@ impl Sessions {
         }
         self.context.printer.talk(&text);
         let stronger = Box::pin(login::step_up(&self.context, &identity.home, &needed));
+        // The denial has its trace; what comes now is an attempt of its own.
+        let began = Instant::now();
         let stronger = Arc::new(stronger.await.map_err(classified)?);
+        *self.login.lock().await = Some((began, Instant::now()));
         *self.identity.lock().await = Arc::clone(&stronger);
-        match dial::dial(&stronger, &self.wanted, self.connect_id).await? {
+        let recorder = self.recorder().await;
+        match self.dial(&stronger, &recorder).await? {
             Answer::Granted(session) => Ok(*session),
             Answer::Renew => {
                 Err(Failure::login_needed("the policy has changed since you logged in").next("iapctl login"))
@@ -100,18 +133,20 @@ impl Sessions {
     }
 
     /// The policy names groups that the certificate does not know of: renew it and ask once more.
-    async fn open_renewed(&self, identity: &Identity) -> Result<Session, Failure> {
+    async fn open_renewed(&self, identity: &Identity, recorder: &Recorder) -> Result<Session, Failure> {
         self.context
             .printer
             .verbose("the agent asks for a renewed certificate");
+        let mark = recorder.mark();
         let renewed = identity::renew_within_limit(identity).await.map_err(|error| {
             Failure::failed("the policy has changed, and your certificate could not be renewed to match")
                 .because(format!("{error:#}"))
                 .next("try again, or iapctl login")
         })?;
+        recorder.phase("renew", mark, |_| {});
         let renewed = Arc::new(renewed);
         *self.identity.lock().await = Arc::clone(&renewed);
-        match dial::dial(&renewed, &self.wanted, self.connect_id).await? {
+        match self.dial(&renewed, recorder).await? {
             Answer::Granted(session) => Ok(*session),
             Answer::Renew => {
                 Err(Failure::login_needed("the policy has changed since you logged in").next("iapctl login"))

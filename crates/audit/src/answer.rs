@@ -5,8 +5,9 @@ use serde_json::{Map, Value};
 use crate::event::Event;
 
 /// What an end record repeats of the start record it answers.
-const REPEATED_FIELDS: [&str; 16] = [
+const REPEATED_FIELDS: [&str; 17] = [
     "session_id",
+    "connection_id",
     "connect_id",
     "user",
     "login_id",

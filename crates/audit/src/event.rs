@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use iap_identity::{AgentId, ConnectId, LoginId, LoginName, ServiceName, SessionId};
+use iap_identity::{AgentId, ConnectId, ConnectionId, LoginId, LoginName, ServiceName, SessionId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
@@ -50,6 +50,11 @@ impl Event {
     /// The `connect` that several sessions share.
     pub fn connect(self, connect: &ConnectId) -> Self {
         self.text("connect_id", &connect.to_string())
+    }
+
+    /// The connection that the proxy asked for. Without its hyphens it is the trace's id.
+    pub fn connection(self, connection: &ConnectionId) -> Self {
+        self.text("connection_id", &connection.to_string())
     }
 
     /// Who acted.

@@ -2,7 +2,7 @@
 //! the backend's bytes. Each is a u32 big-endian length of at most 16 KiB and UTF-8 JSON; unknown keys are
 //! ignored.
 
-use iap_identity::{ConnectId, LoginName, SessionId};
+use iap_identity::{ConnectId, LoginName, SessionId, TraceId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -91,6 +91,9 @@ pub enum Status {
         /// The server name a resume dials; absent where sessions cannot resume.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resume_name: Option<String>,
+        /// The trace that the agent records this in, where it does (docs/tracing.md).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trace_id: Option<TraceId>,
     },
     /// Policy, or a lock, says no.
     Denied {
@@ -107,6 +110,9 @@ pub enum Status {
         /// Code `step_up`: which login would change the answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         step_up: Option<StepUp>,
+        /// The trace that the agent records this in, where it does (docs/tracing.md).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trace_id: Option<TraceId>,
     },
     /// The certificate's groups are older than the policy that names them: renew it and ask once more.
     Renew,
@@ -117,6 +123,9 @@ pub enum Status {
         /// Whether asking again soon may help.
         #[serde(default)]
         retry: bool,
+        /// The trace that the agent records this in, where it does (docs/tracing.md).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trace_id: Option<TraceId>,
     },
 }
 
@@ -230,6 +239,7 @@ mod tests {
             login: None,
             protocol: "tcp".into(),
             resume_name: None,
+            trace_id: Some(TraceId::parse(&ID.simple().to_string()).unwrap()),
         };
         let denied = Status::Denied {
             code: "no_rule_matches".into(),
@@ -237,10 +247,12 @@ mod tests {
             contact: None,
             session_id: None,
             step_up: None,
+            trace_id: None,
         };
         let unavailable = Status::Unavailable {
             text: "The backend is down.".into(),
             retry: true,
+            trace_id: None,
         };
         let words = ["granted", "denied", "renew", "unavailable"];
         for (status, word) in [granted, denied, Status::Renew, unavailable]
@@ -271,6 +283,7 @@ mod tests {
                 mfa: true,
                 acr: Some("it's".into()),
             }),
+            trace_id: None,
         };
         let payload = payload(&status.encode().unwrap());
         let Older::Denied { code, text } = serde_json::from_slice(&payload).unwrap();
@@ -285,11 +298,37 @@ mod tests {
         assert_eq!(command, r"iapctl login --fresh --mfa --acr 'it'\''s'");
     }
 
+    /// Neither end has to know of traces.
+    #[test]
+    fn a_trace_id_is_left_out_where_there_is_none_and_refused_where_it_is_none() {
+        let granted = |trace: &str| {
+            format!(r#"{{"status":"granted","session_id":"{ID}","protocol":"tcp"{trace}}}"#).into_bytes()
+        };
+        let bare = Status::decode(&granted("")).unwrap();
+        assert!(matches!(bare, Status::Granted { trace_id: None, .. }));
+        assert!(
+            !String::from_utf8(bare.encode().unwrap())
+                .unwrap()
+                .contains("trace_id")
+        );
+        let traced = granted(r#","trace_id":"01a203e46fd674f098deeb8bb6cd0fec""#);
+        assert!(matches!(
+            Status::decode(&traced),
+            Ok(Status::Granted {
+                trace_id: Some(_),
+                ..
+            })
+        ));
+        let nonsense = granted(r#","trace_id":"../etc""#);
+        assert!(matches!(Status::decode(&nonsense), Err(StatusError::Json(_))));
+    }
+
     #[test]
     fn a_status_that_exceeds_the_frame_is_refused_at_both_ends() {
         let long = Status::Unavailable {
             text: "x".repeat(FRAME_BYTES_MAX),
             retry: false,
+            trace_id: None,
         };
         assert!(matches!(long.encode(), Err(StatusError::Frame(_))));
         assert!(matches!(

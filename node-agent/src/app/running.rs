@@ -7,6 +7,7 @@ use iap_audit::CloseReason;
 use iap_runtime::admin::Condition;
 use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
+use iap_runtime::traces::{self, Traces};
 use iap_tunnel::ControlWay;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -61,6 +62,7 @@ pub(super) struct Running {
     pub(super) sessions: Arc<Registry>,
     pub(super) journal: Journal,
     pub(super) uploader: Arc<Uploader>,
+    pub(super) traces: Traces,
     /// Tasks that follow the services end when nobody can publish them any more.
     pub(super) _services: watch::Sender<Arc<LocalServices>>,
 }
@@ -93,6 +95,7 @@ impl Running {
         let _ = shutdown.drain(END_TIMEOUT).await;
         self.journal.stop().await;
         let _ = tokio::time::timeout(LAST_UPLOAD_TIMEOUT, self.uploader.finish()).await;
+        self.traces.finish(traces::FINISH_TIMEOUT).await;
         self.tasks.0.shutdown().await;
         match failure {
             None => Ok(()),

@@ -56,6 +56,7 @@ pub(super) fn start(
         journal,
         metrics,
         registry,
+        traces,
         services,
         limits,
         sessions,
@@ -81,6 +82,7 @@ pub(super) fn start(
         offers: offers.clone(),
         limits: shared.limits.clone(),
         metrics: metrics.clone(),
+        traces: traces.clone(),
         shutdown: shutdown.clone(),
     });
     let connected = Arc::new(Connected::default());
@@ -146,6 +148,7 @@ pub(super) fn start(
             sessions,
             journal,
             uploader,
+            traces,
             _services: services,
         },
         registry,

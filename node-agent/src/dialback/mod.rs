@@ -27,6 +27,7 @@ use std::time::Instant;
 use iap_identity::{AgentId, ClusterName, ConnectionId, ProxyId, ServiceName};
 use iap_runtime::config::InForce;
 use iap_runtime::shutdown::Shutdown;
+use iap_runtime::traces::Traces;
 use iap_runtime::waiting_room::{Place, Source};
 use iap_tunnel::Token;
 use time::OffsetDateTime;
@@ -81,6 +82,8 @@ pub struct EntranceParts {
     pub limits: InForce<Limits>,
     /// The counters.
     pub metrics: Metrics,
+    /// Where spans go.
+    pub traces: Traces,
     /// When to stop letting anyone in; its drain waits for the sessions.
     pub shutdown: Shutdown,
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use iap_identity::{ConnectId, LoginName, SessionId};
+use iap_identity::{ConnectId, LoginName, SessionId, TraceId};
 use iap_policy::Protocol;
 use iap_proto::AuditMode;
 use iap_runtime::big_stack;
 use iap_runtime::tls::{self, ClientHelloLimits, Replay};
+use iap_runtime::traces::Recorder;
 use iap_runtime::waiting_room::{Place, Source};
 use iap_tunnel::Status;
 use uuid::Uuid;
@@ -21,11 +22,17 @@ use crate::control::Link;
 use crate::decide::{Permit, Refusal};
 use crate::handlers::{self, Client, Visit, farewell};
 use crate::journal::{Denied, Mismatch};
-use crate::session::{Caller, Live, SessionFacts, review};
+use crate::session::{Caller, Live, SessionFacts, review, spans};
 
 /// Serves one connection; `place` is its share of the unauthenticated ones.
 pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place: Place) {
-    let passage = Passage { entrance, open, link };
+    let trace = TraceId::of_connection(&open.connection_id);
+    let passage = Passage {
+        recorder: entrance.parts.traces.follow(trace),
+        entrance,
+        open,
+        link,
+    };
     let came = tokio::select! {
         came = Box::pin(passage.come_in()) => came,
         () = place.gave_way() => return passage.gave_way(),
@@ -67,6 +74,8 @@ struct Passage {
     entrance: Arc<Entrance>,
     open: Open,
     link: Link,
+    /// Sends nothing of a client who has not proven who it is.
+    recorder: Recorder,
 }
 
 /// How a client's way in ended.
@@ -109,6 +118,7 @@ impl Passage {
     async fn greet(&self) -> Option<Greeted> {
         let parts = &self.entrance.parts;
         let limits = parts.limits.now();
+        let mark = self.recorder.mark();
         let fetched = match Box::pin(fetch::fetch(&self.open, &self.link, &limits)).await {
             Ok(fetched) => fetched,
             Err(error) => {
@@ -121,6 +131,10 @@ impl Passage {
                 return None;
             }
         };
+        self.recorder.phase("fetch", mark, |details| {
+            details.text("iap.way", fetched.stream.way());
+        });
+        let mark = self.recorder.mark();
         let limits = ClientHelloLimits {
             bytes_max: limits.client_hello_bytes_max,
             timeout: limits.handshake(),
@@ -135,7 +149,10 @@ impl Passage {
         )
         .await
         {
-            Ok(greeted) => Some(greeted),
+            Ok(greeted) => {
+                self.recorder.phase("greet", mark, |_| {});
+                Some(greeted)
+            }
             Err(error) => {
                 self.not_greeted(error);
                 None
@@ -163,9 +180,11 @@ impl Passage {
     async fn shake_hands(&self, greeted: Greeted, seed: AttemptSeed) -> Came {
         let parts = &self.entrance.parts;
         let patience = parts.limits.now().handshake();
+        let mark = self.recorder.mark();
         let shaken = handshake::shake_hands(greeted, seed.clone(), &parts.gate, patience).await;
         match shaken {
             Ok(entered) => {
+                self.recorder.phase("handshake", mark, |_| {});
                 self.link.verdict(self.open.connection_id, true);
                 let source = Source::of(seed.client.ip());
                 let shares = &self.entrance.handshakes;
@@ -179,7 +198,10 @@ impl Passage {
                 parts.metrics.handshake_failed(error.label());
                 tracing::info!(service = %seed.service, client = %seed.client, %error, "no session");
                 if let NotEntered::Refused(caller, refusal) = &error {
+                    self.recorder
+                        .phase("handshake", mark, |details| details.failed("denied"));
                     self.record_denial(caller, &seed, refusal);
+                    self.trace_refusal(caller, &seed, refusal);
                 }
                 Came::Rejected(stream)
             }
@@ -189,6 +211,7 @@ impl Passage {
     async fn go_on_framed(&self, mut stream: ClientStream, caller: Caller, seed: AttemptSeed) {
         let parts = &self.entrance.parts;
         let limits = parts.limits.now();
+        let mark = self.recorder.mark();
         let hello = match read_hello(&mut stream, limits.hello_frame_bytes_max, limits.handshake()).await {
             Ok(hello) => hello,
             Err(error) => {
@@ -202,10 +225,16 @@ impl Passage {
             login: hello.login,
             database: hello.database,
         };
-        match parts.gate.decide(seed.attempt(caller.clone())).await {
+        self.recorder.phase("hello", mark, |_| {});
+        let mark = self.recorder.mark();
+        let decided = parts.gate.decide(seed.attempt(caller.clone())).await;
+        self.recorder.phase("decide", mark, |details| {
+            details.truth("iap.allowed", decided.is_ok());
+        });
+        match decided {
             Ok(permit) => {
-                self.admit(Client::framed(stream), caller, seed, permit, asked)
-                    .await
+                let client = Client::framed(stream, self.recorder.trace());
+                self.admit(client, caller, seed, permit, asked).await;
             }
             Err(refusal) => {
                 // Nobody is refused by "renew your certificate": what becomes of the next attempt is the answer.
@@ -213,6 +242,7 @@ impl Passage {
                     self.record_denial(&caller, &seed, &refusal);
                 }
                 say_last(&mut stream, &self.refusal_status(&seed, &refusal)).await;
+                self.trace_refusal(&caller, &seed, &refusal);
             }
         }
     }
@@ -240,6 +270,7 @@ impl Passage {
             contact.as_deref(),
         );
         farewell::tell_postgres(&mut stream, &fatal, parts.limits.now().handshake()).await;
+        self.trace_refusal(&caller, &seed, &refusal);
     }
 
     /// Whom to ask, by the service's record.
@@ -250,12 +281,17 @@ impl Passage {
         Some(service.contact.clone()).filter(|contact| !contact.is_empty())
     }
 
+    fn trace_refusal(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
+        spans::refused(&self.recorder, seed.session_id, &seed.service, caller, refusal);
+    }
+
     fn record_denial(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
         let parts = &self.entrance.parts;
         parts.metrics.denied(refusal.code());
         let decision = refusal.decision(parts.gate.view().as_deref());
         parts.journal.denied(Denied {
             session_id: seed.session_id,
+            connection_id: self.open.connection_id,
             caller: caller.clone(),
             service: seed.service.clone(),
             client: seed.client,
@@ -274,6 +310,7 @@ impl Passage {
             return Status::Unavailable {
                 text: outage.text().to_owned(),
                 retry: false,
+                trace_id: self.recorder.trace(),
             };
         }
         Status::Denied {
@@ -282,6 +319,7 @@ impl Passage {
             contact: self.contact(seed),
             session_id: Some(seed.session_id),
             step_up: refusal.step_up(),
+            trace_id: self.recorder.trace(),
         }
     }
 
@@ -290,32 +328,32 @@ impl Passage {
     async fn admit(&self, client: Client, caller: Caller, seed: AttemptSeed, permit: Permit, asked: Asked) {
         let parts = &self.entrance.parts;
         if parts.shutdown.is_triggered() {
-            parts.metrics.denied("stopping");
-            return client.unavailable("the agent is stopping", true).await;
+            let text = "the agent is stopping";
+            return self.not_now(client, &caller, &seed, "stopping", text).await;
         }
         // A lock that is newer than the permit is seen once the session is among the live ones.
         if parts.gate.lock_on_proxy(&self.link.through).is_some() {
-            parts.metrics.denied("proxy_locked");
-            return client
-                .unavailable("the proxy that this connection came through is locked", true)
-                .await;
+            let text = "the proxy that this connection came through is locked";
+            return self.not_now(client, &caller, &seed, "proxy_locked", text).await;
         }
         let Some(slot) = parts.registry.reserve() else {
-            parts.metrics.denied("sessions_max");
-            return client
-                .unavailable("the agent serves as many sessions as it may", true)
-                .await;
+            let text = "the agent serves as many sessions as it may";
+            return self.not_now(client, &caller, &seed, "sessions_max", text).await;
         };
         let mode = permit.service().audit;
         let facts = Arc::new(self.facts(caller, seed, &permit, asked));
+        let mark = self.recorder.mark();
         let started = match parts.journal.start(&facts, &permit, mode).await {
             Ok(started) => started,
             Err(error) => {
                 tracing::error!(session = %facts.session_id, %error, "no session without its record");
                 parts.metrics.denied("audit_unavailable");
-                return client.unavailable(error.public_text(), true).await;
+                client.unavailable(error.public_text(), true).await;
+                let (session, why) = (facts.session_id, "audit_unavailable");
+                return spans::unavailable(&self.recorder, session, &facts.service, &facts.caller, why);
             }
         };
+        self.recorder.phase("record", mark, |_| {});
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
         let entered = parts.registry.enter(slot, Arc::clone(&live));
         self.decide_again_if_stale(&permit, &live).await;
@@ -328,13 +366,29 @@ impl Passage {
             backend: permit.local(),
             cluster: &parts.cluster,
             limits: &parts.limits,
+            recorder: &self.recorder,
             audit_full: (mode != AuditMode::BestEffort).then(|| parts.journal.fullness()),
         };
         let ending = handlers::serve(&permit, visit).await;
         tracing::info!(session = %facts.session_id, reason = ending.reason.as_str(), "session ended");
         parts.metrics.session_ended(started.counters());
+        spans::ended(&self.recorder, &facts, started.counters(), &ending);
         started.end(ending).await;
         drop(entered);
+    }
+
+    /// Ends what was allowed and cannot begin, for want of `what`.
+    async fn not_now(
+        &self,
+        client: Client,
+        caller: &Caller,
+        seed: &AttemptSeed,
+        what: &'static str,
+        text: &str,
+    ) {
+        self.entrance.parts.metrics.denied(what);
+        client.unavailable(text, true).await;
+        spans::unavailable(&self.recorder, seed.session_id, &seed.service, caller, what);
     }
 
     /// A view published between the decision and the registry's entry was not seen by the reviewer for
@@ -350,6 +404,7 @@ impl Passage {
     fn facts(&self, caller: Caller, seed: AttemptSeed, permit: &Permit, asked: Asked) -> SessionFacts {
         SessionFacts {
             session_id: seed.session_id,
+            connection_id: self.open.connection_id,
             connect_id: asked.connect_id,
             caller,
             service: seed.service,

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use iap_identity::SessionId;
+use iap_identity::{SessionId, TraceId};
 use iap_tunnel::Status;
 
 use super::farewell;
@@ -20,8 +20,8 @@ pub struct Client {
 /// What it understands before bytes flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Speech {
-    /// `iap/1`, and it waits for its status.
-    Framed,
+    /// `iap/1`, and it waits for its status, with the trace that is recorded.
+    Framed { trace: Option<TraceId> },
     /// PostgreSQL, so that it can be answered once it has begun.
     Postgres { session: SessionId, patience: Duration },
     /// The backend's bytes alone.
@@ -29,12 +29,12 @@ enum Speech {
 }
 
 impl Client {
-    /// A client that speaks `iap/1` and waits for its status.
+    /// A client that speaks `iap/1` and waits for its status, which names the trace where one is recorded.
     #[must_use]
-    pub fn framed(stream: ClientStream) -> Self {
+    pub fn framed(stream: ClientStream, trace: Option<TraceId>) -> Self {
         Self {
             stream,
-            speech: Speech::Framed,
+            speech: Speech::Framed { trace },
         }
     }
 
@@ -61,12 +61,13 @@ impl Client {
     /// # Errors
     /// When the client has gone.
     pub async fn granted(mut self, started: &Started) -> io::Result<ClientStream> {
-        if self.speech == Speech::Framed {
+        if let Speech::Framed { trace } = self.speech {
             let status = Status::Granted {
                 session_id: started.session_id(),
                 login: started.grant().login().cloned(),
                 protocol: started.facts().protocol.as_str().to_owned(),
                 resume_name: None,
+                trace_id: trace,
             };
             write_status(&mut self.stream, &status).await?;
         }
@@ -76,12 +77,13 @@ impl Client {
     /// Tells the client, where it can be told, that there will be no session, and closes.
     pub async fn unavailable(mut self, text: &str, retry: bool) {
         match self.speech {
-            Speech::Framed => {
+            Speech::Framed { trace } => {
                 say_last(
                     &mut self.stream,
                     &Status::Unavailable {
                         text: text.to_owned(),
                         retry,
+                        trace_id: trace,
                     },
                 )
                 .await;

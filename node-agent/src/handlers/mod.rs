@@ -11,6 +11,7 @@ mod tcp;
 use iap_identity::ClusterName;
 use iap_policy::{Protocol, ServiceFacts};
 use iap_runtime::config::InForce;
+use iap_runtime::traces::Recorder;
 use tokio::sync::watch;
 
 pub use client::Client;
@@ -35,6 +36,8 @@ pub struct Visit<'a> {
     pub cluster: &'a ClusterName,
     /// The agent's bounds.
     pub limits: &'a InForce<Limits>,
+    /// Notes what takes how long.
+    pub recorder: &'a Recorder,
     /// Where the session must not outlive its records: whether the spool is full.
     pub audit_full: Option<watch::Receiver<bool>>,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use iap_audit::{DecisionRecord, Event, EventKind};
-use iap_identity::{AgentId, ProxyId, ServiceName, SessionId};
+use iap_identity::{AgentId, ConnectionId, ProxyId, ServiceName, SessionId};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -17,6 +17,8 @@ use crate::session::Caller;
 pub struct Denied {
     /// The session there would have been, as the caller was told.
     pub session_id: SessionId,
+    /// The connection it came on.
+    pub connection_id: ConnectionId,
     /// Who.
     pub caller: Caller,
     /// Which service.
@@ -178,6 +180,7 @@ pub fn mismatch_event(mismatch: &Mismatch, agent: &AgentId, at: OffsetDateTime) 
 pub fn event(denied: &Denied, agent: &AgentId, at: OffsetDateTime) -> Event {
     let event = Event::new(EventKind::SessionDenied, at, Uuid::now_v7())
         .session(&denied.session_id)
+        .connection(&denied.connection_id)
         .user(&denied.caller.record())
         .serial(denied.caller.peer().serial())
         .service(&denied.service)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_audit::{CloseReason, DecisionRecord, Effect, Event, EventKind, Observed};
-use iap_identity::{AgentId, ConnectId, LoginName, ProxyId, ServiceName, SessionId};
+use iap_identity::{AgentId, ConnectId, ConnectionId, LoginName, ProxyId, ServiceName, SessionId};
 use iap_policy::{Grant, Protocol};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
@@ -30,6 +30,8 @@ pub struct Through {
 pub struct SessionFacts {
     /// Its id (UUIDv7).
     pub session_id: SessionId,
+    /// The connection it came on, by the id the proxy drew for it.
+    pub connection_id: ConnectionId,
     /// The `connect` it belongs to, when the client named one.
     pub connect_id: Option<ConnectId>,
     /// Who.
@@ -120,6 +122,7 @@ impl SessionFacts {
         };
         let mut event = Event::new(kind, time, id)
             .session(&self.session_id)
+            .connection(&self.connection_id)
             .user(&self.caller.record())
             .serial(self.caller.peer().serial())
             .service(&self.service)

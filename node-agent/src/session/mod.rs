@@ -7,9 +7,11 @@ pub mod caller;
 pub mod facts;
 pub mod live;
 pub mod review;
+pub(crate) mod spans;
 pub mod started;
 
 pub use caller::Caller;
 pub use facts::{Ending, SessionFacts, Through};
 pub use live::{Live, Registry};
+pub(crate) use spans::SESSION;
 pub use started::Started;

@@ -25,6 +25,7 @@ async fn a_denied_caller_is_told_in_a_frame_and_recorded() {
         contact,
         session_id: _,
         step_up: _,
+        trace_id: _,
     } = answer
     else {
         panic!("{answer:?}")

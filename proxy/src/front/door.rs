@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use iap_identity::ServerName;
+use iap_identity::{Anchor, ServerName, TraceId};
 use iap_runtime::net;
-use iap_runtime::pump::Cancellation;
+use iap_runtime::pump::{Cancellation, CloseReason, Closed};
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::tls::AlertDescription;
+use iap_runtime::traces::{Kind, Mark, Recorder, Root, Traces};
 use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -22,8 +23,19 @@ use super::session;
 use crate::admission::{Admission, NotRouted, RoutedPlace, Source, WaitingPlace};
 use crate::control::ControlDoor;
 use crate::metrics::{Counted, Destination, Metrics, Refusal};
+use crate::switchboard::Slot;
 use crate::trust::Trust;
 use crate::verdict;
+
+/// A connection to an agent, as the proxy sees it: no other span is above it.
+const CONNECT: Root = Root {
+    anchor: Some(Anchor::Proxy),
+    parent: None,
+    name: "connect",
+    kind: Kind::Server,
+};
+/// A verdict travels on another connection than the session's last bytes and may come after them.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Everything behind the public port.
 pub(crate) struct Door {
@@ -36,6 +48,7 @@ pub(crate) struct Door {
     pub(crate) metrics: Metrics,
     /// Whether it is time to say who was.
     pub(crate) turned_away: Seldom,
+    pub(crate) traces: Traces,
     /// Cuts every session when the drain's time is over.
     pub(crate) end: Cancellation,
 }
@@ -54,17 +67,25 @@ impl Door {
 
     fn enter(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, shutdown: &Shutdown) {
         let source = (!self.rules.is_balancer(peer)).then(|| Source::of(peer.ip()));
-        match self.admission.admit(source, Instant::now()) {
+        let accepted = Instant::now();
+        match self.admission.admit(source, accepted) {
             Ok(place) => {
                 let door = Arc::clone(self);
-                let shutdown_seen = shutdown.clone();
-                shutdown.spawn(async move { door.serve(stream, peer, place, shutdown_seen).await });
+                let seen = shutdown.clone();
+                shutdown.spawn(async move { door.serve(stream, peer, accepted, place, seen).await });
             }
             Err(reason) => self.metrics.refused(reason),
         }
     }
 
-    async fn serve(&self, stream: TcpStream, peer: SocketAddr, place: WaitingPlace, shutdown: Shutdown) {
+    async fn serve(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        accepted: Instant,
+        place: WaitingPlace,
+        shutdown: Shutdown,
+    ) {
         let waiting = Counted::on(&self.metrics.waiting);
         let mut place = place;
         if let Err(error) = net::tune(&stream) {
@@ -79,7 +100,7 @@ impl Door {
         };
         drop(waiting);
         match greeting {
-            Ok(Greeting::Client(client)) => self.client(client, place, shutdown).await,
+            Ok(Greeting::Client(client)) => self.client(client, accepted, place, shutdown).await,
             Ok(Greeting::DialBack(stream, preface)) => {
                 let (now, stream) = (OffsetDateTime::now_utc(), DataStream::Tcp(stream));
                 if let Err(error) = self.fetcher.board.redeem(now, &preface, None, stream) {
@@ -100,7 +121,7 @@ impl Door {
         }
     }
 
-    async fn client(&self, client: Client, place: WaitingPlace, shutdown: Shutdown) {
+    async fn client(&self, client: Client, accepted: Instant, place: WaitingPlace, shutdown: Shutdown) {
         if client.name == ServerName::Proxy {
             // An agent's line is counted by limits.agents_max; it waits until it has said hello.
             let gave_way = place.gave_way();
@@ -121,7 +142,11 @@ impl Door {
         let _counted = Counted::on(&self.metrics.sessions);
         match &client.name {
             ServerName::Cluster | ServerName::Auth | ServerName::Proxy => self.to_auth(client).await,
-            ServerName::Service(_) | ServerName::Agent(_) => self.to_agent(client, &routed).await,
+            ServerName::Service(_) | ServerName::Agent(_) => {
+                let recorder = self.traces.begin(accepted);
+                recorder.phase("peek", Mark::at(accepted), |_| {});
+                self.to_agent(client, &routed, &recorder).await;
+            }
         }
     }
 
@@ -138,13 +163,13 @@ impl Door {
         self.closed(&client.name, client.address, closed);
     }
 
-    async fn to_agent(&self, client: Client, routed: &RoutedPlace) {
+    async fn to_agent(&self, client: Client, routed: &RoutedPlace, recorder: &Recorder) {
         if self.admission.is_throttled(routed.source(), Instant::now()) {
             let limit = "limits.failures_per_source_per_minute_max";
             return self.refuse(client, Refusal::SourceThrottled, limit).await;
         }
         // Boxed, as everything that is over before the bytes flow: a session at rest should weigh little.
-        let fetching = Box::pin(self.fetcher.fetch(&client, routed.source()));
+        let fetching = Box::pin(self.fetcher.fetch(&client, routed.source(), recorder));
         let fetched = tokio::select! {
             fetched = fetching => fetched,
             _ = self.end.cancelled() => return,
@@ -162,8 +187,45 @@ impl Door {
         } else {
             client.hello
         };
+        let mark = recorder.mark();
         let closed = session::join(client.stream, fetched.stream, hello, &mut fetched.slot).await;
+        if recorder.is_on() {
+            recorder.phase("relay", mark, |_| {});
+            Box::pin(self.trace(recorder, &client.name, &fetched.slot, &closed)).await;
+        }
         self.closed(&client.name, client.address, closed);
+    }
+
+    /// Strangers make no spans: only a connection whose client proved who it is becomes a trace. Its id is the
+    /// connection's, which the agent was told too.
+    async fn trace(
+        &self,
+        recorder: &Recorder,
+        name: &ServerName,
+        slot: &Slot,
+        closed: &std::io::Result<Closed>,
+    ) {
+        let trace = TraceId::of_connection(slot.connection_id());
+        let ended = recorder.mark();
+        if !trace.is_some_and(|trace| self.traces.takes(&trace))
+            || !slot.verdict.is_proven(VERDICT_TIMEOUT).await
+        {
+            return;
+        }
+        recorder.finish_as(trace, CONNECT, ended, |details| {
+            if let ServerName::Service(service) = name {
+                details.text("iap.service", service);
+            }
+            details.text("iap.agent", slot.agent());
+            match closed {
+                Ok(closed) => {
+                    details.number("iap.bytes_in", closed.bytes_in);
+                    details.number("iap.bytes_out", closed.bytes_out);
+                    details.text("iap.close_reason", close_word(&closed.reason));
+                }
+                Err(_) => details.failed("the agent left before the first byte"),
+            }
+        });
     }
 
     /// A name that no agent serves is unknown unless the snapshot has such a service.
@@ -216,12 +278,7 @@ impl Door {
         }
     }
 
-    fn closed(
-        &self,
-        name: &ServerName,
-        client: SocketAddr,
-        closed: std::io::Result<iap_runtime::pump::Closed>,
-    ) {
+    fn closed(&self, name: &ServerName, client: SocketAddr, closed: std::io::Result<Closed>) {
         match closed {
             Ok(closed) => {
                 self.metrics.moved(closed.bytes_in, closed.bytes_out);
@@ -231,5 +288,17 @@ impl Door {
                 tracing::debug!(%client, ?name, %error, "the other side left before the first byte")
             }
         }
+    }
+}
+
+/// Why a connection ended, in the words of `close_reason` in the audit log: the agent is the backend here.
+fn close_word(reason: &CloseReason) -> &'static str {
+    match reason {
+        CloseReason::ClientClosed => "client_closed",
+        CloseReason::BackendClosed => "backend_closed",
+        CloseReason::ClientFailed(_) => "client_lost",
+        CloseReason::BackendFailed(_) => "backend_lost",
+        CloseReason::Idle => "idle_limit",
+        CloseReason::Cancelled(_) => "cut",
     }
 }

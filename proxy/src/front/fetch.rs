@@ -5,6 +5,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use iap_identity::{AgentId, ConnectionId, ServerName, ServiceName};
 use iap_runtime::config::InForce;
+use iap_runtime::traces::Recorder;
 use iap_tunnel::Token;
 use thiserror::Error;
 use time::OffsetDateTime;
@@ -79,12 +80,18 @@ struct Asking<'a> {
     service: Option<ServiceName>,
     client: &'a Client,
     source: Source,
+    recorder: &'a Recorder,
 }
 
 impl Fetcher {
     /// A way to some agent that serves the name the client asks for. An agent that lets it wait is not waited for
     /// alone: after a while the next one is asked as well, and the first to come has the client.
-    pub(crate) async fn fetch(&self, client: &Client, source: Source) -> Result<Fetched, FetchError> {
+    pub(crate) async fn fetch(
+        &self,
+        client: &Client,
+        source: Source,
+        recorder: &Recorder,
+    ) -> Result<Fetched, FetchError> {
         let service = match &client.name {
             ServerName::Service(service) => Some(service.clone()),
             ServerName::Cluster | ServerName::Auth | ServerName::Proxy | ServerName::Agent(_) => None,
@@ -93,6 +100,7 @@ impl Fetcher {
             service,
             client,
             source,
+            recorder,
         };
         let limits = self.limits.now();
         let candidates = self.board.candidates(&client.name);
@@ -143,6 +151,23 @@ impl Fetcher {
     }
 
     async fn ask(&self, agent: AgentId, asking: &Asking<'_>) -> Result<Asked, FetchError> {
+        let mark = asking.recorder.mark();
+        let asked = self.ask_unnoted(agent, asking).await?;
+        asking.recorder.phase("ask agent", mark, |details| {
+            details.text("iap.agent", agent);
+            match &asked {
+                Asked::Came(fetched) => {
+                    details.text("iap.way", fetched.stream.way());
+                    details.truth("iap.pooled", fetched.has_hello);
+                }
+                Asked::Lost => details.failed("lost"),
+                Asked::StaysAway => details.failed("stays away"),
+            }
+        });
+        Ok(asked)
+    }
+
+    async fn ask_unnoted(&self, agent: AgentId, asking: &Asking<'_>) -> Result<Asked, FetchError> {
         let now = OffsetDateTime::now_utc();
         let patience = self.limits.now().dial_back_seconds_max;
         let request = Request {

@@ -14,7 +14,11 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// the service still has to say is awaited.
 pub(super) async fn run(session: Session) -> anyhow::Result<ExitStatus> {
     let (input, output) = open()?;
-    let (reader, writer) = tokio::io::split(session.stream);
+    // The span lasts as long as the session.
+    let Session {
+        stream, span: _span, ..
+    } = session;
+    let (reader, writer) = tokio::io::split(stream);
     let inward = pass_on(input, writer);
     let outward = pass_on(reader, output);
     tokio::pin!(inward, outward);

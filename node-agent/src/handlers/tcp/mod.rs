@@ -10,7 +10,7 @@ use super::Visit;
 use super::farewell::{self, Delivered};
 use crate::backend::{self, BackendStream};
 use crate::dialback::ClientStream;
-use crate::session::{Ending, Live};
+use crate::session::{Ending, Live, SESSION};
 use hold::{Held, Hold};
 
 /// Dials the backend, tells the client, moves bytes until something ends the session.
@@ -22,8 +22,10 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
         backend,
         cluster,
         limits,
+        recorder,
         audit_full,
     } = visit;
+    let mark = recorder.mark();
     let dialling = backend::dial(backend, started, cluster, limits.now().backend_dial());
     let dialled = tokio::select! {
         biased;
@@ -33,6 +35,11 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
         }
         dialled = dialling => dialled,
     };
+    recorder.phase("dial backend", mark, |details| {
+        if let Err(failure) = &dialled {
+            details.failed(failure.close_reason().as_str());
+        }
+    });
     let backend = match dialled {
         Ok(backend) => backend,
         Err(failure) => {
@@ -45,14 +52,19 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
         Ok(client) => client,
         Err(error) => return Ending::because(CloseReason::ClientLost, error.to_string()),
     };
+    // A session may last for hours; how it began can be seen meanwhile.
+    recorder.send_phases(SESSION);
+    let mark = recorder.mark();
     let hold = Hold::default();
     let moving = move_bytes(client, Held::new(backend, hold.clone()), started, live);
-    tokio::select! {
+    let ending = tokio::select! {
         // First, so that no byte moves once the spool is known to be full.
         biased;
         never = hold.while_full(audit_full, limits, live) => match never {},
         ending = moving => ending,
-    }
+    };
+    recorder.phase("relay", mark, |_| {});
+    ending
 }
 
 async fn move_bytes(

@@ -31,4 +31,5 @@ mod restore;
 mod step_up;
 mod stock_clients;
 mod torture;
+mod traces;
 mod ways;

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use iap_e2e::{Plane, wait_until};
 
 /// The samples' names and kinds of one server, with what it said.
-fn scrape(plane: &Plane, name: &str) -> (BTreeMap<String, String>, String) {
+pub(crate) fn scrape(plane: &Plane, name: &str) -> (BTreeMap<String, String>, String) {
     let config = std::fs::read_to_string(plane.dir().join(format!("config/{name}.toml"))).unwrap();
     let (_, rest) = config.split_once("admin_listen = \"").unwrap();
     let mut stream = TcpStream::connect(rest.split('"').next().unwrap()).unwrap();

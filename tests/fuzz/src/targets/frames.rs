@@ -1,6 +1,6 @@
 //! The two frames of `iap/1`: read in any pieces, bounded, and the same after being written back.
 
-use iap_identity::{ConnectId, LoginName, SessionId};
+use iap_identity::{ConnectId, LoginName, SessionId, TraceId};
 use iap_tunnel::frame::LENGTH_BYTES;
 use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
 
@@ -63,6 +63,7 @@ pub(crate) fn seeds() -> Seeds {
         login: Some(LoginName::parse("readonly").unwrap()),
         protocol: "postgres".to_owned(),
         resume_name: None,
+        trace_id: Some(TraceId::parse(&id.simple().to_string()).unwrap()),
     };
     let denied = Status::Denied {
         code: "no_rule_matches".to_owned(),
@@ -70,6 +71,7 @@ pub(crate) fn seeds() -> Seeds {
         contact: Some("#db".to_owned()),
         session_id: None,
         step_up: None,
+        trace_id: None,
     };
     let step_up = Status::Denied {
         code: "step_up".to_owned(),
@@ -80,10 +82,12 @@ pub(crate) fn seeds() -> Seeds {
             mfa: true,
             acr: Some("urn:example:loa:2".to_owned()),
         }),
+        trace_id: Some(TraceId::parse(&id.simple().to_string()).unwrap()),
     };
     let unavailable = Status::Unavailable {
         text: "The backend is down.".to_owned(),
         retry: true,
+        trace_id: None,
     };
     let framed = |size: u8, frame: Vec<u8>| [vec![size], frame].concat();
     vec![
