@@ -2,7 +2,7 @@
 //! in the trace that the agent named.
 
 use iap_identity::{Anchor, ServiceName, SessionId, TraceId};
-use iap_runtime::pump::{CloseReason, Closed};
+use iap_runtime::pump::Closed;
 use iap_runtime::traces::{Details, Kind, Recorder, Root};
 
 /// A session, from wanting it to its end. It began before any other program knew of it, so it has nothing above it.
@@ -44,7 +44,7 @@ impl SessionSpan {
         span.finish(|details| {
             details.number("iap.bytes_in", closed.bytes_in);
             details.number("iap.bytes_out", closed.bytes_out);
-            details.text("iap.close_reason", close_word(&closed.reason));
+            details.text("iap.close_reason", closed.reason.as_str());
         });
     }
 
@@ -83,17 +83,5 @@ fn whose(details: &mut Details, trace: Option<TraceId>, service: &ServiceName) {
     details.text("iap.service", service);
     if let Some(trace) = trace {
         details.link(trace, Anchor::Proxy);
-    }
-}
-
-/// The words of `close_reason` in the audit log: the agent is the backend here.
-fn close_word(reason: &CloseReason) -> &'static str {
-    match reason {
-        CloseReason::ClientClosed => "client_closed",
-        CloseReason::BackendClosed => "backend_closed",
-        CloseReason::ClientFailed(_) => "client_lost",
-        CloseReason::BackendFailed(_) => "backend_lost",
-        CloseReason::Idle => "idle_limit",
-        CloseReason::Cancelled(_) => "cut",
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use iap_identity::{Anchor, ServerName, TraceId};
 use iap_runtime::net;
-use iap_runtime::pump::{Cancellation, CloseReason, Closed};
+use iap_runtime::pump::{Cancellation, Closed};
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::tls::AlertDescription;
 use iap_runtime::traces::{Kind, Mark, Recorder, Root, Traces};
@@ -221,7 +221,7 @@ impl Door {
                 Ok(closed) => {
                     details.number("iap.bytes_in", closed.bytes_in);
                     details.number("iap.bytes_out", closed.bytes_out);
-                    details.text("iap.close_reason", close_word(&closed.reason));
+                    details.text("iap.close_reason", closed.reason.as_str());
                 }
                 Err(_) => details.failed("the agent left before the first byte"),
             }
@@ -288,17 +288,5 @@ impl Door {
                 tracing::debug!(%client, ?name, %error, "the other side left before the first byte")
             }
         }
-    }
-}
-
-/// Why a connection ended, in the words of `close_reason` in the audit log: the agent is the backend here.
-fn close_word(reason: &CloseReason) -> &'static str {
-    match reason {
-        CloseReason::ClientClosed => "client_closed",
-        CloseReason::BackendClosed => "backend_closed",
-        CloseReason::ClientFailed(_) => "client_lost",
-        CloseReason::BackendFailed(_) => "backend_lost",
-        CloseReason::Idle => "idle_limit",
-        CloseReason::Cancelled(_) => "cut",
     }
 }

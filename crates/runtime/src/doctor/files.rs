@@ -33,29 +33,25 @@ pub fn check_private_tree(path: &Path, missing: &str) -> Finding {
 /// Whether the file system of `path` has room for `needed` more bytes.
 #[cfg(unix)]
 pub fn check_space(path: &Path, needed: u64) -> Finding {
-    let usage = match rustix::fs::statvfs(path) {
-        Ok(usage) => usage,
-        Err(error) => {
-            let detail = format!("{}: {error}", path.display());
-            return Finding::failed("disk", detail, format!("see `df {}`", path.display()));
-        }
-    };
-    let (free, all) = (usage.f_bavail * usage.f_frsize, usage.f_blocks * usage.f_frsize);
-    judge_space(path, free, all, needed)
+    with_space_of(path, |free, all| judge_space(path, free, all, needed))
 }
 
 /// Whether the file system of `path` has room left for what grows without a limit there.
 #[cfg(unix)]
 pub fn check_room(path: &Path, free_bytes_min: u64) -> Finding {
-    let usage = match rustix::fs::statvfs(path) {
-        Ok(usage) => usage,
+    with_space_of(path, |free, all| judge_room(path, free, all, free_bytes_min))
+}
+
+/// What `judge` makes of the bytes that are free on the file system of `path`, and of all it has.
+#[cfg(unix)]
+fn with_space_of(path: &Path, judge: impl FnOnce(u64, u64) -> Finding) -> Finding {
+    match rustix::fs::statvfs(path) {
+        Ok(usage) => judge(usage.f_bavail * usage.f_frsize, usage.f_blocks * usage.f_frsize),
         Err(error) => {
             let detail = format!("{}: {error}", path.display());
-            return Finding::failed("disk", detail, format!("see `df {}`", path.display()));
+            Finding::failed("disk", detail, format!("see `df {}`", path.display()))
         }
-    };
-    let (free, all) = (usage.f_bavail * usage.f_frsize, usage.f_blocks * usage.f_frsize);
-    judge_room(path, free, all, free_bytes_min)
+    }
 }
 
 fn judge_room(path: &Path, free: u64, all: u64, free_bytes_min: u64) -> Finding {

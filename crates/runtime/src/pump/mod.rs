@@ -113,6 +113,20 @@ pub enum CloseReason {
     Cancelled(Arc<str>),
 }
 
+impl CloseReason {
+    /// In the words of `close_reason` in the audit log. To a client and a proxy the agent is the backend.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::ClientClosed => "client_closed",
+            Self::BackendClosed => "backend_closed",
+            Self::ClientFailed(_) => "client_lost",
+            Self::BackendFailed(_) => "backend_lost",
+            Self::Idle => "idle_limit",
+            Self::Cancelled(_) => "cut",
+        }
+    }
+}
+
 impl Closed {
     fn new(counters: &Counters, reason: CloseReason) -> Self {
         Self {
