@@ -226,6 +226,7 @@ impl App {
         });
         tracing::info!(listen = %config.listen, cluster = %config.cluster, "serving");
         let traces = self.context.traces.clone();
+        let store = Arc::clone(&self.context.store);
         serving();
         front.run(self.listener).await;
         match shutdown.drain(limits.now().drain_timeout).await {
@@ -233,6 +234,14 @@ impl App {
             Drained::Abandoned { tasks } => tracing::warn!(tasks, "stopped with work under way"),
         }
         traces.finish(FINISH_TIMEOUT).await;
+        if tokio::time::timeout(DATABASE_SECONDS_MAX, store.close())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                "stopped with the database in use; the next start finds in its log what was written"
+            );
+        }
         Ok(())
     }
 }

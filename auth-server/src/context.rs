@@ -122,7 +122,10 @@ impl AppContext {
         let keys = AuthorityKeys::load(&dir, &config.cluster, now)?;
         let seal_keys = SealKeys::load_or_create(&config.login.refresh_key_file, &random)?;
         let store = SqliteStore::open(&dir.join(DATABASE_FILE)).await?;
-        check_belonging(&store, &config, &keys).await?;
+        if let Err(error) = check_belonging(&store, &config, &keys).await {
+            store.close().await;
+            return Err(error);
+        }
         let bundle = keys.bundle(
             &config.cluster,
             store.counter(Counter::Epoch).await?,

@@ -220,6 +220,7 @@ fn check_proxies(asked: Result<KnownProxies, LocalError>, port: u16, file: &Path
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::store::RuleStore as _;
 
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 

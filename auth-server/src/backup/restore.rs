@@ -19,7 +19,7 @@ use crate::authority::{AUTH_ID_FILE, AuthorityKeys, DATABASE_FILE, format_time};
 use crate::config::Config;
 use crate::context::{self, Clock, LOCK_FILE, Random};
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Restore, RestoreStore as _, Restored, SharedStore};
+use crate::store::{Restore, RestoreStore as _, Restored, RuleStore as _, SharedStore};
 
 /// A UUID and a line's end, with room to spare.
 const AUTH_ID_BYTES_MAX: u64 = 256;

@@ -95,6 +95,9 @@ pub trait RuleStore: Send + Sync + 'static {
     /// Writes what is there already: whether anything can be written.
     async fn probe(&self) -> Result<(), StoreError>;
 
+    /// Waits for what is under way and closes the files: from then on each other call fails.
+    async fn close(&self);
+
     /// Reads a counter.
     async fn counter(&self, counter: Counter) -> Result<u64, StoreError>;
 

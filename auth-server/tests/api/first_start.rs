@@ -13,6 +13,13 @@ async fn open(dir: &TempDir) -> Result<OpenedContext, OpenError> {
     AppContext::open(config(dir), Offset::default().clock(), Random::system()).await
 }
 
+/// Starts and stops; the files are nobody's afterwards.
+async fn open_and_close(dir: &TempDir) -> Result<(), OpenError> {
+    let opened = open(dir).await?;
+    opened.context.store.close().await;
+    Ok(())
+}
+
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -63,7 +70,7 @@ async fn a_later_start_finds_the_same_cluster() {
 #[tokio::test]
 async fn the_root_key_may_be_kept_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
-    drop(open(&dir).await.unwrap());
+    open_and_close(&dir).await.unwrap();
     std::fs::remove_file(dir.path().join("data/root.key.pem")).unwrap();
     open(&dir).await.unwrap();
 }
@@ -71,7 +78,7 @@ async fn the_root_key_may_be_kept_elsewhere() {
 #[tokio::test]
 async fn looser_permissions_refuse_to_start() {
     let dir = tempfile::tempdir().unwrap();
-    drop(open(&dir).await.unwrap());
+    open_and_close(&dir).await.unwrap();
     let data = dir.path().join("data");
     for (path, right, loose) in [
         (data.join("ca/user.key.pem"), 0o600, 0o640),
@@ -89,15 +96,15 @@ async fn looser_permissions_refuse_to_start() {
 #[tokio::test]
 async fn parts_that_do_not_belong_together_refuse_to_start() {
     let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    drop(open(&ours).await.unwrap());
-    drop(open(&theirs).await.unwrap());
+    open_and_close(&ours).await.unwrap();
+    open_and_close(&theirs).await.unwrap();
     let (ours_data, theirs_data) = (ours.path().join("data"), theirs.path().join("data"));
     for file in ["ca/user.pem", "root.pem", "snapshot.pem", "auth.db", "auth_id"] {
         let kept = std::fs::read(ours_data.join(file)).unwrap();
         std::fs::copy(theirs_data.join(file), ours_data.join(file)).unwrap();
-        assert!(open(&ours).await.is_err(), "{file}");
+        assert!(open_and_close(&ours).await.is_err(), "{file}");
         std::fs::write(ours_data.join(file), kept).unwrap();
-        open(&ours)
+        open_and_close(&ours)
             .await
             .unwrap_or_else(|error| panic!("{file}: {error}"));
     }
@@ -106,7 +113,7 @@ async fn parts_that_do_not_belong_together_refuse_to_start() {
 #[tokio::test]
 async fn a_database_without_its_keys_is_not_taken_over() {
     let dir = tempfile::tempdir().unwrap();
-    drop(open(&dir).await.unwrap());
+    open_and_close(&dir).await.unwrap();
     std::fs::remove_file(dir.path().join("data/auth_id")).unwrap();
     let error = open(&dir).await.expect_err("it must not start").to_string();
     assert!(error.contains("restore the missing files"), "{error}");
@@ -115,7 +122,7 @@ async fn a_database_without_its_keys_is_not_taken_over() {
 #[tokio::test]
 async fn a_first_start_that_was_interrupted_is_finished_by_the_next() {
     let dir = tempfile::tempdir().unwrap();
-    drop(open(&dir).await.unwrap());
+    open_and_close(&dir).await.unwrap();
     let data = dir.path().join("data");
     for file in [
         "auth_id",
@@ -133,7 +140,7 @@ async fn a_first_start_that_was_interrupted_is_finished_by_the_next() {
 #[tokio::test]
 async fn another_cluster_name_refuses_to_start() {
     let dir = tempfile::tempdir().unwrap();
-    drop(open(&dir).await.unwrap());
+    open_and_close(&dir).await.unwrap();
     let other = config_text(dir.path()).replace(CLUSTER, "other.example.com");
     let config = Config::parse(&other, "test").unwrap();
     assert!(

@@ -28,6 +28,9 @@ const SESSIONS: usize = 500;
 /// Who is sent away comes back.
 const BACK_AFTER: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// They come one after the other in so long, which is as long as a stranger may stay, so that those who are sent away
+/// come back in a steady stream.
+const ARRIVING: Duration = Duration::from_secs(6);
 /// Until those that the programs send away have come back for the first time, or all have been forgotten.
 const SETTLING: Duration = Duration::from_secs(8);
 
@@ -245,6 +248,7 @@ struct Stranger {
 
 impl Stranger {
     async fn stay(self) {
+        tokio::time::sleep(ARRIVING.mul_f64(count_of(self.number) / count_of(STRANGERS))).await;
         loop {
             // Refused or cut: it is over, and the next one begins.
             let _over = self.visit().await;

@@ -77,12 +77,6 @@ impl SqliteStore {
         Ok(Self { writer, readers })
     }
 
-    /// Waits for what is under way and closes the file.
-    pub async fn close(&self) {
-        self.readers.close().await;
-        self.writer.close().await;
-    }
-
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }

@@ -170,6 +170,11 @@ impl RuleStore for SqliteStore {
         Ok(())
     }
 
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
     async fn counter(&self, counter: Counter) -> Result<u64, StoreError> {
         let row = sqlx::query("SELECT value FROM counters WHERE name = ?")
             .bind(counter.as_str())
