@@ -10,6 +10,7 @@ use iap_runtime::config::InForce;
 use iap_runtime::pump::Cancellation;
 use iap_runtime::quic::QuicError;
 use iap_runtime::rpc::{self, ALPN_H2};
+use iap_runtime::seldom::Seldom;
 use iap_runtime::shutdown::{Drained, Shutdown};
 use iap_runtime::tls::{self, ServerVerifier};
 use iap_runtime::traces::{self, Program, Traces};
@@ -29,7 +30,6 @@ use crate::front::door::Door;
 use crate::front::fetch::Fetcher;
 use crate::front::forward::AuthDialer;
 use crate::front::greet::Rules;
-use crate::front::seldom::Seldom;
 use crate::metrics::Metrics;
 use crate::state::{Reloader, State, StateError};
 use crate::switchboard::Switchboard;
@@ -339,6 +339,7 @@ fn door(config: &Config, state: &State, metrics: &Metrics, traces: Traces) -> Do
             board: board.clone(),
             metrics: metrics.clone(),
             limits: limits.clone(),
+            missed: Arc::default(),
         },
         auth: AuthDialer {
             auth: config.auth.clone(),

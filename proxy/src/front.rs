@@ -5,5 +5,4 @@ pub(crate) mod door;
 pub(crate) mod fetch;
 pub(crate) mod forward;
 pub(crate) mod greet;
-pub(crate) mod seldom;
 pub(crate) mod session;

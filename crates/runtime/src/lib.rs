@@ -21,6 +21,7 @@ pub mod quic;
 pub mod reloading;
 pub mod rpc;
 #[cfg(unix)]
+pub mod seldom;
 pub mod service_manager;
 pub mod shutdown;
 pub mod slots;

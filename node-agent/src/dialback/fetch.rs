@@ -3,12 +3,12 @@
 use std::io;
 use std::time::Duration;
 
-use iap_runtime::descriptors;
+use iap_runtime::{descriptors, say_seldom};
 use iap_tunnel::{ALPN_DATA, DataWay, Preface};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::Open;
 use super::stream::DataStream;
+use super::{Open, Said};
 use crate::control::Link;
 use crate::limits::Limits;
 
@@ -56,9 +56,14 @@ impl FetchError {
 }
 
 /// Takes up the connection that was dialled in advance, or else tries the ways in order.
-pub(super) async fn fetch(open: &Open, link: &Link, limits: &Limits) -> Result<Fetched, FetchError> {
+pub(super) async fn fetch(
+    open: &Open,
+    link: &Link,
+    limits: &Limits,
+    said: &Said,
+) -> Result<Fetched, FetchError> {
     let ways = link.ways();
-    if let Some(fetched) = take_up(open, link, limits).await {
+    if let Some(fetched) = take_up(open, link, limits, said).await {
         ways.worked(DataWay::Tcp);
         return Ok(fetched);
     }
@@ -75,7 +80,8 @@ pub(super) async fn fetch(open: &Open, link: &Link, limits: &Limits) -> Result<F
                 return Ok(fetched);
             }
             Err(error) => {
-                tracing::info!(connection = %open.connection_id, proxy = %link.through.proxy, %way, %error, "not fetched this way");
+                let (connection, proxy) = (open.connection_id, link.through.proxy);
+                say_seldom!(said.not_fetched_this_way, info, %connection, %proxy, %way, %error, "not fetched this way");
                 ways.failed(way, error.went_silent());
                 last = error;
             }
@@ -85,13 +91,14 @@ pub(super) async fn fetch(open: &Open, link: &Link, limits: &Limits) -> Result<F
 }
 
 /// `None` when there is none, or it broke: dialling back is always possible.
-async fn take_up(open: &Open, link: &Link, limits: &Limits) -> Option<Fetched> {
+async fn take_up(open: &Open, link: &Link, limits: &Limits, said: &Said) -> Option<Fetched> {
     let stream = link.ways().pool().take(open.pooled?).await?;
     let mut stream = DataStream::Tcp(stream);
     match tokio::time::timeout(limits.data_try(), read_first(&mut stream)).await {
         Ok(Ok(first)) if !first.is_empty() => Some(Fetched { stream, first }),
         Ok(_) | Err(_) => {
-            tracing::info!(connection = %open.connection_id, proxy = %link.through.proxy, "the connection dialled in advance broke");
+            let (connection, proxy) = (open.connection_id, link.through.proxy);
+            say_seldom!(said.pooled_broke, info, %connection, %proxy, "the connection dialled in advance broke");
             None
         }
     }

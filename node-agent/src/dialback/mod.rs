@@ -26,6 +26,8 @@ use std::time::Instant;
 
 use iap_identity::{AgentId, ClusterName, ConnectionId, ProxyId, ServiceName};
 use iap_runtime::config::InForce;
+use iap_runtime::say_seldom;
+use iap_runtime::seldom::Seldom;
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::traces::Traces;
 use iap_runtime::waiting_room::{Place, Source};
@@ -61,6 +63,18 @@ pub struct Open {
 pub struct Entrance {
     parts: EntranceParts,
     handshakes: Shares,
+    said: Said,
+}
+
+/// When what strangers can bring about at any rate was said last.
+#[derive(Debug, Default)]
+struct Said {
+    not_dialling_back: Seldom,
+    pooled_broke: Seldom,
+    not_fetched_this_way: Seldom,
+    not_fetched: Seldom,
+    turned_away: Seldom,
+    no_session: Seldom,
 }
 
 /// Everything a session needs, shared by all of them.
@@ -93,7 +107,11 @@ impl Entrance {
     #[must_use]
     pub fn new(parts: EntranceParts) -> Arc<Self> {
         let handshakes = Shares::new(parts.limits.now().proxies_max);
-        Arc::new(Self { parts, handshakes })
+        Arc::new(Self {
+            parts,
+            handshakes,
+            said: Said::default(),
+        })
     }
 
     /// The time that decisions here are made with.
@@ -110,7 +128,7 @@ impl Entrance {
                 shutdown.spawn(serve::serve(self, open, link, place));
             }
             Err(reason) => {
-                tracing::warn!(connection = %open.connection_id, reason, "not dialling back");
+                say_seldom!(self.said.not_dialling_back, warn, connection = %open.connection_id, reason, "not dialling back");
                 self.parts.metrics.open_refused(reason);
                 link.refuse(open.connection_id, reason);
             }

@@ -6,10 +6,10 @@ use std::time::Instant;
 use iap_identity::{ConnectId, LoginName, SessionId, TraceId};
 use iap_policy::Protocol;
 use iap_proto::AuditMode;
-use iap_runtime::big_stack;
 use iap_runtime::tls::{self, ClientHelloLimits, Replay};
 use iap_runtime::traces::Recorder;
 use iap_runtime::waiting_room::{Place, Source};
+use iap_runtime::{big_stack, say_seldom};
 use iap_tunnel::Status;
 use uuid::Uuid;
 
@@ -117,13 +117,14 @@ impl Passage {
 
     async fn greet(&self) -> Option<Greeted> {
         let parts = &self.entrance.parts;
+        let said = &self.entrance.said;
         let limits = parts.limits.now();
         let mark = self.recorder.mark();
-        let fetched = match Box::pin(fetch::fetch(&self.open, &self.link, &limits)).await {
+        let fetched = match Box::pin(fetch::fetch(&self.open, &self.link, &limits, said)).await {
             Ok(fetched) => fetched,
             Err(error) => {
                 if !error.is_for_want_of_descriptors() {
-                    tracing::warn!(connection = %self.open.connection_id, %error, "not fetched");
+                    say_seldom!(said.not_fetched, warn, connection = %self.open.connection_id, %error, "not fetched");
                 }
                 parts.metrics.handshake_failed("dial_back");
                 self.link
@@ -162,7 +163,8 @@ impl Passage {
 
     fn not_greeted(&self, error: GreetError) {
         let parts = &self.entrance.parts;
-        tracing::info!(connection = %self.open.connection_id, proxy = %self.link.through.proxy, %error, "turned away");
+        let (connection, proxy) = (self.open.connection_id, self.link.through.proxy);
+        say_seldom!(self.entrance.said.turned_away, info, %connection, %proxy, %error, "turned away");
         parts.metrics.handshake_failed("client_hello");
         self.link.verdict(self.open.connection_id, false);
         if let GreetError::NameMismatch { asked, said } = &error {
@@ -193,10 +195,16 @@ impl Passage {
             }
             Err(Rejected { error, stream }) => {
                 // Before the client has read its alert: by the time it comes again, the proxy knows.
+                let (service, client) = (&seed.service, seed.client);
                 self.link
                     .verdict(self.open.connection_id, error.is_authenticated());
                 parts.metrics.handshake_failed(error.label());
-                tracing::info!(service = %seed.service, client = %seed.client, %error, "no session");
+                match error.is_authenticated() {
+                    true => tracing::info!(%service, %client, %error, "no session"),
+                    false => {
+                        say_seldom!(self.entrance.said.no_session, info, %service, %client, %error, "no session");
+                    }
+                }
                 if let NotEntered::Refused(caller, refusal) = &error {
                     self.recorder
                         .phase("handshake", mark, |details| details.failed("denied"));

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use iap_identity::{Anchor, ServerName, TraceId};
 use iap_runtime::net;
 use iap_runtime::pump::{Cancellation, Closed};
+use iap_runtime::say_seldom;
+use iap_runtime::seldom::Seldom;
 use iap_runtime::shutdown::Shutdown;
 use iap_runtime::tls::AlertDescription;
 use iap_runtime::traces::{Kind, Mark, Recorder, Root, Traces};
@@ -18,7 +20,6 @@ use super::data::DataStream;
 use super::fetch::{FetchError, Fetcher};
 use super::forward::AuthDialer;
 use super::greet::{Client, Greeting, Refused, Rules};
-use super::seldom::Seldom;
 use super::session;
 use crate::admission::{Admission, NotRouted, RoutedPlace, Source, WaitingPlace};
 use crate::control::ControlDoor;
@@ -252,14 +253,7 @@ impl Door {
             _ => AlertDescription::InternalError,
         };
         let (address, name) = (client.address, &client.name);
-        match self.turned_away.due(Instant::now()) {
-            Some(unsaid) => {
-                tracing::info!(client = %address, ?name, reason = reason.as_str(), detail, unsaid, "turned away");
-            }
-            None => {
-                tracing::debug!(client = %address, ?name, reason = reason.as_str(), detail, "turned away");
-            }
-        }
+        say_seldom!(self.turned_away, info, client = %address, ?name, reason = reason.as_str(), detail, "turned away");
         self.metrics.refused(reason);
         Box::pin(session::turn_away(client.stream, Some(alert))).await;
     }

@@ -1,10 +1,14 @@
 //! Getting a connection from an agent: ask the least loaded one to dial back or to speak on a connection it dialled
 //! in advance; when it does not, or takes its time, ask the next.
 
+use std::sync::Arc;
+
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use iap_identity::{AgentId, ConnectionId, ServerName, ServiceName};
 use iap_runtime::config::InForce;
+use iap_runtime::say_seldom;
+use iap_runtime::seldom::Seldom;
 use iap_runtime::traces::Recorder;
 use iap_tunnel::Token;
 use thiserror::Error;
@@ -27,6 +31,8 @@ pub(crate) struct Fetcher {
     pub(crate) board: Switchboard,
     pub(crate) metrics: Metrics,
     pub(crate) limits: InForce<Limits>,
+    /// Whether it is time to say which agent did not come.
+    pub(crate) missed: Arc<Seldom>,
 }
 
 /// A way to an agent that came for this client, and the place it takes while it lives.
@@ -255,7 +261,7 @@ impl Fetcher {
 
     fn missed(&self, agent: AgentId, outcome: DialBackOutcome, reason: &str) {
         self.metrics.dial_back(outcome);
-        tracing::info!(%agent, ?outcome, reason, "the agent did not dial back");
+        say_seldom!(self.missed, info, %agent, ?outcome, reason, "the agent did not dial back");
     }
 }
 

@@ -197,6 +197,7 @@ impl Crowd {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .worker_threads(2)
+            .on_thread_start(give_way)
             .build()?;
         let counts = Arc::new(Counts::default());
         let hello: Arc<[u8]> = hello.into();
@@ -273,6 +274,13 @@ impl Stranger {
         let mut bytes = [0; 2048];
         while stream.read(&mut bytes).await? > 0 {}
         Ok(())
+    }
+}
+
+/// The thread runs when nothing else wants to: strangers bring their own processors, and here they have ours.
+fn give_way() {
+    if let Err(error) = rustix::process::setpriority_process(None, 19) {
+        eprintln!("half open: the strangers take as much of the processors as the programs: {error}");
     }
 }
 

@@ -203,8 +203,8 @@ what it is sent, the others only read it: 995 agents share the two cores here.
 half of them say nothing, a quarter one byte of a ClientHello, a quarter a whole one for a service and then nothing, which an agent fetches and answers.
 Whoever is sent away by proxy or agent connects again a second later (`half_open_renewed_per_s`). In five rounds, 500 sessions are opened one after another
 without them, and 500 among them; the time is from connecting to `iapctl connect --listen` until the first byte of the backend. `half_open_held` is how
-many of them were connected, on average and at least, as seen by themselves. All limits have their defaults. All come at the same moment, so that the three
-quarters whom the proxy sends away after 5 s come back in one burst of 7,500 every 6 s: the slowest sessions are those that such a burst overtakes.
+many of them were connected, on average and at least, as seen by themselves. All limits have their defaults. They come one after the other in 6 s, which
+is as long as one stays, so that those who are sent away come back in a steady stream. Their threads run at nice 19: strangers bring their own processors.
 
 ## Limits
 

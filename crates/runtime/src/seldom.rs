@@ -1,18 +1,18 @@
-//! Saying at most so often what strangers could make the proxy say at any rate.
+//! Saying at most so often what strangers could make a program say at any rate.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Between two lines.
-pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
+pub const INTERVAL: Duration = Duration::from_secs(1);
 
 /// When it was said last, and how often it was left unsaid since.
 #[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<(Option<Instant>, u64)>);
+pub struct Seldom(Mutex<(Option<Instant>, u64)>);
 
 impl Seldom {
     /// Whether it is time again: how often it was not.
-    pub(crate) fn due(&self, now: Instant) -> Option<u64> {
+    pub fn due(&self, now: Instant) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, unsaid) = &mut *said;
         if last.is_some_and(|last| now.saturating_duration_since(last) < INTERVAL) {
@@ -22,6 +22,18 @@ impl Seldom {
         *last = Some(now);
         Some(std::mem::take(unsaid))
     }
+}
+
+/// Logs an event at a level, as `tracing`'s macros do, when it is time again, and otherwise for debugging alone. `unsaid` is
+/// how often it was not said since the last time.
+#[macro_export]
+macro_rules! say_seldom {
+    ($seldom:expr, $level:ident, $($event:tt)+) => {
+        match $seldom.due(::std::time::Instant::now()) {
+            Some(unsaid) => ::tracing::$level!(unsaid, $($event)+),
+            None => ::tracing::debug!($($event)+),
+        }
+    };
 }
 
 #[cfg(test)]
