@@ -12,6 +12,7 @@ pub mod pending;
 pub mod pool;
 pub mod postgres;
 pub mod preface;
+pub mod resume;
 pub mod routes;
 pub mod status;
 pub mod ways;

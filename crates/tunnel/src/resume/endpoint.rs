@@ -1,0 +1,215 @@
+//! One end of a session.
+
+use super::frame::{self, Close};
+use super::incoming::{Arrived, Incoming};
+use super::outgoing::Outgoing;
+use super::{Violation, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
+
+/// One end of a session, through all its connections.
+#[derive(Debug)]
+pub struct Endpoint {
+    outgoing: Outgoing,
+    incoming: Incoming,
+    peer_closed: Option<Close>,
+}
+
+/// What goes on the wire next, in order; all pieces are empty when there is nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Transmit<'a> {
+    /// Frames that are no bytes of the session, and a header; then bytes, which may lie in two places.
+    pub pieces: [&'a [u8]; 3],
+}
+
+impl Transmit<'_> {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pieces.iter().all(|piece| piece.is_empty())
+    }
+}
+
+impl Endpoint {
+    /// An end at the beginning, without a connection. Neither end has more than `window` bytes on the way that the other has
+    /// not acknowledged; both are told the same, within [`WINDOW_BYTES_MIN`] and [`WINDOW_BYTES_MAX`].
+    #[must_use]
+    pub fn new(window: usize) -> Self {
+        let window = window.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        Self {
+            outgoing: Outgoing::new(window),
+            incoming: Incoming::new(window),
+            peer_closed: None,
+        }
+    }
+
+    /// How many bytes [`write`](Self::write) would take, if no more than `window` were kept in all. However small that is,
+    /// [`WINDOW_BYTES_MIN`] may always be.
+    #[must_use]
+    pub fn room(&self, window: usize) -> usize {
+        self.outgoing.room(window)
+    }
+
+    /// Takes bytes to be sent. They are kept until the other end has passed them on.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.outgoing.write(bytes);
+    }
+
+    /// There are no more bytes to send.
+    pub fn finish(&mut self) {
+        self.outgoing.finish();
+    }
+
+    /// Whether the other end has passed on everything, and knows that there is no more.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.outgoing.is_drained()
+    }
+
+    /// Whether the other end has still to acknowledge something.
+    #[must_use]
+    pub fn is_outstanding(&self) -> bool {
+        self.outgoing.is_outstanding()
+    }
+
+    /// Bytes that no connection has taken yet.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.outgoing.unsent()
+    }
+
+    /// Bytes of memory that the session's bytes take here.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.outgoing.kept() + self.incoming.held()
+    }
+
+    /// Gives what has arrived, as far as `target` goes; 0 when nothing has.
+    pub fn read(&mut self, target: &mut [u8]) -> usize {
+        let count = self.incoming.read(target);
+        self.acknowledge_if_due();
+        count
+    }
+
+    /// Whether everything the other end had to send was read.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        self.incoming.is_at_end()
+    }
+
+    /// How many of the next bytes on the wire are the session's own, and nothing before them waits to be read: they may be
+    /// read from the connection into their target. [`took`](Self::took) is told how many were.
+    #[must_use]
+    pub fn direct(&self) -> usize {
+        self.incoming.direct()
+    }
+
+    /// So many bytes were read past this, at most [`direct`](Self::direct).
+    pub fn took(&mut self, count: usize) {
+        self.incoming.took(count);
+        self.acknowledge_if_due();
+    }
+
+    /// How many bytes of the wire the frame at hand lacks, its header at first. Whoever reads no more than that from the
+    /// connection can use [`direct`](Self::direct) for the next.
+    #[must_use]
+    pub fn wanted(&self) -> usize {
+        self.incoming.wanted()
+    }
+
+    /// Bytes came from the connection.
+    ///
+    /// # Errors
+    /// The session is over when the other end violates the protocol.
+    pub fn push(&mut self, bytes: &[u8]) -> Result<(), Violation> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            if self.peer_closed.is_some() {
+                return Err(Violation::AfterEnd);
+            }
+            let (count, arrived) = self.incoming.push(rest)?;
+            rest = rest.get(count..).unwrap_or_default();
+            match arrived {
+                Some(Arrived::Acknowledgement(payload)) => {
+                    self.outgoing.acknowledged(frame::position(&payload))?;
+                }
+                Some(Arrived::Ask) => self.acknowledge(),
+                Some(Arrived::Close(payload)) => self.peer_closed = Some(Close::decode(&payload)?),
+                Some(Arrived::Finish) | None => self.acknowledge_if_due(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is anything for the wire.
+    #[must_use]
+    pub fn has_frames(&self) -> bool {
+        self.outgoing.has_frames()
+    }
+
+    /// What goes on the wire next. [`transmitted`](Self::transmitted) is told how much of it went.
+    pub fn transmit(&mut self) -> Transmit<'_> {
+        let incoming = &mut self.incoming;
+        self.outgoing
+            .transmit(|| incoming.owes().then(|| incoming.acknowledge()))
+    }
+
+    /// So many bytes were taken of what [`transmit`](Self::transmit) gave.
+    pub fn transmitted(&mut self, bytes: usize) {
+        self.outgoing.transmitted(bytes);
+    }
+
+    /// Whether something that was read has not been acknowledged. It will be along with the next bytes, or when it is much.
+    #[must_use]
+    pub fn owes_acknowledgement(&self) -> bool {
+        self.incoming.owes()
+    }
+
+    /// Acknowledges with the next frames, also what the other end was told before.
+    pub fn acknowledge(&mut self) {
+        let position = self.incoming.acknowledge();
+        self.outgoing.acknowledge(position);
+    }
+
+    /// Asks for an acknowledgement: whether the other end is there.
+    pub fn ask(&mut self) {
+        self.outgoing.ask();
+    }
+
+    /// Ends the session for good, behind what was written before.
+    pub fn close(&mut self, close: Close) {
+        self.outgoing.close(close);
+    }
+
+    /// Why the other end has ended the session for good, if it has.
+    #[must_use]
+    pub fn peer_closed(&self) -> Option<&Close> {
+        self.peer_closed.as_ref()
+    }
+
+    /// The connection is gone. Whatever arrived and was not read is forgotten, and will come again.
+    pub fn detach(&mut self) {
+        self.incoming.detach();
+    }
+
+    /// Where this end stands, for the other end's [`attach`](Self::attach): everything before was read. Holds until more is read.
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.incoming.position()
+    }
+
+    /// Goes on over a new connection: the other end stands at `position`, and was told where this one does. `preface` goes
+    /// out first.
+    ///
+    /// # Errors
+    /// When it cannot stand there; then there is no going on.
+    pub fn attach(&mut self, position: u64, preface: Vec<u8>) -> Result<(), Violation> {
+        self.incoming.detach();
+        self.incoming.acknowledge();
+        self.outgoing.attach(position, preface)
+    }
+
+    fn acknowledge_if_due(&mut self) {
+        if self.incoming.owes_now() {
+            self.acknowledge();
+        }
+    }
+}

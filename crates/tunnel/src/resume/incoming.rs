@@ -1,0 +1,246 @@
+//! What arrives: frames taken apart, bytes held until somebody takes them.
+
+use std::collections::VecDeque;
+
+use super::Violation;
+use super::frame::{CLOSE_BYTES_MAX, HEADER_BYTES, Header, Kind};
+
+/// An empty buffer that is larger is given back.
+const UNUSED_BYTES_MAX: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct Incoming {
+    window: usize,
+    /// Bytes that arrived and were not taken.
+    held: VecDeque<u8>,
+    /// Everything before was taken; the end counts as one.
+    taken: u64,
+    /// What the other end was told, or will be at once.
+    acknowledged: u64,
+    is_finished: bool,
+    state: State,
+}
+
+/// Where in a frame we are.
+#[derive(Debug)]
+enum State {
+    Header {
+        bytes: [u8; HEADER_BYTES],
+        filled: usize,
+    },
+    Data {
+        left: usize,
+    },
+    Control {
+        kind: Kind,
+        bytes: Vec<u8>,
+        left: usize,
+    },
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Header {
+            bytes: [0; HEADER_BYTES],
+            filled: 0,
+        }
+    }
+}
+
+/// What arrived besides bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Arrived {
+    Acknowledgement(Vec<u8>),
+    Ask,
+    Finish,
+    Close(Vec<u8>),
+}
+
+impl Incoming {
+    pub(super) fn new(window: usize) -> Self {
+        Self {
+            window,
+            held: VecDeque::new(),
+            taken: 0,
+            acknowledged: 0,
+            is_finished: false,
+            state: State::default(),
+        }
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Everything before was taken; the end, once it is known and everything taken, counts as one.
+    pub(super) fn position(&self) -> u64 {
+        self.taken + u64::from(self.is_at_end())
+    }
+
+    pub(super) fn is_at_end(&self) -> bool {
+        self.is_finished && self.held.is_empty()
+    }
+
+    /// Takes what is held, as far as `target` goes.
+    pub(super) fn read(&mut self, target: &mut [u8]) -> usize {
+        let count = target.len().min(self.held.len());
+        for (to, from) in target.iter_mut().zip(self.held.drain(..count)) {
+            *to = from;
+        }
+        if self.held.is_empty() && self.held.capacity() > UNUSED_BYTES_MAX {
+            self.held = VecDeque::new();
+        }
+        self.taken += count as u64;
+        count
+    }
+
+    /// How many bytes of the frame at hand could be taken without being held first.
+    pub(super) fn direct(&self) -> usize {
+        match &self.state {
+            State::Data { left } if self.held.is_empty() => *left,
+            State::Data { .. } | State::Header { .. } | State::Control { .. } => 0,
+        }
+    }
+
+    /// How many bytes the frame at hand lacks.
+    pub(super) fn wanted(&self) -> usize {
+        match &self.state {
+            State::Header { filled, .. } => HEADER_BYTES - filled,
+            State::Data { left } | State::Control { left, .. } => *left,
+        }
+    }
+
+    /// So many were taken.
+    pub(super) fn took(&mut self, count: usize) {
+        self.taken += count as u64;
+        self.passed(count);
+    }
+
+    /// Takes bytes of the wire apart, up to and with the next frame that is not data. Returns that, and how many bytes it took.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(usize, Option<Arrived>), Violation> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let count = self.wanted().min(rest.len());
+            let (piece, behind) = rest.split_at(count);
+            rest = behind;
+            if let Some(arrived) = self.fill(piece)? {
+                return Ok((bytes.len() - rest.len(), Some(arrived)));
+            }
+        }
+        Ok((bytes.len(), None))
+    }
+
+    /// Adds to the frame at hand, which lacks at least as much.
+    fn fill(&mut self, piece: &[u8]) -> Result<Option<Arrived>, Violation> {
+        match &mut self.state {
+            State::Header { bytes, filled } => {
+                for (to, from) in bytes.iter_mut().skip(*filled).zip(piece) {
+                    *to = *from;
+                }
+                *filled += piece.len();
+                if *filled < HEADER_BYTES {
+                    return Ok(None);
+                }
+                let header = Header::read(*bytes)?;
+                self.begin(header)
+            }
+            State::Data { .. } => {
+                self.held.extend(piece);
+                self.passed(piece.len());
+                Ok(None)
+            }
+            State::Control { kind, bytes, left } => {
+                bytes.extend_from_slice(piece);
+                *left -= piece.len();
+                if *left > 0 {
+                    return Ok(None);
+                }
+                let arrived = arrived(*kind, std::mem::take(bytes));
+                self.state = State::default();
+                Ok(arrived)
+            }
+        }
+    }
+
+    fn begin(&mut self, header: Header) -> Result<Option<Arrived>, Violation> {
+        self.state = match header.kind {
+            Kind::Data => {
+                self.admit(header.bytes)?;
+                State::Data { left: header.bytes }
+            }
+            Kind::Finish if self.is_finished => return Err(Violation::AfterEnd),
+            Kind::Finish => {
+                self.is_finished = true;
+                State::default()
+            }
+            kind if header.bytes == 0 => {
+                self.state = State::default();
+                return Ok(arrived(kind, Vec::new()));
+            }
+            kind => State::Control {
+                kind,
+                bytes: Vec::with_capacity(header.bytes.min(CLOSE_BYTES_MAX)),
+                left: header.bytes,
+            },
+        };
+        Ok((header.kind == Kind::Finish).then_some(Arrived::Finish))
+    }
+
+    fn admit(&self, bytes: usize) -> Result<(), Violation> {
+        if self.is_finished {
+            return Err(Violation::AfterEnd);
+        }
+        let arrived = self.taken + (self.held.len() + bytes) as u64;
+        let unacknowledged = arrived.saturating_sub(self.acknowledged);
+        match unacknowledged > self.window as u64 {
+            true => Err(Violation::BeyondWindow {
+                bytes: unacknowledged,
+                window: self.window,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn passed(&mut self, count: usize) {
+        if let State::Data { left } = &mut self.state {
+            *left -= count.min(*left);
+            if *left == 0 {
+                self.state = State::default();
+            }
+        }
+    }
+
+    /// Whether there is anything to acknowledge.
+    pub(super) fn owes(&self) -> bool {
+        self.position() > self.acknowledged
+    }
+
+    /// Whether the other end will soon have to wait for an acknowledgement, or waits for that of its end.
+    pub(super) fn owes_now(&self) -> bool {
+        let owed = self.position() - self.acknowledged;
+        owed >= (self.window / 4) as u64 || (self.is_at_end() && owed > 0)
+    }
+
+    /// The position to acknowledge, which from now on counts as told.
+    pub(super) fn acknowledge(&mut self) -> u64 {
+        self.acknowledged = self.position();
+        self.acknowledged
+    }
+
+    /// The connection is gone. What was held is forgotten: it will come again.
+    pub(super) fn detach(&mut self) {
+        self.is_finished = self.is_at_end();
+        self.held = VecDeque::new();
+        self.state = State::default();
+    }
+}
+
+fn arrived(kind: Kind, payload: Vec<u8>) -> Option<Arrived> {
+    match kind {
+        Kind::Data => None,
+        Kind::Acknowledge => Some(Arrived::Acknowledgement(payload)),
+        Kind::Finish => Some(Arrived::Finish),
+        Kind::Ask => Some(Arrived::Ask),
+        Kind::Close => Some(Arrived::Close(payload)),
+    }
+}
