@@ -19,9 +19,10 @@ pub mod pump;
 pub mod quic;
 #[cfg(unix)]
 pub mod reloading;
+pub mod resume;
 pub mod rpc;
-#[cfg(unix)]
 pub mod seldom;
+#[cfg(unix)]
 pub mod service_manager;
 pub mod shutdown;
 pub mod slots;

@@ -134,7 +134,6 @@ struct Direction<'a> {
     to: Side,
     flow: Flow,
     held: Option<Held>,
-    unflushed: bool,
     delivered: &'a AtomicU64,
     activity: &'a Activity,
 }
@@ -152,7 +151,6 @@ impl<'a> Direction<'a> {
             to,
             flow: Flow::Open,
             held: None,
-            unflushed: false,
             delivered,
             activity,
         }
@@ -194,7 +192,6 @@ impl<'a> Direction<'a> {
             if held.start >= held.end {
                 self.held = None;
             }
-            self.unflushed = true;
             self.delivered.fetch_add(written as u64, Ordering::Relaxed);
             self.activity.note();
         }
@@ -221,15 +218,13 @@ impl<'a> Direction<'a> {
         Poll::Ready(Ok(()))
     }
 
-    /// Nothing more to read for now: what was written should leave.
+    /// Nothing more to read for now: what was written should leave. A stream that goes on over other connections also
+    /// learns here that there is one.
     fn poll_flush<W>(&mut self, context: &mut Context<'_>, to: &mut W) -> Poll<Result<(), Fault>>
     where
         W: AsyncWrite + Unpin,
     {
-        if self.unflushed {
-            ready!(Pin::new(to).poll_flush(context)).map_err(self.to.at())?;
-            self.unflushed = false;
-        }
+        ready!(Pin::new(to).poll_flush(context)).map_err(self.to.at())?;
         Poll::Pending
     }
 }

@@ -82,6 +82,12 @@ impl Endpoint {
         self.outgoing.kept() + self.incoming.held()
     }
 
+    /// How many bytes have arrived that wait to be read.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.incoming.held()
+    }
+
     /// Gives what has arrived, as far as `target` goes; 0 when nothing has.
     pub fn read(&mut self, target: &mut [u8]) -> usize {
         let count = self.incoming.read(target);
@@ -196,15 +202,20 @@ impl Endpoint {
         self.incoming.position()
     }
 
-    /// Goes on over a new connection: the other end stands at `position`, and was told where this one does. `preface` goes
-    /// out first.
+    /// Goes on over a new connection: the other end stands at `position`, and was told where this one does, or will be by a
+    /// [`preface`](Self::preface).
     ///
     /// # Errors
     /// When it cannot stand there; then there is no going on.
-    pub fn attach(&mut self, position: u64, preface: Vec<u8>) -> Result<(), Violation> {
+    pub fn attach(&mut self, position: u64) -> Result<(), Violation> {
         self.incoming.detach();
         self.incoming.acknowledge();
-        self.outgoing.attach(position, preface)
+        self.outgoing.attach(position)
+    }
+
+    /// What goes out on a new connection before any frame.
+    pub fn preface(&mut self, bytes: Vec<u8>) {
+        self.outgoing.preface(bytes);
     }
 
     fn acknowledge_if_due(&mut self) {

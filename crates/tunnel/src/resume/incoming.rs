@@ -1,6 +1,7 @@
 //! What arrives: frames taken apart, bytes held until somebody takes them.
 
 use std::collections::VecDeque;
+use std::io::Read as _;
 
 use super::Violation;
 use super::frame::{CLOSE_BYTES_MAX, HEADER_BYTES, Header, Kind};
@@ -84,8 +85,11 @@ impl Incoming {
     /// Takes what is held, as far as `target` goes.
     pub(super) fn read(&mut self, target: &mut [u8]) -> usize {
         let count = target.len().min(self.held.len());
-        for (to, from) in target.iter_mut().zip(self.held.drain(..count)) {
-            *to = from;
+        let mut rest = target;
+        // It lies in two pieces at most.
+        for _ in 0..2 {
+            let read = self.held.read(rest).unwrap_or(0);
+            rest = rest.get_mut(read..).unwrap_or_default();
         }
         if self.held.is_empty() && self.held.capacity() > UNUSED_BYTES_MAX {
             self.held = VecDeque::new();

@@ -174,18 +174,22 @@ impl Outgoing {
         Ok(())
     }
 
-    /// On a new connection, `preface` goes out first and then everything from `position` on, which is where the other end
-    /// stands.
-    pub(super) fn attach(&mut self, position: u64, preface: Vec<u8>) -> Result<(), Violation> {
+    /// On a new connection everything goes out from `position` on, which is where the other end stands.
+    pub(super) fn attach(&mut self, position: u64) -> Result<(), Violation> {
         self.acknowledged(position)?;
         self.sent = self.base;
         self.finish_sent = self.finish_acknowledged;
         self.due.acknowledge = None;
         self.due.ask = false;
-        self.head = preface;
+        self.preface(Vec::new());
+        Ok(())
+    }
+
+    /// Goes out first on a new connection.
+    pub(super) fn preface(&mut self, bytes: Vec<u8>) {
+        self.head = bytes;
         self.head_sent = 0;
         self.payload_left = 0;
-        Ok(())
     }
 
     fn check(&self, position: u64) -> Result<(), Violation> {

@@ -102,7 +102,7 @@ impl Pair {
     fn resume(&mut self) {
         let positions = [0, 1].map(|at| self.ends[at].endpoint.position());
         for (at, side) in self.ends.iter_mut().enumerate() {
-            side.endpoint.attach(positions[1 - at], Vec::new()).unwrap();
+            side.endpoint.attach(positions[1 - at]).unwrap();
         }
         self.is_connected = true;
     }
@@ -249,7 +249,8 @@ fn the_frames_are_those_of_the_specification() {
 fn what_was_not_acknowledged_is_sent_again_behind_the_preface() {
     let mut endpoint = sent(b"hello");
     endpoint.detach();
-    endpoint.attach(2, b"status".to_vec()).unwrap();
+    endpoint.attach(2).unwrap();
+    endpoint.preface(b"status".to_vec());
     let mut wire = Vec::new();
     while endpoint.has_frames() {
         let bytes = endpoint.transmit().pieces.concat();
@@ -264,7 +265,7 @@ fn what_was_not_acknowledged_is_sent_again_behind_the_preface() {
 fn positions_that_cannot_be_end_the_session() {
     let ahead = Violation::AheadOfSent { position: 6, sent: 5 };
     assert_eq!(sent(b"hello").push(&acknowledge(6)), Err(ahead.clone()));
-    assert_eq!(sent(b"hello").attach(6, Vec::new()), Err(ahead));
+    assert_eq!(sent(b"hello").attach(6), Err(ahead));
     let mut endpoint = sent(b"hello");
     endpoint.push(&acknowledge(3)).unwrap();
     let behind = Violation::BehindAcknowledged {
@@ -272,14 +273,11 @@ fn positions_that_cannot_be_end_the_session() {
         acknowledged: 3,
     };
     assert_eq!(endpoint.push(&acknowledge(2)), Err(behind.clone()));
-    assert_eq!(endpoint.attach(2, Vec::new()), Err(behind));
+    assert_eq!(endpoint.attach(2), Err(behind));
     // Written and never sent: nobody can have it.
     let mut endpoint = Endpoint::new(WINDOW);
     endpoint.write(b"hello");
-    assert!(matches!(
-        endpoint.attach(1, Vec::new()),
-        Err(Violation::AheadOfSent { .. })
-    ));
+    assert!(matches!(endpoint.attach(1), Err(Violation::AheadOfSent { .. })));
 }
 
 #[test]
@@ -292,10 +290,10 @@ fn an_end_that_was_acknowledged_is_not_asked_for_again() {
     endpoint.push(&acknowledge(1)).unwrap();
     assert!(endpoint.is_drained());
     assert!(matches!(
-        endpoint.attach(0, Vec::new()),
+        endpoint.attach(0),
         Err(Violation::BehindAcknowledged { .. })
     ));
-    endpoint.attach(1, Vec::new()).unwrap();
+    endpoint.attach(1).unwrap();
     assert!(!endpoint.has_frames());
 }
 
