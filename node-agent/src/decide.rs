@@ -20,7 +20,7 @@ pub use refusal::{CeilingBreach, LockHit, Outage, Refusal};
 use crate::clock::TrustedClock;
 use crate::config::{Ceiling, LocalService, LocalServices};
 use crate::limits::Limits;
-use crate::session::{Caller, SessionFacts, Through};
+use crate::session::{Caller, Through};
 use crate::view::View;
 
 /// Who wants what, from where.
@@ -34,19 +34,6 @@ pub struct Attempt {
     pub service: ServiceName,
     /// From where: the proxy's word.
     pub client: SocketAddr,
-}
-
-impl Attempt {
-    /// A live session, asked about again.
-    #[must_use]
-    pub fn of_live(facts: &SessionFacts) -> Self {
-        Self {
-            session_id: facts.session_id,
-            caller: facts.caller.clone(),
-            service: facts.service.clone(),
-            client: facts.client,
-        }
-    }
 }
 
 /// Permission to start one session: the policy's grant, and the record of the service it was given for.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use iap_runtime::config::LiveKeys;
+use iap_tunnel::resume::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
 use serde::Deserialize;
 
 /// What SIGHUP takes over.
@@ -60,6 +61,14 @@ pub struct Limits {
     pub denials_per_minute_max: usize,
     /// Proxies the agent keeps a control connection to.
     pub proxies_max: usize,
+    /// How long a session waits for a client that lost its connection; 0: not at all.
+    pub resume_seconds_max: u64,
+    /// Bytes that may be on the way to a client, or from it, unacknowledged.
+    pub resume_window_bytes: usize,
+    /// Bytes that all sessions together keep for clients that may come back.
+    pub resume_bytes_max: usize,
+    /// The same for all sessions of one person.
+    pub resume_bytes_per_user_max: usize,
 }
 
 impl Default for Limits {
@@ -85,6 +94,10 @@ impl Default for Limits {
             drain_seconds_max: 5,
             denials_per_minute_max: 1024,
             proxies_max: 64,
+            resume_seconds_max: 300,
+            resume_window_bytes: 4 * 1024 * 1024,
+            resume_bytes_max: 256 * 1024 * 1024,
+            resume_bytes_per_user_max: 64 * 1024 * 1024,
         }
     }
 }
@@ -177,6 +190,16 @@ impl Limits {
     pub(crate) fn problems(&self) -> Vec<(&'static str, &'static str)> {
         let checks = [
             (self.sessions_max == 0, "limits.sessions_max", "at least 1"),
+            (
+                self.resume_seconds_max > 86_400,
+                "limits.resume_seconds_max",
+                "0 to 86400",
+            ),
+            (
+                !(WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&self.resume_window_bytes),
+                "limits.resume_window_bytes",
+                "65536 to 67108864",
+            ),
             (self.handshakes_max == 0, "limits.handshakes_max", "at least 1"),
             (
                 self.handshake_seconds_max == 0,

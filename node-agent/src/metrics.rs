@@ -43,6 +43,7 @@ pub struct Metrics(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     sessions: Counter,
+    session_resumes: Counter,
     sessions_live: Gauge,
     bytes: Family<DirectionLabel, Counter>,
     denials: Family<Reason, Counter>,
@@ -68,6 +69,11 @@ impl Metrics {
         let inner = &metrics.0;
         let all = registry.sub_registry_with_prefix("iap_agent");
         all.register("sessions", "Sessions started", inner.sessions.clone());
+        all.register(
+            "session_resumes",
+            "Clients that came back to their session over another connection",
+            inner.session_resumes.clone(),
+        );
         all.register(
             "sessions_live",
             "Sessions running now",
@@ -159,6 +165,11 @@ impl Metrics {
     pub fn session_started(&self) {
         self.0.sessions.inc();
         self.0.sessions_live.inc();
+    }
+
+    /// A session's client came back.
+    pub fn session_resumed(&self) {
+        self.0.session_resumes.inc();
     }
 
     /// A session is over.

@@ -1,17 +1,22 @@
 //! One session: TLS to the service's own name, through the proxy, then the `iap/1` frames (docs/protocol.md).
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use iap_identity::{ConnectId, ServerName, SessionId};
+use iap_identity::{ServerName, SessionId};
 use iap_runtime::net::{self, HostPort};
+use iap_runtime::resume::{Allowance, Patience, Resumable};
 use iap_runtime::tls::{self, AlertDescription, ClientStream, HandshakeError, Replay};
 use iap_runtime::traces::Recorder;
-use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
+use iap_tunnel::resume::ResumeOffer;
+use iap_tunnel::{ALPN_IAP, ALPN_RESUME, FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::source::Wanted;
+use super::redial::Redial;
+use super::source::{Sessions, Wanted};
 use super::span::{self, SessionSpan};
+use super::stream::SessionStream;
 use crate::clock;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
@@ -22,15 +27,11 @@ const CONNECT_SECONDS_MAX: u64 = 10;
 const NEXT_PROXY_SECONDS: u64 = 2;
 /// Dial-back, decision, record and the backend's own answer, on the slowest link.
 const ANSWER_SECONDS_MAX: u64 = 30;
-const ALPN: &str = "iap/1";
 const READ_BYTES: usize = 4 * 1024;
 /// A denial by rule, which whoever may read the policy can have explained; others are locks and outages.
 const DENIED_BY_POLICY: &str = "denied";
 /// The denial that asks which of several logins is meant.
 const LOGIN_CHOICE: &str = "login_choice";
-
-/// The bytes of a session.
-pub type SessionStream = Replay<ClientStream<TcpStream>>;
 
 /// A session that was granted.
 pub struct Session {
@@ -56,14 +57,14 @@ pub(super) enum Answer {
 
 pub(super) async fn dial(
     identity: &Identity,
-    wanted: &Wanted,
-    connect_id: ConnectId,
+    sessions: &Arc<Sessions>,
     recorder: &Recorder,
 ) -> Result<Answer, Failure> {
+    let wanted = sessions.wanted();
     let stream = reach(identity, wanted, recorder).await?;
     let talk = tokio::time::timeout(
         Duration::from_secs(ANSWER_SECONDS_MAX),
-        ask(identity, wanted, connect_id, stream, recorder),
+        ask(identity, sessions, stream, recorder),
     );
     talk.await.map_err(|_| {
         Failure::failed(format!(
@@ -123,18 +124,20 @@ fn unreachable_proxy(proxy: &HostPort, error: &std::io::Error) -> Failure {
 
 async fn ask(
     identity: &Identity,
-    wanted: &Wanted,
-    connect_id: ConnectId,
+    sessions: &Arc<Sessions>,
     mut stream: ClientStream<TcpStream>,
     recorder: &Recorder,
 ) -> Result<Answer, Failure> {
     let mark = recorder.mark();
+    let wanted = sessions.wanted();
+    let resumable = stream.get_ref().1.alpn_protocol() == Some(ALPN_RESUME.as_bytes());
     let explain = |error: std::io::Error| explain(&error, identity, wanted);
     let hello = Hello {
         version: iap_tunnel::status::HELLO_VERSION,
-        connect_id,
+        connect_id: sessions.connect_id(),
         login: wanted.login.clone(),
         database: wanted.database.clone(),
+        resume: None,
     };
     let frame = hello
         .encode()
@@ -142,8 +145,7 @@ async fn ask(
     stream.write_all(&frame).await.map_err(explain)?;
     stream.flush().await.map_err(explain)?;
     let (payload, rest) = read_frame(&mut stream).await.map_err(explain)?;
-    let status = Status::decode(&payload)
-        .map_err(|error| Failure::failed("the agent's answer cannot be read").because(error.to_string()))?;
+    let status = Status::decode(&payload).map_err(|error| unreadable(error.to_string()))?;
     recorder.phase("ask", mark, |_| {});
     let service = &wanted.service;
     match status {
@@ -151,15 +153,30 @@ async fn ask(
             session_id,
             login,
             protocol,
-            resume_name: _,
+            resume_name,
+            resume,
             trace_id,
-        } => Ok(Answer::Granted(Box::new(Session {
-            stream: Replay::new(rest, stream),
-            session_id,
-            login: login.map(|login| login.as_str().to_owned()),
-            protocol,
-            span: SessionSpan::granted(recorder, trace_id, service, session_id),
-        }))),
+        } => {
+            let stream = match (resumable, resume, resume_name) {
+                (true, Some(offer), Some(name)) => {
+                    let agent = ServerName::parse(&name, identity.home.cluster())
+                        .map_err(|error| unreadable(error.to_string()))?;
+                    resumable_stream(sessions, stream, &rest, session_id, agent, &offer)?
+                }
+                (true, _, _) => return Err(unreadable("it does not say how the session goes on".to_owned())),
+                (false, _, _) => SessionStream::Direct(Box::new(Replay::new(rest, stream))),
+            };
+            Ok(Answer::Granted(Box::new(Session {
+                stream,
+                session_id,
+                login: login.map(|login| login.as_str().to_owned()),
+                protocol,
+                span: SessionSpan::granted(recorder, trace_id, service, session_id),
+            })))
+        }
+        Status::Resumed { .. } => Err(unreadable(
+            "it goes on with a session that was not begun".to_owned(),
+        )),
         Status::Renew => Ok(Answer::Renew),
         Status::Denied {
             text,
@@ -192,12 +209,32 @@ async fn ask(
     }
 }
 
+fn unreadable(why: String) -> Failure {
+    Failure::failed("the agent's answer cannot be read").because(why)
+}
+
+fn resumable_stream(
+    sessions: &Arc<Sessions>,
+    stream: ClientStream<TcpStream>,
+    read: &[u8],
+    session_id: SessionId,
+    agent: ServerName,
+    offer: &ResumeOffer,
+) -> Result<SessionStream, Failure> {
+    let redial = Redial::new(Arc::clone(sessions), session_id, agent, offer);
+    let resumable = Resumable::new(stream, read, offer.window_bytes, redial, Allowance::default());
+    let resumable = resumable.map_err(|violation| unreadable(violation.to_string()))?;
+    Ok(SessionStream::Resumable(Box::new(
+        resumable.with_patience(Patience::default()),
+    )))
+}
+
 async fn handshake(
     identity: &Identity,
     wanted: &Wanted,
     tcp: TcpStream,
 ) -> Result<ClientStream<TcpStream>, Failure> {
-    let config = crate::api::service_config(identity, &[ALPN])
+    let config = crate::api::service_config(identity, &[ALPN_RESUME, ALPN_IAP])
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
     let host = ServerName::Service(wanted.service.clone()).host(identity.home.cluster());
     let connecting = tls::connect(tcp, &host, config, Duration::from_secs(ANSWER_SECONDS_MAX));
@@ -208,7 +245,7 @@ async fn handshake(
 }
 
 /// The first frame, and whatever came right behind it.
-async fn read_frame(stream: &mut ClientStream<TcpStream>) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+pub(super) async fn read_frame(stream: &mut ClientStream<TcpStream>) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
     let mut frames = LengthPrefixed::new(FRAME_BYTES_MAX);
     let mut buffer = vec![0; READ_BYTES];
     loop {

@@ -26,6 +26,8 @@ const FIRST_SESSION_SECONDS_MAX: u64 = 20;
 const FAREWELL_MILLISECONDS: u64 = 500;
 /// A client told why it is refused has this long to read it.
 const REFUSAL_SECONDS_MAX: u64 = 5;
+/// How long the agent of one that is given up may take to hear so.
+const CLOSE_SECONDS_MAX: u64 = 5;
 /// How long to rest when the system is out of sockets.
 const ACCEPT_RETRY_MILLISECONDS: u64 = 100;
 const REFUSALS_SAID_EVERY: Duration = Duration::from_secs(10);
@@ -271,7 +273,8 @@ impl Serving {
 }
 
 async fn close(mut session: Session) {
-    let _ = tokio::io::AsyncWriteExt::shutdown(&mut session.stream).await;
+    let closing = tokio::io::AsyncWriteExt::shutdown(&mut session.stream);
+    let _ = tokio::time::timeout(Duration::from_secs(CLOSE_SECONDS_MAX), closing).await;
 }
 
 /// On loopback only our own user's processes are let in; beyond it `--insecure-listen` has said everybody. What

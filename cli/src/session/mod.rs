@@ -4,6 +4,7 @@ mod dial;
 mod listen;
 mod peer;
 mod port;
+mod redial;
 mod refusal;
 #[cfg(target_os = "linux")]
 mod sock_diag;
@@ -11,12 +12,14 @@ mod sock_diag;
 mod socket;
 mod source;
 mod span;
+mod stream;
 
-pub use dial::{Session, SessionStream};
+pub use dial::Session;
 pub use listen::{LocalListener, Serving, listen_address};
 pub use port::stable as stable_port;
 pub use source::{Sessions, Wanted};
 pub use span::SessionSpan;
+pub use stream::SessionStream;
 
 use iap_runtime::pump::{self, Cancellation, CloseReason, Closed, Counters, PumpLimits};
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -74,11 +74,48 @@ impl Sessions {
         &self.wanted
     }
 
+    /// Their id in the record.
+    pub(super) fn connect_id(&self) -> ConnectId {
+        self.connect_id
+    }
+
+    /// Says something to those who want to know more.
+    pub(super) fn say(&self, text: &str) {
+        self.context.printer.verbose(text);
+    }
+
+    /// The login for somebody who comes back, renewed if it has to be: another login would be somebody else.
+    pub(super) async fn for_coming_back(&self) -> Result<Arc<Identity>, String> {
+        let held = Arc::clone(&*self.identity.lock().await);
+        // Others may have renewed it, or learnt of more proxies.
+        if let Ok(Standing::Valid(fresh)) = identity::load(&held.home, OffsetDateTime::now_utc())
+            && fresh.peer.key_thumbprint == held.peer.key_thumbprint
+        {
+            let fresh = Arc::new(*fresh);
+            *self.identity.lock().await = Arc::clone(&fresh);
+            return Ok(fresh);
+        }
+        if OffsetDateTime::now_utc() < held.peer.not_after {
+            return Ok(held);
+        }
+        self.renew().await?;
+        Ok(Arc::clone(&*self.identity.lock().await))
+    }
+
+    /// Renews the login in hand.
+    pub(super) async fn renew(&self) -> Result<(), String> {
+        let held = Arc::clone(&*self.identity.lock().await);
+        let renewed = identity::renew_within_limit(&held).await;
+        let renewed = renewed.map_err(|error| format!("the certificate could not be renewed: {error:#}"))?;
+        *self.identity.lock().await = Arc::new(renewed);
+        Ok(())
+    }
+
     /// Opens a session. Talks to the auth server only if the login has expired or the agent wants it renewed.
     ///
     /// # Errors
     /// A failure with its exit status.
-    pub async fn open(&self) -> Result<Session, Failure> {
+    pub async fn open(self: &Arc<Self>) -> Result<Session, Failure> {
         let recorder = self.recorder().await;
         let identity = self.current().await?;
         match self.dial(&identity, &recorder).await? {
@@ -88,8 +125,8 @@ impl Sessions {
         }
     }
 
-    async fn dial(&self, identity: &Identity, recorder: &Recorder) -> Result<Answer, Failure> {
-        dial::dial(identity, &self.wanted, self.connect_id, recorder).await
+    async fn dial(self: &Arc<Self>, identity: &Identity, recorder: &Recorder) -> Result<Answer, Failure> {
+        dial::dial(identity, self, recorder).await
     }
 
     /// Notes what a session takes, its login included if it is the first.
@@ -105,7 +142,7 @@ impl Sessions {
 
     /// A rule asks for more proof than the login brought: on a terminal, log in with it and ask once more.
     async fn open_stepped_up(
-        &self,
+        self: &Arc<Self>,
         identity: &Identity,
         needed: StepUp,
         text: String,
@@ -133,7 +170,11 @@ impl Sessions {
     }
 
     /// The policy names groups that the certificate does not know of: renew it and ask once more.
-    async fn open_renewed(&self, identity: &Identity, recorder: &Recorder) -> Result<Session, Failure> {
+    async fn open_renewed(
+        self: &Arc<Self>,
+        identity: &Identity,
+        recorder: &Recorder,
+    ) -> Result<Session, Failure> {
         self.context
             .printer
             .verbose("the agent asks for a renewed certificate");

@@ -190,6 +190,7 @@ pub(crate) fn granted(protocol: &str) -> Status {
         login: None,
         protocol: protocol.to_owned(),
         resume_name: None,
+        resume: None,
         trace_id: None,
     }
 }

@@ -38,6 +38,10 @@ kinds! {
     SessionConnectFailed = "session.connect_failed", "S1003W";
     /// The server name seen by the agent was not the one the proxy spoke of.
     SessionNameMismatch = "session.name_mismatch", "S1004E";
+    /// The client of a session came back over another connection.
+    SessionResume = "session.resume", "S1005I";
+    /// Somebody who proved who they are wanted to go on with a session that is not theirs, or with a ticket that was used before.
+    SessionResumeRefused = "session.resume_refused", "S1006W";
     /// An agent began its work.
     AgentStart = "agent.start", "A1000I";
     /// An agent ended its work in order.

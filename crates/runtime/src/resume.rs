@@ -45,6 +45,15 @@ pub struct Arrival<C> {
     pub answer: Option<Answer>,
 }
 
+impl<C> std::fmt::Debug for Arrival<C> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Arrival")
+            .field("position", &self.position)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Makes an answer.
 pub type Answer = Box<dyn FnOnce(Result<u64, &Violation>) -> Vec<u8> + Send>;
 
@@ -64,6 +73,9 @@ pub trait Reconnect<C> {
 
     /// There is one again.
     fn found(&mut self);
+
+    /// Something came over it.
+    fn heard(&mut self) {}
 }
 
 /// One end of a session, over one connection after the other.
@@ -135,6 +147,13 @@ where
     pub fn close(&mut self, close: Close) {
         self.endpoint.close(close);
         let _ = self.poll_transmit(&mut Context::from_waker(Waker::noop()));
+    }
+
+    /// Whether there is nothing left to send or to receive.
+    pub fn is_over(&self) -> bool {
+        self.dead.is_some()
+            || self.endpoint.peer_closed().is_some()
+            || (self.endpoint.is_drained() && self.endpoint.is_at_end())
     }
 
     /// Why the other end has ended the session for good, if it has.
@@ -255,7 +274,10 @@ where
         let read = ready!(Pin::new(connection).poll_read(context, &mut space));
         let count = space.filled().len();
         match read {
-            Ok(()) if count > 0 => self.heard(),
+            Ok(()) if count > 0 => {
+                self.reconnect.heard();
+                self.heard();
+            }
             Ok(()) => self.lost(&io::ErrorKind::UnexpectedEof.into()),
             Err(error) => self.lost(&error),
         }
@@ -340,7 +362,11 @@ where
     }
 
     fn closed_by_peer(&self) -> Option<io::Error> {
-        let Close { code, text } = self.endpoint.peer_closed()?;
+        let close = self.endpoint.peer_closed()?;
+        if close.is_without_a_word() {
+            return Some(io::ErrorKind::BrokenPipe.into());
+        }
+        let Close { code, text } = close;
         let why = if text.is_empty() { code } else { text };
         Some(io::Error::new(io::ErrorKind::ConnectionAborted, why.clone()))
     }
@@ -380,7 +406,11 @@ where
                 return Poll::Ready(Ok(()));
             }
             if let Some(error) = this.closed_by_peer() {
-                return Poll::Ready(Err(error));
+                // Who is gone without a word has nothing more to send, as somebody who closes a socket.
+                return match error.kind() {
+                    io::ErrorKind::BrokenPipe => Poll::Ready(Ok(())),
+                    _ => Poll::Ready(Err(error)),
+                };
             }
             if connected.is_pending() {
                 this.reader_waits = true;
@@ -457,6 +487,12 @@ where
         if !this.reader_waits {
             this.poll_frames(context, STALLED_BYTES_MAX)?;
             this.poll_rest(context);
+            // Everything that came was read, and nobody is there to send to.
+            if this.endpoint.held() == 0
+                && let Some(error) = this.closed_by_peer()
+            {
+                return Poll::Ready(Err(error));
+            }
         }
         ready!(this.poll_transmit(context));
         Poll::Ready(Ok(()))

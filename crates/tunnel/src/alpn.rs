@@ -8,3 +8,6 @@ pub const ALPN_CONTROL: &str = "iap-control/1";
 
 /// There too: a dial-back inside TLS; the preface, then a client's bytes.
 pub const ALPN_DATA: &str = "iap-data/1";
+
+/// Between a client and the agent: the same two frames, and then those of [`resume`](crate::resume).
+pub const ALPN_RESUME: &str = "iap-resume/1";

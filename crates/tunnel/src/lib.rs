@@ -17,7 +17,7 @@ pub mod routes;
 pub mod status;
 pub mod ways;
 
-pub use alpn::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP};
+pub use alpn::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP, ALPN_RESUME};
 pub use control::{
     CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, RefusedService, RunId, Side,
     Violation,

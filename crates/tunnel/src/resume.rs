@@ -10,9 +10,11 @@ mod incoming;
 mod outgoing;
 #[cfg(test)]
 mod tests;
+mod ticket;
 
 pub use endpoint::{Endpoint, Transmit};
 pub use frame::{CLOSE_BYTES_MAX, Close, DATA_FRAME_BYTES_MAX, HEADER_BYTES};
+pub use ticket::{ResumeOffer, ResumeRequest, Ticket};
 
 use thiserror::Error;
 

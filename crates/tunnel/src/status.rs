@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::frame::{self, FrameError};
+use crate::resume::{ResumeOffer, ResumeRequest, Ticket};
 
 /// The most one `iap/1` frame may hold, its length not counted.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024;
@@ -28,6 +29,9 @@ pub struct Hello {
     /// The database asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
+    /// By `iap-resume/1` at an agent's own name: the session to go on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<ResumeRequest>,
 }
 
 impl Hello {
@@ -91,6 +95,19 @@ pub enum Status {
         /// The server name a resume dials; absent where sessions cannot resume.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         resume_name: Option<String>,
+        /// By `iap-resume/1`: how it may go on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<ResumeOffer>,
+        /// The trace that the agent records this in, where it does (docs/tracing.md).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trace_id: Option<TraceId>,
+    },
+    /// The session goes on; what follows are the frames of `iap-resume/1`.
+    Resumed {
+        /// Where the agent stands: it has passed on every byte before.
+        position: u64,
+        /// For the next time. Anything the client sends behind it shows that it has this one, and the one before is void.
+        ticket: Ticket,
         /// The trace that the agent records this in, where it does (docs/tracing.md).
         #[serde(default, skip_serializing_if = "Option::is_none")]
         trace_id: Option<TraceId>,
@@ -202,12 +219,21 @@ mod tests {
             connect_id: ConnectId::from_uuid(ID),
             login: None,
             database: None,
+            resume: None,
         };
         let full = Hello {
             login: Some(LoginName::parse("readonly").unwrap()),
             ..bare.clone()
         };
-        for hello in [bare, full] {
+        let again = Hello {
+            resume: Some(ResumeRequest {
+                session_id: SessionId::from_uuid(ID),
+                ticket: Ticket::from_random([7; 32]),
+                position: u64::MAX,
+            }),
+            ..bare.clone()
+        };
+        for hello in [bare, full, again] {
             assert_eq!(Hello::decode(&payload(&hello.encode().unwrap())).unwrap(), hello);
         }
     }
@@ -221,6 +247,26 @@ mod tests {
             Hello::decode(newer.as_bytes()),
             Err(StatusError::Version { version: 2 })
         ));
+    }
+
+    #[test]
+    fn a_ticket_is_hexadecimal_and_nothing_else() {
+        let hello = |ticket: &str| {
+            format!(
+                r#"{{"version":1,"connect_id":"{ID}","resume":{{"session_id":"{ID}","ticket":"{ticket}","position":0}}}}"#
+            )
+        };
+        assert!(Hello::decode(hello(&"0f".repeat(32)).as_bytes()).is_ok());
+        for bad in [
+            "",
+            "0f",
+            &"0f".repeat(33),
+            &"+f".repeat(32),
+            &"0ö".repeat(32),
+            &"x".repeat(64),
+        ] {
+            assert!(Hello::decode(hello(bad).as_bytes()).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -239,6 +285,7 @@ mod tests {
             login: None,
             protocol: "tcp".into(),
             resume_name: None,
+            resume: None,
             trace_id: Some(TraceId::parse(&ID.simple().to_string()).unwrap()),
         };
         let denied = Status::Denied {
@@ -254,8 +301,13 @@ mod tests {
             retry: true,
             trace_id: None,
         };
-        let words = ["granted", "denied", "renew", "unavailable"];
-        for (status, word) in [granted, denied, Status::Renew, unavailable]
+        let resumed = Status::Resumed {
+            position: 1,
+            ticket: Ticket::from_random([7; 32]),
+            trace_id: None,
+        };
+        let words = ["granted", "resumed", "denied", "renew", "unavailable"];
+        for (status, word) in [granted, resumed, denied, Status::Renew, unavailable]
             .into_iter()
             .zip(words)
         {

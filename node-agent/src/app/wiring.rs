@@ -79,6 +79,7 @@ pub(super) fn start(
         gate: Arc::clone(&gate),
         journal: journal.clone(),
         registry: Arc::clone(&shared.sessions),
+        identity: Arc::clone(&shared.identity),
         offers: offers.clone(),
         limits: shared.limits.clone(),
         metrics: metrics.clone(),

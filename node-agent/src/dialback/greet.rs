@@ -2,34 +2,34 @@
 
 use std::sync::Arc;
 
-use iap_identity::{ClusterName, ServerName, ServiceName};
-use iap_runtime::tls::{self, AlertDescription, ClientHelloError, ClientHelloLimits, Replay};
+use iap_identity::{AgentId, ClusterName, ServerName, ServiceName};
+use iap_runtime::tls::{
+    self, AlertDescription, CertifiedKey, ClientHelloError, ClientHelloFacts, ClientHelloLimits, Replay,
+};
+use iap_tunnel::{ALPN_IAP, ALPN_RESUME};
 
 use super::fetch::Fetched;
 use super::read_ahead::ReadAhead;
 use super::stream::DataStream;
-use crate::leaves::{Leaf, Offer};
-
-/// ALPN of resumed sessions, which this agent does not speak yet and must not take for a backend's bytes.
-const ALPN_RESUME: &str = "iap-resume/1";
-
-/// [`iap_tunnel::ALPN_IAP`] as text.
-pub(super) const ALPN_IAP_NAME: &str = "iap/1";
+use crate::leaves::Offer;
 
 /// How the client wants to talk after the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Talk {
     /// `iap/1`: a hello frame, a status frame, then bytes.
     Framed,
+    /// `iap-resume/1`: the same two, then frames.
+    Resumable,
     /// Bytes from the start; a denial is an alert.
     Raw,
 }
 
-/// A connection whose ClientHello asks for a service this agent holds a leaf for.
+/// A connection whose ClientHello asks for a service this agent holds a leaf for, or for the agent itself.
 pub(super) struct Greeted {
     pub(super) stream: Replay<ReadAhead<DataStream>>,
-    pub(super) service: ServiceName,
-    pub(super) leaf: Arc<Leaf>,
+    /// Nothing: to go on with a session.
+    pub(super) service: Option<ServiceName>,
+    pub(super) certified: Arc<CertifiedKey>,
     pub(super) talk: Talk,
     /// What the client offered, in its order.
     pub(super) alpn: Vec<Vec<u8>>,
@@ -41,8 +41,8 @@ pub(super) enum GreetError {
     /// No ClientHello.
     #[error(transparent)]
     Hello(#[from] ClientHelloError),
-    /// No server name, or none of this cluster's services.
-    #[error("the client asks for no service of this cluster")]
+    /// No server name, or none of this cluster's services, or another agent.
+    #[error("the client asks for no service of this cluster and not for this agent")]
     NoService,
     /// The client asks for another service than the proxy said.
     #[error("the client asks for {asked}, the proxy said {said}")]
@@ -73,12 +73,21 @@ impl GreetError {
     }
 }
 
-/// Reads the ClientHello and finds the leaf it asks for; answers anything else with an alert.
+/// What this agent answers with.
+pub(super) struct Own<'a> {
+    pub(super) id: AgentId,
+    pub(super) cluster: &'a ClusterName,
+    pub(super) certified: Arc<CertifiedKey>,
+    pub(super) offer: &'a Offer,
+    /// Whether sessions may be gone on with.
+    pub(super) resumes: bool,
+}
+
+/// Reads the ClientHello and finds the certificate it asks for; answers anything else with an alert.
 pub(super) async fn greet(
     fetched: Fetched,
     said: Option<&ServiceName>,
-    cluster: &ClusterName,
-    offer: &Offer,
+    own: Own<'_>,
     limits: ClientHelloLimits,
 ) -> Result<Greeted, GreetError> {
     let Fetched { mut stream, first } = fetched;
@@ -89,47 +98,67 @@ pub(super) async fn greet(
     let asked = facts
         .sni
         .as_deref()
-        .and_then(|sni| ServerName::parse(sni, cluster).ok());
-    let found = select(asked, said, offer).and_then(|(service, leaf)| {
-        let only_resume = facts.offers(ALPN_RESUME) && facts.alpn.len() == 1;
-        if only_resume {
-            Err(GreetError::NoProtocol)
-        } else {
-            Ok((service, leaf))
-        }
+        .and_then(|sni| ServerName::parse(sni, own.cluster).ok());
+    let found = own.select(asked, said).and_then(|(service, certified)| {
+        let talk = own.talk(&facts, service.as_ref())?;
+        Ok((service, certified, talk))
     });
     match found {
-        Ok((service, leaf)) => {
-            let framed = facts.offers(ALPN_IAP_NAME);
-            let talk = if framed { Talk::Framed } else { Talk::Raw };
-            Ok(Greeted {
-                stream: Replay::new(bytes, ReadAhead::new(stream)),
-                service,
-                leaf,
-                talk,
-                alpn: facts.alpn,
-            })
-        }
+        Ok((service, certified, talk)) => Ok(Greeted {
+            stream: Replay::new(bytes, ReadAhead::new(stream)),
+            service,
+            certified,
+            talk,
+            alpn: facts.alpn,
+        }),
         Err(error) => Err(turn_away(stream, error).await),
     }
 }
 
-fn select(
-    asked: Option<ServerName>,
-    said: Option<&ServiceName>,
-    offer: &Offer,
-) -> Result<(ServiceName, Arc<Leaf>), GreetError> {
-    let Some(ServerName::Service(asked)) = asked else {
-        return Err(GreetError::NoService);
-    };
-    if said != Some(&asked) {
-        let said = said.map_or_else(|| "the agent itself".to_owned(), ServiceName::to_string);
-        return Err(GreetError::NameMismatch { asked, said });
+impl Own<'_> {
+    fn select(
+        &self,
+        asked: Option<ServerName>,
+        said: Option<&ServiceName>,
+    ) -> Result<(Option<ServiceName>, Arc<CertifiedKey>), GreetError> {
+        let asked = match asked {
+            Some(ServerName::Service(asked)) => asked,
+            Some(ServerName::Agent(asked)) if asked == self.id && said.is_none() => {
+                return Ok((None, Arc::clone(&self.certified)));
+            }
+            Some(ServerName::Agent(_) | ServerName::Auth | ServerName::Cluster | ServerName::Proxy)
+            | None => {
+                return Err(GreetError::NoService);
+            }
+        };
+        if said != Some(&asked) {
+            let said = said.map_or_else(|| "the agent itself".to_owned(), ServiceName::to_string);
+            return Err(GreetError::NameMismatch { asked, said });
+        }
+        match self.offer.leaf(&asked) {
+            Some(leaf) => Ok((Some(asked), Arc::clone(&leaf.certified))),
+            None => Err(GreetError::NoLeaf(asked)),
+        }
     }
-    match offer.leaf(&asked) {
-        Some(leaf) => Ok((asked, leaf)),
-        None => Err(GreetError::NoLeaf(asked)),
+
+    /// At the agent's own name sessions are gone on with, and nothing else is done. Whoever speaks a protocol of ours alone
+    /// must not be taken for somebody whose bytes are the backend's.
+    fn talk(&self, facts: &ClientHelloFacts, service: Option<&ServiceName>) -> Result<Talk, GreetError> {
+        let resumes = facts.offers(ALPN_RESUME);
+        let framed = facts.offers(ALPN_IAP);
+        match service {
+            None if resumes => Ok(Talk::Resumable),
+            Some(_) if resumes && self.resumes => Ok(Talk::Resumable),
+            Some(_) if framed => Ok(Talk::Framed),
+            Some(_) if facts.alpn.is_empty() || !facts.alpn.iter().all(|name| is_ours(name)) => Ok(Talk::Raw),
+            Some(_) | None => Err(GreetError::NoProtocol),
+        }
     }
+}
+
+/// A protocol of ours, perhaps of a newer version.
+fn is_ours(name: &[u8]) -> bool {
+    name.starts_with(b"iap/") || name.starts_with(b"iap-")
 }
 
 async fn turn_away(mut stream: DataStream, error: GreetError) -> GreetError {

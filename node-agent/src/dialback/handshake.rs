@@ -7,8 +7,9 @@ use std::time::Duration;
 use iap_identity::{PeerError, ServiceName, SessionId};
 use iap_policy::Protocol;
 use iap_runtime::tls::{self, FixedIdentity, PeerVerifier, Replay, ServerStream};
+use iap_tunnel::{ALPN_IAP, ALPN_RESUME};
 
-use super::greet::{ALPN_IAP_NAME, Greeted, Talk};
+use super::greet::{Greeted, Talk};
 use super::read_ahead::ReadAhead;
 use super::stream::DataStream;
 use super::verifier::{Decided, Tell, deciding_verifier, verifier};
@@ -47,7 +48,7 @@ pub(super) struct Entered {
 /// How it goes on.
 pub(super) enum Entry {
     /// A hello frame comes next, then the decision.
-    Framed,
+    Framed { resumable: bool },
     /// The decision was made in the handshake.
     Raw(Permit),
     /// It was a refusal, and the service's protocol has words for that.
@@ -120,33 +121,39 @@ impl From<NotEntered> for Rejected {
     }
 }
 
-/// Completes the handshake of a greeted connection within `patience`.
+/// Completes the handshake of a greeted connection within `patience`. Without a seed nothing is attempted: a session is
+/// gone on with.
 pub(super) async fn shake_hands(
     greeted: Greeted,
-    seed: AttemptSeed,
+    seed: Option<AttemptSeed>,
     gate: &Arc<Gate>,
     patience: Duration,
 ) -> Result<Entered, Rejected> {
     let view = gate.view().ok_or(NotEntered::NotReady)?;
     let decided = Decided::default();
-    let clients = Arc::new(match greeted.talk {
-        Talk::Framed => verifier(&view, gate),
-        Talk::Raw => {
+    let protocol = greeted
+        .service
+        .as_ref()
+        .and_then(|service| view.protocol_of(service));
+    let clients = Arc::new(match (greeted.talk, seed) {
+        (Talk::Raw, Some(seed)) => {
             // A PostgreSQL client shows its user an error message, and of an alert only the name.
-            let tell = match view.protocol_of(&greeted.service) {
+            let tell = match protocol {
                 Some(Protocol::Postgres) => Tell::Afterwards,
                 Some(Protocol::Tcp | Protocol::Ssh | Protocol::Http) | None => Tell::ByAlert,
             };
             deciding_verifier(&view, gate, seed, &decided, tell)
         }
+        (Talk::Framed | Talk::Resumable | Talk::Raw, _) => verifier(&view, gate),
     });
-    let answer = answer(&greeted, view.protocol_of(&greeted.service));
-    let identity = Arc::new(FixedIdentity(Arc::clone(&greeted.leaf.certified)));
+    let answer = answer(&greeted, protocol);
+    let identity = Arc::new(FixedIdentity(Arc::clone(&greeted.certified)));
+    let talk = greeted.talk;
     let config = tls::server_config(identity, Arc::clone(&clients) as _, answer.as_slice());
     let config =
         config.map_err(|error| NotEntered::Tls(tls::HandshakeError::Failed(std::io::Error::other(error))))?;
     match tls::answer(greeted.stream, config, patience).await {
-        Ok(stream) => Ok(entered(stream, &clients, &decided)?),
+        Ok(stream) => Ok(entered(stream, talk, &clients, &decided)?),
         Err(unanswered) => {
             let (error, stream) = unanswered.into_parts();
             let error = explain(error, &clients, &decided);
@@ -155,12 +162,19 @@ pub(super) async fn shake_hands(
     }
 }
 
-fn entered(stream: ClientStream, clients: &PeerVerifier, decided: &Decided) -> Result<Entered, NotEntered> {
+fn entered(
+    stream: ClientStream,
+    talk: Talk,
+    clients: &PeerVerifier,
+    decided: &Decided,
+) -> Result<Entered, NotEntered> {
     // The peer is there only if it has proven possession.
     let peer = clients.peer().ok_or(NotEntered::NoCaller)?;
     let caller = Caller::of(peer.as_ref().clone()).ok_or(NotEntered::NoCaller)?;
     let entry = match decided.get() {
-        None => Entry::Framed,
+        None => Entry::Framed {
+            resumable: talk == Talk::Resumable,
+        },
         Some((_, Ok(permit))) => Entry::Raw(permit.clone()),
         Some((_, Err(refusal))) => Entry::Refused(refusal.clone()),
     };
@@ -184,8 +198,10 @@ fn explain(error: tls::HandshakeError, clients: &PeerVerifier, decided: &Decided
 /// The one protocol to answer with; none where the client named only protocols that this kind of service
 /// does not know (RFC 7301 §3.1 lets a server ignore the extension).
 fn answer(greeted: &Greeted, protocol: Option<Protocol>) -> Option<&'static str> {
-    if greeted.talk == Talk::Framed {
-        return Some(ALPN_IAP_NAME);
+    match greeted.talk {
+        Talk::Framed => return Some(ALPN_IAP),
+        Talk::Resumable => return Some(ALPN_RESUME),
+        Talk::Raw => {}
     }
     let own = match protocol? {
         Protocol::Postgres => "postgresql",

@@ -5,6 +5,7 @@
 //! of ours), [`Entered`](handshake::Entered) (possession of a certificate is proven),
 //! [`Permit`](crate::decide::Permit), [`Started`](crate::session::Started), an open backend.
 
+mod come_back;
 mod fetch;
 mod greet;
 mod handshake;
@@ -37,11 +38,12 @@ use tokio::sync::watch;
 
 use crate::control::Link;
 use crate::decide::Gate;
+use crate::identity::OwnIdentity;
 use crate::journal::Journal;
 use crate::leaves::Offer;
 use crate::limits::Limits;
 use crate::metrics::{self, Metrics};
-use crate::session::{Live, Registry, Through, review};
+use crate::session::{Live, Registry, Resumptions, Through, review};
 use shares::Shares;
 
 /// What a proxy asks the agent to fetch.
@@ -63,6 +65,7 @@ pub struct Open {
 pub struct Entrance {
     parts: EntranceParts,
     handshakes: Shares,
+    resumptions: Resumptions,
     said: Said,
 }
 
@@ -75,6 +78,7 @@ struct Said {
     not_fetched: Seldom,
     turned_away: Seldom,
     no_session: Seldom,
+    ticket_refused: Seldom,
 }
 
 /// Everything a session needs, shared by all of them.
@@ -90,6 +94,8 @@ pub struct EntranceParts {
     pub journal: Journal,
     /// What is running.
     pub registry: Arc<Registry>,
+    /// The certificate to answer at the agent's own name with.
+    pub identity: Arc<OwnIdentity>,
     /// The leaves to answer with.
     pub offers: watch::Receiver<Arc<Offer>>,
     /// The bounds.
@@ -108,6 +114,7 @@ impl Entrance {
     pub fn new(parts: EntranceParts) -> Arc<Self> {
         let handshakes = Shares::new(parts.limits.now().proxies_max);
         Arc::new(Self {
+            resumptions: Resumptions::new(parts.limits.clone()),
             parts,
             handshakes,
             said: Said::default(),
@@ -138,7 +145,7 @@ impl Entrance {
     /// Cuts the sessions that run through a proxy which is locked.
     pub fn cut_through(&self, through: &Through) {
         let (gate, registry) = (&self.parts.gate, &self.parts.registry);
-        let concerned = |live: &Arc<Live>| live.facts.through == *through;
+        let concerned = |live: &Arc<Live>| live.through() == *through;
         for live in registry.all().into_iter().filter(concerned) {
             review::cut_by_lock_on_proxy(gate, &live);
         }

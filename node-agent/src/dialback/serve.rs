@@ -22,7 +22,7 @@ use crate::control::Link;
 use crate::decide::{Permit, Refusal};
 use crate::handlers::{self, Client, Visit, farewell};
 use crate::journal::{Denied, Mismatch};
-use crate::session::{Caller, Live, SessionFacts, review, spans};
+use crate::session::{Caller, Live, Resumes, SessionFacts, review, spans};
 
 /// Serves one connection; `place` is its share of the unauthenticated ones.
 pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place: Place) {
@@ -50,15 +50,19 @@ pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place
         }
     };
     // The ways of going on are large futures; boxed, an idle session costs only its own.
+    let Some(seed) = seed else {
+        drop(place);
+        return Box::pin(passage.come_back(entered.stream, entered.caller)).await;
+    };
     match entered.entry {
         Entry::Refused(refusal) => {
             Box::pin(passage.turn_away(entered.stream, entered.caller, seed, refusal)).await;
             // Whoever is refused keeps their place among the unauthenticated until they have been told.
             drop(place);
         }
-        Entry::Framed => {
+        Entry::Framed { resumable } => {
             drop(place);
-            Box::pin(passage.go_on_framed(entered.stream, entered.caller, seed)).await;
+            Box::pin(passage.go_on_framed(entered.stream, entered.caller, seed, resumable)).await;
         }
         Entry::Raw(permit) => {
             drop(place);
@@ -70,18 +74,18 @@ pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place
 }
 
 /// One connection's way in.
-struct Passage {
-    entrance: Arc<Entrance>,
-    open: Open,
-    link: Link,
+pub(super) struct Passage {
+    pub(super) entrance: Arc<Entrance>,
+    pub(super) open: Open,
+    pub(super) link: Link,
     /// Sends nothing of a client who has not proven who it is.
-    recorder: Recorder,
+    pub(super) recorder: Recorder,
 }
 
 /// How a client's way in ended.
 enum Came {
-    /// With a proof of who it is.
-    In(Box<Entered>, AttemptSeed),
+    /// With a proof of who it is, for a session that begins or, without a seed, one that is gone on with.
+    In(Box<Entered>, Option<AttemptSeed>),
     /// Without; the connection, where there is an alert to be read on it.
     Rejected(Option<Replay<ReadAhead<DataStream>>>),
 }
@@ -100,11 +104,11 @@ impl Passage {
         let Some(greeted) = self.greet().await else {
             return Came::Rejected(None);
         };
-        let seed = AttemptSeed {
+        let seed = greeted.service.clone().map(|service| AttemptSeed {
             session_id: SessionId::from_uuid(Uuid::now_v7()),
-            service: greeted.service.clone(),
+            service,
             client: self.open.client_address,
-        };
+        });
         self.shake_hands(greeted, seed).await
     }
 
@@ -141,15 +145,14 @@ impl Passage {
             timeout: limits.handshake(),
         };
         let offer = Arc::clone(&parts.offers.borrow());
-        match greet::greet(
-            fetched,
-            self.open.service.as_ref(),
-            &parts.cluster,
-            &offer,
-            limits,
-        )
-        .await
-        {
+        let own = greet::Own {
+            id: parts.agent_id,
+            cluster: &parts.cluster,
+            certified: Arc::clone(&parts.identity.current().certified),
+            offer: &offer,
+            resumes: self.entrance.resumptions.are_on(),
+        };
+        match greet::greet(fetched, self.open.service.as_ref(), own, limits).await {
             Ok(greeted) => {
                 self.recorder.phase("greet", mark, |_| {});
                 Some(greeted)
@@ -179,7 +182,7 @@ impl Passage {
         }
     }
 
-    async fn shake_hands(&self, greeted: Greeted, seed: AttemptSeed) -> Came {
+    async fn shake_hands(&self, greeted: Greeted, seed: Option<AttemptSeed>) -> Came {
         let parts = &self.entrance.parts;
         let patience = parts.limits.now().handshake();
         let mark = self.recorder.mark();
@@ -188,35 +191,42 @@ impl Passage {
             Ok(entered) => {
                 self.recorder.phase("handshake", mark, |_| {});
                 self.link.verdict(self.open.connection_id, true);
-                let source = Source::of(seed.client.ip());
+                let source = Source::of(self.open.client_address.ip());
                 let shares = &self.entrance.handshakes;
                 shares.remember(self.link.through.proxy, source, Instant::now());
                 Came::In(Box::new(entered), seed)
             }
             Err(Rejected { error, stream }) => {
                 // Before the client has read its alert: by the time it comes again, the proxy knows.
-                let (service, client) = (&seed.service, seed.client);
+                let service = seed.as_ref().map(|seed| &seed.service);
+                let client = self.open.client_address;
                 self.link
                     .verdict(self.open.connection_id, error.is_authenticated());
                 parts.metrics.handshake_failed(error.label());
                 match error.is_authenticated() {
-                    true => tracing::info!(%service, %client, %error, "no session"),
+                    true => tracing::info!(?service, %client, %error, "no session"),
                     false => {
-                        say_seldom!(self.entrance.said.no_session, info, %service, %client, %error, "no session");
+                        say_seldom!(self.entrance.said.no_session, info, ?service, %client, %error, "no session");
                     }
                 }
-                if let NotEntered::Refused(caller, refusal) = &error {
+                if let (NotEntered::Refused(caller, refusal), Some(seed)) = (&error, &seed) {
                     self.recorder
                         .phase("handshake", mark, |details| details.failed("denied"));
-                    self.record_denial(caller, &seed, refusal);
-                    self.trace_refusal(caller, &seed, refusal);
+                    self.record_denial(caller, seed, refusal);
+                    self.trace_refusal(caller, seed, refusal);
                 }
                 Came::Rejected(stream)
             }
         }
     }
 
-    async fn go_on_framed(&self, mut stream: ClientStream, caller: Caller, seed: AttemptSeed) {
+    async fn go_on_framed(
+        &self,
+        mut stream: ClientStream,
+        caller: Caller,
+        seed: AttemptSeed,
+        resumable: bool,
+    ) {
         let parts = &self.entrance.parts;
         let limits = parts.limits.now();
         let mark = self.recorder.mark();
@@ -241,7 +251,8 @@ impl Passage {
         });
         match decided {
             Ok(permit) => {
-                let client = Client::framed(stream, self.recorder.trace());
+                let resumptions = resumable.then(|| self.entrance.resumptions.clone());
+                let client = Client::framed(stream, self.recorder.trace(), resumptions);
                 self.admit(client, caller, seed, permit, asked).await;
             }
             Err(refusal) => {
@@ -293,7 +304,7 @@ impl Passage {
         spans::refused(&self.recorder, seed.session_id, &seed.service, caller, refusal);
     }
 
-    fn record_denial(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
+    pub(super) fn record_denial(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
         let parts = &self.entrance.parts;
         parts.metrics.denied(refusal.code());
         let decision = refusal.decision(parts.gate.view().as_deref());
@@ -310,7 +321,7 @@ impl Passage {
         });
     }
 
-    fn refusal_status(&self, seed: &AttemptSeed, refusal: &Refusal) -> Status {
+    pub(super) fn refusal_status(&self, seed: &AttemptSeed, refusal: &Refusal) -> Status {
         if refusal.wants_renewal() {
             return Status::Renew;
         }
@@ -422,6 +433,7 @@ impl Passage {
             through: self.link.through.clone(),
             asked_login: asked.login,
             asked_database: asked.database,
+            resumes: Resumes::default(),
             started: self.entrance.parts.gate.now(),
         }
     }

@@ -1,14 +1,17 @@
 //! The client's side of a session, before bytes flow: what it is told, in the way it understands.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use iap_identity::{SessionId, TraceId};
+use iap_identity::{ClusterName, ServerName, SessionId, TraceId};
 use iap_tunnel::Status;
+use iap_tunnel::resume::ResumeOffer;
 
 use super::farewell;
+use super::stream::SessionStream;
 use crate::dialback::{ClientStream, say_last, write_status};
-use crate::session::Started;
+use crate::session::{Live, Resumptions, Started};
 
 /// The client's stream.
 #[derive(Debug)]
@@ -18,10 +21,14 @@ pub struct Client {
 }
 
 /// What it understands before bytes flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Speech {
     /// `iap/1`, and it waits for its status, with the trace that is recorded.
-    Framed { trace: Option<TraceId> },
+    Framed {
+        trace: Option<TraceId>,
+        /// Where it may come back.
+        resumptions: Option<Resumptions>,
+    },
     /// PostgreSQL, so that it can be answered once it has begun.
     Postgres { session: SessionId, patience: Duration },
     /// The backend's bytes alone.
@@ -29,12 +36,17 @@ enum Speech {
 }
 
 impl Client {
-    /// A client that speaks `iap/1` and waits for its status, which names the trace where one is recorded.
+    /// A client that speaks `iap/1`, or `iap-resume/1` if it may come back, and waits for its status, which names the trace
+    /// where one is recorded.
     #[must_use]
-    pub fn framed(stream: ClientStream, trace: Option<TraceId>) -> Self {
+    pub(crate) fn framed(
+        stream: ClientStream,
+        trace: Option<TraceId>,
+        resumptions: Option<Resumptions>,
+    ) -> Self {
         Self {
             stream,
-            speech: Speech::Framed { trace },
+            speech: Speech::Framed { trace, resumptions },
         }
     }
 
@@ -60,24 +72,40 @@ impl Client {
     ///
     /// # Errors
     /// When the client has gone.
-    pub async fn granted(mut self, started: &Started) -> io::Result<ClientStream> {
-        if let Speech::Framed { trace } = self.speech {
-            let status = Status::Granted {
-                session_id: started.session_id(),
-                login: started.grant().login().cloned(),
-                protocol: started.facts().protocol.as_str().to_owned(),
-                resume_name: None,
-                trace_id: trace,
-            };
-            write_status(&mut self.stream, &status).await?;
-        }
-        Ok(self.stream)
+    pub(crate) async fn granted(
+        self,
+        started: &Started,
+        live: &Arc<Live>,
+        cluster: &ClusterName,
+    ) -> io::Result<SessionStream> {
+        let Speech::Framed { trace, resumptions } = self.speech else {
+            return Ok(SessionStream::Direct(Box::new(self.stream)));
+        };
+        let granted = |resume: Option<ResumeOffer>| Status::Granted {
+            session_id: started.session_id(),
+            login: started.grant().login().cloned(),
+            protocol: started.facts().protocol.as_str().to_owned(),
+            resume_name: resume
+                .as_ref()
+                .map(|_| ServerName::Agent(started.facts().agent).host(cluster)),
+            resume,
+            trace_id: trace,
+        };
+        let mut stream = self.stream;
+        let Some(resumptions) = resumptions else {
+            write_status(&mut stream, &granted(None)).await?;
+            return Ok(SessionStream::Direct(Box::new(stream)));
+        };
+        let offer = resumptions.offer()?;
+        write_status(&mut stream, &granted(Some(offer.clone()))).await?;
+        let stream = resumptions.begin(live, &offer, stream)?;
+        Ok(SessionStream::Resumable(Box::new(stream)))
     }
 
     /// Tells the client, where it can be told, that there will be no session, and closes.
     pub async fn unavailable(mut self, text: &str, retry: bool) {
         match self.speech {
-            Speech::Framed { trace } => {
+            Speech::Framed { trace, .. } => {
                 say_last(
                     &mut self.stream,
                     &Status::Unavailable {

@@ -173,6 +173,11 @@ impl<S: AsyncWrite + Unpin> Delivered<S> {
         }
     }
 
+    /// The stream below.
+    pub(crate) fn inner_mut(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
     /// Says the last words where they can be understood.
     pub(crate) async fn say(&mut self, fatal: &Fatal) {
         if !self.boundaries.is_some_and(|boundaries| boundaries.is_between()) {

@@ -6,7 +6,10 @@
 
 pub mod client;
 pub(crate) mod farewell;
+pub(crate) mod stream;
 mod tcp;
+
+use std::sync::Arc;
 
 use iap_identity::ClusterName;
 use iap_policy::{Protocol, ServiceFacts};
@@ -29,7 +32,7 @@ pub struct Visit<'a> {
     /// The recorded start: facts, grant and counters.
     pub started: &'a Started,
     /// The switch that cuts the session.
-    pub live: &'a Live,
+    pub live: &'a Arc<Live>,
     /// The backend, as this host's own file has it.
     pub backend: &'a LocalService,
     /// The cluster of its names.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use iap_audit::{CloseReason, DecisionRecord, Effect, Event, EventKind, Observed};
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Caller;
+use super::{Caller, Presence};
 
 /// The longest claim of a client that a record repeats.
 const CLAIM_CHARACTERS_MAX: usize = 63;
@@ -52,6 +53,23 @@ pub struct SessionFacts {
     pub asked_database: Option<String>,
     /// When it started.
     pub started: OffsetDateTime,
+    /// How often its client has come back over another connection.
+    pub resumes: Resumes,
+}
+
+/// A count that grows while the session lives. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Resumes(Arc<AtomicU64>);
+
+impl Resumes {
+    /// Once more.
+    pub(crate) fn note(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Why a session ended.
@@ -104,14 +122,39 @@ impl SessionFacts {
         ending: &Ending,
     ) -> Event {
         let lasted = Duration::try_from(now - self.started).unwrap_or(Duration::ZERO);
-        self.event(EventKind::SessionEnd, now, grant, id)
+        let event = self
+            .event(EventKind::SessionEnd, now, grant, id)
             .bytes(inwards, outwards)
             .close(ending.reason, ending.detail.as_deref())
             .field("start", start_text(self.started))
             .field(
                 "duration_ms",
                 u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX),
-            )
+            );
+        match self.resumes.count() {
+            0 => event,
+            count => event.field("resumes", count),
+        }
+    }
+
+    /// The record of a client that came back.
+    #[must_use]
+    pub fn resume_event(
+        &self,
+        grant: &Grant,
+        now: OffsetDateTime,
+        id: Uuid,
+        back: &Presence,
+        connection_id: ConnectionId,
+    ) -> Event {
+        let moved = Self {
+            caller: back.caller.clone(),
+            client: back.client,
+            through: back.through.clone(),
+            connection_id,
+            ..self.clone()
+        };
+        moved.event(EventKind::SessionResume, now, grant, id)
     }
 
     fn event(&self, kind: EventKind, time: OffsetDateTime, grant: &Grant, id: Uuid) -> Event {

@@ -1,7 +1,8 @@
 //! The registry of live sessions, and the switch that cuts each of them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use iap_identity::SessionId;
@@ -10,15 +11,16 @@ use iap_runtime::slots::{Slot, Slots};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
-use super::{Ending, SessionFacts};
+use super::{Caller, Ending, SessionFacts, Through};
 use crate::clock::Witnessed;
-use crate::decide::Permit;
+use crate::decide::{Attempt, Permit};
 
 /// One live session as the reviewer sees it.
 #[derive(Debug)]
 pub struct Live {
     /// What is settled.
     pub facts: Arc<SessionFacts>,
+    presence: Mutex<Presence>,
     permit: Mutex<Permit>,
     idle: IdleLimit,
     cut: Cancellation,
@@ -26,11 +28,28 @@ pub struct Live {
     outage_since: Mutex<Option<Witnessed>>,
 }
 
+/// Who is in a session, and over what: the same person all the time, with another certificate and from elsewhere once
+/// they have come back.
+#[derive(Debug, Clone)]
+pub struct Presence {
+    /// Who, by the newest certificate.
+    pub caller: Caller,
+    /// From where, by the word of the proxy.
+    pub client: SocketAddr,
+    /// Through which proxy.
+    pub through: Through,
+}
+
 impl Live {
     /// A session that may go on under `permit`.
     #[must_use]
     pub fn new(facts: Arc<SessionFacts>, permit: Permit) -> Self {
         Self {
+            presence: Mutex::new(Presence {
+                caller: facts.caller.clone(),
+                client: facts.client,
+                through: facts.through.clone(),
+            }),
             facts,
             idle: IdleLimit::new(permit.grant().limits().idle),
             permit: Mutex::new(permit),
@@ -38,6 +57,39 @@ impl Live {
             why: OnceLock::new(),
             outage_since: Mutex::new(None),
         }
+    }
+
+    /// Who is in it now.
+    #[must_use]
+    pub fn caller(&self) -> Caller {
+        self.presence().caller.clone()
+    }
+
+    /// Through which proxy it runs now.
+    #[must_use]
+    pub fn through(&self) -> Through {
+        self.presence().through.clone()
+    }
+
+    /// Its client has come back.
+    pub(crate) fn move_to(&self, presence: Presence) {
+        *self.presence() = presence;
+    }
+
+    /// The question whether it may go on.
+    #[must_use]
+    pub fn attempt(&self) -> Attempt {
+        let presence = self.presence();
+        Attempt {
+            session_id: self.facts.session_id,
+            caller: presence.caller.clone(),
+            service: self.facts.service.clone(),
+            client: presence.client,
+        }
+    }
+
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes note of whether there is an outage at `now`; returns how long it has lasted for this session.
@@ -202,7 +254,7 @@ impl Registry {
         }
     }
 
-    fn sessions(&self) -> std::sync::MutexGuard<'_, Sessions> {
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

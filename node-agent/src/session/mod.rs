@@ -6,12 +6,14 @@
 pub mod caller;
 pub mod facts;
 pub mod live;
+pub(crate) mod resumption;
 pub mod review;
 pub(crate) mod spans;
 pub mod started;
 
 pub use caller::Caller;
-pub use facts::{Ending, SessionFacts, Through};
-pub use live::{Live, Registry};
+pub use facts::{Ending, Resumes, SessionFacts, Through};
+pub use live::{Live, Presence, Registry};
+pub(crate) use resumption::Resumptions;
 pub(crate) use spans::SESSION;
 pub use started::Started;

@@ -11,10 +11,10 @@ use iap_runtime::config::InForce;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use super::Ending;
 use super::live::{Live, Registry};
-use super::{Ending, SessionFacts};
 use crate::config::LocalServices;
-use crate::decide::{Attempt, Gate, Permit, Refusal};
+use crate::decide::{Gate, Permit, Refusal};
 use crate::limits::Limits;
 use crate::view::View;
 
@@ -101,7 +101,7 @@ impl Reviewer {
         let now = self.gate.now();
         for live in self.registry.all() {
             let permit = live.permit();
-            let ending = overdue(&live.facts, &permit, now).or_else(|| self.out_of_grace(&live, &permit));
+            let ending = overdue(&live, &permit, now).or_else(|| self.out_of_grace(&live, &permit));
             if let Some(ending) = ending {
                 live.cut(ending);
             }
@@ -126,7 +126,7 @@ pub fn review(gate: &Gate, live: &Live) {
     if cut_by_lock_on_proxy(gate, live) {
         return;
     }
-    match gate.decide_here(&Attempt::of_live(&live.facts)) {
+    match gate.decide_here(&live.attempt()) {
         Ok(permit) => live.renew(permit),
         Err(refusal) => {
             if let Some(ending) = cut_ending(&refusal, &live.permit()) {
@@ -139,7 +139,7 @@ pub fn review(gate: &Gate, live: &Live) {
 /// Cuts the session if the proxy that it runs through is locked: whoever broke into that is in its path. Whether it
 /// did.
 pub fn cut_by_lock_on_proxy(gate: &Gate, live: &Live) -> bool {
-    let lock = gate.lock_on_proxy(&live.facts.through);
+    let lock = gate.lock_on_proxy(&live.through());
     if let Some(lock) = &lock {
         live.cut(Ending::because(CloseReason::Lock, lock.to_string()));
     }
@@ -147,7 +147,7 @@ pub fn cut_by_lock_on_proxy(gate: &Gate, live: &Live) -> bool {
 }
 
 /// How a refusal ends a live session; `None` when it has a grace of its own.
-fn cut_ending(refusal: &Refusal, held: &Permit) -> Option<Ending> {
+pub(crate) fn cut_ending(refusal: &Refusal, held: &Permit) -> Option<Ending> {
     match refusal {
         Refusal::Outage(_) => None,
         Refusal::Locked(lock) => Some(Ending::because(CloseReason::Lock, lock.to_string())),
@@ -175,16 +175,16 @@ fn cut_ending(refusal: &Refusal, held: &Permit) -> Option<Ending> {
     }
 }
 
-fn overdue(facts: &SessionFacts, permit: &Permit, now: time::OffsetDateTime) -> Option<Ending> {
-    if facts
-        .caller
+fn overdue(live: &Live, permit: &Permit, now: time::OffsetDateTime) -> Option<Ending> {
+    if live
+        .caller()
         .login_deadline()
         .is_some_and(|deadline| deadline <= now)
     {
         return Some(Ending::plain(CloseReason::LoginDeadline));
     }
     let limit = permit.grant().limits().session?;
-    let over = now - facts.started >= limit;
+    let over = now - live.facts.started >= limit;
     over.then(|| {
         let rule = permit.grant().rule();
         Ending::because(

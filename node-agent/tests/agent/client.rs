@@ -23,6 +23,7 @@ pub fn hello() -> Hello {
         connect_id: ConnectId::from_uuid(Uuid::now_v7()),
         login: None,
         database: None,
+        resume: None,
     }
 }
 
@@ -35,6 +36,17 @@ pub async fn connect_as(
     alpn: &[&str],
 ) -> (ConnectionId, Result<Stream, tls::HandshakeError>) {
     let (id, stream) = plane.proxy.open(service).await;
+    (id, shake_hands(plane, stream, sni, credential, alpn).await)
+}
+
+/// The client's side of a handshake.
+pub async fn shake_hands(
+    plane: &Plane,
+    stream: TcpStream,
+    sni: &str,
+    credential: Option<&Credential>,
+    alpn: &[&str],
+) -> Result<Stream, tls::HandshakeError> {
     let material = Material::new(plane.cluster.bundle().clone());
     let identity = credential.map(|credential| {
         let key = keys::private_key_der(&credential.key);
@@ -45,8 +57,7 @@ pub async fn connect_as(
     let config = tls::client_config(Arc::new(ServerVerifier::new(material)), identity, alpn).unwrap();
     let mut config = Arc::unwrap_or_clone(config);
     config.time_provider = Arc::new(plane.client_clock.clone());
-    let config = Arc::new(config);
-    (id, tls::connect(stream, sni, config, WAIT).await)
+    tls::connect(stream, sni, Arc::new(config), WAIT).await
 }
 
 pub fn host(service: &str) -> String {

@@ -19,5 +19,6 @@ mod outage_table;
 mod outages;
 mod records;
 mod refusals;
+mod resume;
 mod reviews;
 mod sessions;

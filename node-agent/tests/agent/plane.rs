@@ -212,6 +212,11 @@ impl Plane {
 
     /// Starts the agent from its state directory, which is written first if there is none.
     pub async fn start(&self) -> Running {
+        self.start_with(self.config()).await
+    }
+
+    /// The same with this configuration.
+    pub async fn start_with(&self, config: Config) -> Running {
         if !self.state_dir().join(names::AGENT_ID).exists() {
             self.write_state(OffsetDateTime::now_utc());
         }
@@ -220,7 +225,6 @@ impl Plane {
             .enable_all()
             .build()
             .unwrap();
-        let config = self.config();
         let moved = self.clock.clone();
         let clock = TrustedClock::new(move || moved.now());
         let building = runtime.spawn(async { App::build_at(config, clock).await });

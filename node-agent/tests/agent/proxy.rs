@@ -151,7 +151,18 @@ impl FakeProxy {
 
     /// Opens a connection as a client would, and returns the client's end: the agent is the TLS server on it.
     pub async fn open(&self, service: &str) -> (ConnectionId, TcpStream) {
-        let (id, arrives) = self.request(service);
+        self.come(self.request(service)).await
+    }
+
+    /// The same for the agent itself.
+    pub async fn open_agent(&self) -> (ConnectionId, TcpStream) {
+        self.come(self.ask(None)).await
+    }
+
+    async fn come(
+        &self,
+        (id, arrives): (ConnectionId, oneshot::Receiver<TcpStream>),
+    ) -> (ConnectionId, TcpStream) {
         (
             id,
             tokio::time::timeout(WAIT, arrives)
@@ -163,6 +174,10 @@ impl FakeProxy {
 
     /// Sends an `Open` and returns at once.
     pub fn request(&self, service: &str) -> (ConnectionId, oneshot::Receiver<TcpStream>) {
+        self.ask(Some(ServiceName::parse(service).unwrap()))
+    }
+
+    fn ask(&self, service: Option<ServiceName>) -> (ConnectionId, oneshot::Receiver<TcpStream>) {
         let connection_id = ConnectionId::from_uuid(Uuid::now_v7());
         let token = Token::from_random(*Uuid::now_v7().as_bytes());
         let (sender, arrives) = oneshot::channel();
@@ -174,7 +189,7 @@ impl FakeProxy {
         let message = ControlMessage::Open {
             connection_id,
             token,
-            service: Some(ServiceName::parse(service).unwrap()),
+            service,
             client_address: "203.0.113.7:4711".parse().unwrap(),
             pooled: None,
         };

@@ -295,7 +295,7 @@ async fn no_session_can_be_resumed() {
 async fn a_client_that_only_speaks_an_unknown_iap_protocol_is_refused() {
     let (plane, running) = Plane::started().await;
     let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
-    let (_, alert) = refused(&plane, "echo", &host("echo"), Some(&alice), &["iap-resume/1"]).await;
+    let (_, alert) = refused(&plane, "echo", &host("echo"), Some(&alice), &["iap-resume/9"]).await;
     assert_eq!(alert, Some(AlertDescription::NoApplicationProtocol));
     running.stop().await;
 }

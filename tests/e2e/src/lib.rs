@@ -19,6 +19,8 @@ pub use annex::Annex;
 const READY_SECONDS_MAX: u64 = 120;
 /// How long anything observed may take to come true.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a child may take to end when it is asked to.
+const ENDING: Duration = Duration::from_secs(3);
 
 /// A running plane; ended, with all its programs, when dropped.
 #[derive(Debug)]
@@ -354,6 +356,15 @@ impl Background {
         Ok(())
     }
 
+    /// Asks the child to end, and waits until it has. One that is killed leaves its sessions waiting for it.
+    ///
+    /// # Errors
+    /// When it does not end within [`PATIENCE`].
+    pub fn interrupt(self) -> anyhow::Result<Ran> {
+        kill_process(Pid::from_child(&self.0), Signal::INT)?;
+        self.finish()
+    }
+
     /// Everything it printed, after its end.
     ///
     /// # Errors
@@ -380,7 +391,15 @@ impl Background {
 }
 
 impl Drop for Background {
+    /// Asks first: a client that is killed leaves its session waiting for it.
     fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+            let asked = Instant::now();
+            while matches!(self.0.try_wait(), Ok(None)) && asked.elapsed() < ENDING {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -10,8 +10,8 @@ use crate::session::Session;
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Carries stdin and stdout until the service ends the session. The end of stdin is passed on, and what
-/// the service still has to say is awaited.
+/// Carries stdin and stdout until the service ends the session, or somebody this program. The end of stdin is passed on,
+/// and what the service still has to say is awaited.
 pub(super) async fn run(session: Session) -> anyhow::Result<ExitStatus> {
     let (input, output) = open()?;
     // The span lasts as long as the session.
@@ -19,18 +19,28 @@ pub(super) async fn run(session: Session) -> anyhow::Result<ExitStatus> {
         stream, span: _span, ..
     } = session;
     let (reader, writer) = tokio::io::split(stream);
-    let inward = pass_on(input, writer);
-    let outward = pass_on(reader, output);
-    tokio::pin!(inward, outward);
+    let carrying = carry(pass_on(input, writer), pass_on(reader, output));
     let ended = tokio::select! {
+        ended = carrying => ended,
+        // OpenSSH hangs up on its proxy command. The agent hears that nobody will come back.
+        interrupted = super::interrupted() => interrupted,
+    };
+    ended.map_err(|error| Failure::failed("the session was cut").because(error.to_string()))?;
+    Ok(ExitStatus::Done)
+}
+
+async fn carry(
+    inward: impl Future<Output = std::io::Result<()>>,
+    outward: impl Future<Output = std::io::Result<()>>,
+) -> std::io::Result<()> {
+    tokio::pin!(inward, outward);
+    tokio::select! {
         ended = &mut outward => ended,
         passed = &mut inward => match passed {
             Ok(()) => outward.await,
             Err(error) => Err(error),
         },
-    };
-    ended.map_err(|error| Failure::failed("the session was cut").because(error.to_string()))?;
-    Ok(ExitStatus::Done)
+    }
 }
 
 async fn pass_on(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> std::io::Result<()> {

@@ -209,8 +209,10 @@ impl Endpoint {
     /// When it cannot stand there; then there is no going on.
     pub fn attach(&mut self, position: u64) -> Result<(), Violation> {
         self.incoming.detach();
-        self.incoming.acknowledge();
-        self.outgoing.attach(position)
+        self.outgoing.attach(position)?;
+        // The other end knows it already. It hears that this one has its answer.
+        self.acknowledge();
+        Ok(())
     }
 
     /// What goes out on a new connection before any frame.

@@ -103,6 +103,21 @@ pub(super) fn position(payload: &[u8]) -> u64 {
 }
 
 impl Close {
+    /// An end that is gone and says nothing of why.
+    #[must_use]
+    pub fn without_a_word() -> Self {
+        Self {
+            code: String::new(),
+            text: String::new(),
+        }
+    }
+
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_without_a_word(&self) -> bool {
+        self.code.is_empty() && self.text.is_empty()
+    }
+
     fn encode(&self) -> Vec<u8> {
         let shortened = Self {
             code: self.code.chars().take(TEXT_CHARACTERS_MAX / 4).collect(),
@@ -119,10 +134,7 @@ impl Close {
     /// An empty one says nothing of why.
     pub(super) fn decode(payload: &[u8]) -> Result<Self, Violation> {
         if payload.is_empty() {
-            return Ok(Self {
-                code: String::new(),
-                text: String::new(),
-            });
+            return Ok(Self::without_a_word());
         }
         serde_json::from_slice(payload).map_err(|_| Violation::MalformedClose)
     }

@@ -4,12 +4,12 @@ mod hold;
 
 use iap_audit::CloseReason;
 use iap_policy::Protocol;
-use iap_runtime::pump::{self, Closed, PumpLimits};
+use iap_runtime::pump::{self, PumpLimits};
 
 use super::Visit;
 use super::farewell::{self, Delivered};
+use super::stream::SessionStream;
 use crate::backend::{self, BackendStream};
-use crate::dialback::ClientStream;
 use crate::session::{Ending, Live, SESSION};
 use hold::{Held, Hold};
 
@@ -48,7 +48,7 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
             return Ending::plain(failure.close_reason());
         }
     };
-    let client = match client.granted(started).await {
+    let client = match client.granted(started, live, cluster).await {
         Ok(client) => client,
         Err(error) => return Ending::because(CloseReason::ClientLost, error.to_string()),
     };
@@ -68,7 +68,7 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
 }
 
 async fn move_bytes(
-    client: ClientStream,
+    client: SessionStream,
     backend: Held<BackendStream>,
     started: &crate::session::Started,
     live: &Live,
@@ -78,28 +78,31 @@ async fn move_bytes(
         ..PumpLimits::default()
     };
     let client = Delivered::new(client, started.facts().protocol == Protocol::Postgres);
-    let last_words = async |client: &mut Delivered<ClientStream>, reason: &pump::CloseReason| {
+    let last_words = async |client: &mut Delivered<SessionStream>, reason: &pump::CloseReason| {
         let ending = match reason {
-            pump::CloseReason::Cancelled(_) => cut_ending(live),
-            pump::CloseReason::Idle => Ending::plain(CloseReason::IdleLimit),
+            pump::CloseReason::Cancelled(_)
+            | pump::CloseReason::Idle
+            | pump::CloseReason::BackendFailed(_) => ending_of(reason, live),
             pump::CloseReason::ClientClosed
             | pump::CloseReason::BackendClosed
-            | pump::CloseReason::ClientFailed(_)
-            | pump::CloseReason::BackendFailed(_) => return,
+            | pump::CloseReason::ClientFailed(_) => return,
         };
         let permit = live.permit();
         let (facts, contact) = (started.facts(), permit.service().contact.as_str());
-        if let Some(fatal) = farewell::ended(&ending, facts.session_id, &facts.service, contact) {
-            client.say(&fatal).await;
+        let fatal = farewell::ended(&ending, facts.session_id, &facts.service, contact);
+        if let Some(fatal) = &fatal {
+            client.say(fatal).await;
         }
+        let text = fatal.map(|fatal| fatal.message).unwrap_or_default();
+        client.inner_mut().close(ending.reason.as_str(), &text);
     };
     let switch = live.switch();
     let closed = pump::copy_saying(client, backend, &limits, started.counters(), switch, last_words).await;
-    ending_of(closed, live)
+    ending_of(&closed.reason, live)
 }
 
-fn ending_of(closed: Closed, live: &Live) -> Ending {
-    match closed.reason {
+fn ending_of(reason: &pump::CloseReason, live: &Live) -> Ending {
+    match reason {
         pump::CloseReason::ClientClosed => Ending::plain(CloseReason::ClientClosed),
         pump::CloseReason::BackendClosed => Ending::plain(CloseReason::BackendClosed),
         pump::CloseReason::ClientFailed(error) => Ending::because(CloseReason::ClientLost, error.to_string()),

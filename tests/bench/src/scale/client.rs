@@ -79,6 +79,7 @@ impl Client {
             connect_id: ConnectId::from_uuid(uuid::Uuid::now_v7()),
             login: None,
             database: None,
+            resume: None,
         };
         stream.write_all(&hello.encode()?).await?;
         stream.flush().await?;

@@ -114,7 +114,7 @@ fn whatever_a_backend_does_each_of_its_sessions_has_one_start_and_one_end() {
     let _ = refused.read_to_end(&mut nothing);
     assert!(nothing.is_empty());
     drop(hanging);
-    drop(listening);
+    listening.interrupt().unwrap();
 
     let sessions = plane
         .sessions_when(|all| all.len() >= 4 && all.iter().all(|one| !one["end"].is_null()))

@@ -28,6 +28,7 @@ mod proxies;
 mod proxy_protocol;
 mod renewal;
 mod restore;
+mod resume;
 mod step_up;
 mod stock_clients;
 mod torture;

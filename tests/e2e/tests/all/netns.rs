@@ -39,12 +39,13 @@ fn a_client_and_then_an_agent_that_change_their_addresses_are_served_again() {
     let Some(world) = world(&Settings::default()) else {
         return;
     };
-    let mut session = world.session("far").unwrap();
-    session.round_trip("before").unwrap();
+    let mut kept = world.session("far").unwrap();
+    kept.round_trip("before").unwrap();
     let walked = world.network.move_to("client", 7).unwrap();
     let mut session = world.session_again("far", BACK_SECONDS_MAX);
     session.round_trip("from the new address").unwrap();
     world.recorded_from(walked);
+    kept.round_trip("and the session from before goes on").unwrap();
 
     world.control_runs_over("quic");
     let before = world.control_connections();
@@ -53,6 +54,7 @@ fn a_client_and_then_an_agent_that_change_their_addresses_are_served_again() {
     let mut session = world.session_again("far", BACK_SECONDS_MAX);
     session.round_trip("to the agent's new address").unwrap();
     report("served after the agent's address changed", moved);
+    kept.round_trip("still").unwrap();
     assert_eq!(
         world.control_connections(),
         before,
@@ -65,14 +67,32 @@ fn with_one_of_two_proxies_killed_the_other_one_serves() {
     let Some(mut world) = world(&Settings::default()) else {
         return;
     };
-    world.session("far").unwrap().round_trip("both").unwrap();
+    let mut kept = world.session("far").unwrap();
+    kept.round_trip("both").unwrap();
     world.kill_first_proxy();
     let killed = Instant::now();
+    kept.round_trip("goes on by the second").unwrap();
+    report("a session went on after its proxy was killed", killed);
     world
         .session_again("far", BACK_SECONDS_MAX)
         .round_trip("the second")
         .unwrap();
     report("served after a proxy was killed", killed);
+}
+
+#[test]
+fn a_session_outlives_a_minute_without_a_network() {
+    let Some(world) = world(&Settings::default()) else {
+        return;
+    };
+    let mut session = world.session("far").unwrap();
+    session.round_trip("before").unwrap();
+    world.network.cut("client").unwrap();
+    std::thread::sleep(Duration::from_secs(60));
+    world.network.mend("client").unwrap();
+    let mended = Instant::now();
+    session.round_trip("after").unwrap();
+    report("a session went on after a minute without a network", mended);
 }
 
 #[test]

@@ -332,6 +332,26 @@ fn a_machine_that_slept_past_its_certificates_end_goes_on_with_its_login_until_t
     assert!(refused(), "and is not renewed any more");
 }
 
+/// The certificate ends while a session runs and its connection breaks: it is renewed on the way back.
+#[test]
+fn a_session_that_lost_its_connection_comes_back_with_a_renewed_certificate() {
+    let provider = Provider::start();
+    let plane = provider.plane_with(SHORT);
+    log_in(&plane, "carol", &["--no-renew"]);
+    let mut session = plane.echo_session("carol").unwrap();
+    session.round_trip(b"before\n").unwrap();
+    eventually("the certificate has expired", || {
+        plane.iapctl("carol", &["status"]).unwrap().code == 4
+    });
+    let proxy = plane.pid("proxy").unwrap();
+    plane.signal("proxy", rustix::process::Signal::KILL).unwrap();
+    session.round_trip(b"after\n").unwrap();
+    assert_ne!(plane.pid("proxy").unwrap(), proxy);
+    assert_eq!(status(&plane, "carol")["generation"], 2);
+    drop(session.0.stdin.take());
+    assert_eq!(session.finish().unwrap().code, 0);
+}
+
 #[test]
 fn several_commands_at_once_share_one_login() {
     let provider = Provider::start();

@@ -2,6 +2,7 @@
 
 use iap_identity::{ConnectId, LoginName, SessionId, TraceId};
 use iap_tunnel::frame::LENGTH_BYTES;
+use iap_tunnel::resume::{ResumeOffer, ResumeRequest, Ticket};
 use iap_tunnel::{FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
 
 use super::Seeds;
@@ -57,12 +58,18 @@ pub(crate) fn seeds() -> Seeds {
         connect_id: ConnectId::from_uuid(id),
         login: login.map(|login| LoginName::parse(login).unwrap()),
         database: database.map(str::to_owned),
+        resume: None,
     };
     let granted = Status::Granted {
         session_id: SessionId::from_uuid(id),
         login: Some(LoginName::parse("readonly").unwrap()),
         protocol: "postgres".to_owned(),
-        resume_name: None,
+        resume_name: Some("0198a1b2c3d47000800000000000000a.agent.example.com".to_owned()),
+        resume: Some(ResumeOffer {
+            ticket: Ticket::from_random([7; 32]),
+            window_bytes: 4 << 20,
+            seconds: 300,
+        }),
         trace_id: Some(TraceId::parse(&id.simple().to_string()).unwrap()),
     };
     let denied = Status::Denied {
@@ -89,6 +96,19 @@ pub(crate) fn seeds() -> Seeds {
         retry: true,
         trace_id: None,
     };
+    let again = Hello {
+        resume: Some(ResumeRequest {
+            session_id: SessionId::from_uuid(id),
+            ticket: Ticket::from_random([7; 32]),
+            position: 1 << 40,
+        }),
+        ..hello(None, None)
+    };
+    let resumed = Status::Resumed {
+        position: 1 << 40,
+        ticket: Ticket::from_random([8; 32]),
+        trace_id: None,
+    };
     let framed = |size: u8, frame: Vec<u8>| [vec![size], frame].concat();
     vec![
         ("hello".into(), framed(0, hello(None, None).encode().unwrap())),
@@ -96,6 +116,8 @@ pub(crate) fn seeds() -> Seeds {
             "hello-full".into(),
             framed(7, hello(Some("readonly"), Some("orders")).encode().unwrap()),
         ),
+        ("hello-again".into(), framed(0, again.encode().unwrap())),
+        ("resumed".into(), framed(0, resumed.encode().unwrap())),
         ("granted".into(), framed(1, granted.encode().unwrap())),
         ("denied".into(), framed(0, denied.encode().unwrap())),
         ("step-up".into(), framed(2, step_up.encode().unwrap())),

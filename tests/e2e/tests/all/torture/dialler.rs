@@ -75,6 +75,7 @@ impl Dialler {
             connect_id: ConnectId::from_uuid(iap_testkit::new_uuid()),
             login: None,
             database: None,
+            resume: None,
         };
         stream.write_all(&hello.encode()?).await?;
         stream.flush().await?;

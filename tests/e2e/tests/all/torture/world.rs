@@ -67,6 +67,7 @@ impl World {
         let second = SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()));
         plane.log_in("admin").unwrap();
         plane.log_in("alice").unwrap();
+        wait_less(&plane);
         let proxy = second_proxy(&plane, second);
         let agent = second_agent(&plane, first, backend);
         Self {
@@ -129,6 +130,18 @@ impl World {
     }
 }
 
+/// A killed client is waited for so long, that all is at rest in time.
+const WAITS_LESS: &str = "[limits]\nresume_seconds_max = 5\n";
+
+/// The first agent takes that over.
+fn wait_less(plane: &Plane) {
+    let config = plane.dir().join("config/agent.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(!text.contains("[limits]"));
+    std::fs::write(&config, text + WAITS_LESS).unwrap();
+    plane.signal("agent", Signal::HUP).unwrap();
+}
+
 /// A live session of `iapctl connect`: which one it is, only the agent knows.
 fn connector(plane: &Plane) -> Background {
     let mut live = None;
@@ -189,7 +202,7 @@ fn second_agent(plane: &Plane, proxy: SocketAddr, backend: SocketAddr) -> Ours {
     ]);
     let state = plane.scratch().join("second-agent");
     let text = format!(
-        "cluster = {CLUSTER:?}\nstate_dir = {state:?}\nproxies = [\"{proxy}\"]\n\
+        "cluster = {CLUSTER:?}\nstate_dir = {state:?}\nproxies = [\"{proxy}\"]\n{WAITS_LESS}\
          [[service]]\nname = \"right\"\nbackend = \"{backend}\"\n[[service]]\nname = \"both\"\nbackend = \"{backend}\"\n"
     );
     let config = write(plane, "second-agent.toml", &text);

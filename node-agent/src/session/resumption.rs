@@ -1,0 +1,257 @@
+//! Sessions whose client may come back over another connection: who may, and how it is handed over.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use iap_identity::SessionId;
+use iap_runtime::config::InForce;
+use iap_runtime::resume::{Allowance, Arrival, Budget, Reconnect, Resumable};
+use iap_tunnel::resume::{ResumeOffer, Ticket, Violation};
+use tokio::time::Sleep;
+
+use super::{Caller, Live};
+use crate::dialback::ClientStream;
+use crate::limits::Limits;
+
+/// A session's bytes, over one connection after the other.
+pub(crate) type ResumableStream = Resumable<ClientStream, ComingBack>;
+
+/// The sessions that may be gone on with. Clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Resumptions {
+    sessions: Arc<Mutex<HashMap<SessionId, Arc<Resumption>>>>,
+    limits: InForce<Limits>,
+    budget: Budget,
+    by_user: Arc<Mutex<HashMap<String, Budget>>>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Resumption {
+    pub(crate) live: Arc<Live>,
+    principal: String,
+    key_thumbprint: [u8; 32],
+    tickets: Mutex<Tickets>,
+    mailbox: Mutex<Option<Arrival<ClientStream>>>,
+    has_mail: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// A ticket is good until its successor was used, or shown to have arrived.
+#[derive(Debug)]
+struct Tickets {
+    current: Ticket,
+    next: Option<Ticket>,
+}
+
+/// Where a session's connections come from.
+#[derive(Debug)]
+pub(crate) struct ComingBack {
+    resumption: Arc<Resumption>,
+    patience: Duration,
+    waits: Option<Pin<Box<Sleep>>>,
+    is_confirmed: bool,
+    sessions: Weak<Mutex<HashMap<SessionId, Arc<Resumption>>>>,
+}
+
+impl Resumptions {
+    pub(crate) fn new(limits: InForce<Limits>) -> Self {
+        Self {
+            sessions: Arc::default(),
+            budget: Budget::new(limits.now().resume_bytes_max),
+            by_user: Arc::default(),
+            limits,
+        }
+    }
+
+    /// Whether sessions may be gone on with at all.
+    pub(crate) fn are_on(&self) -> bool {
+        self.limits.now().resume_seconds_max > 0
+    }
+
+    /// What a session's client is told of how it may go on.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub(crate) fn offer(&self) -> io::Result<ResumeOffer> {
+        let limits = self.limits.now();
+        Ok(ResumeOffer {
+            ticket: fresh_ticket()?,
+            window_bytes: limits.resume_window_bytes,
+            seconds: limits.resume_seconds_max,
+        })
+    }
+
+    /// From now on the session may be gone on with by whoever holds the offer's ticket, as the same person with the same
+    /// key. `connection` is what it begins over.
+    ///
+    /// # Errors
+    /// Never, as nothing was read.
+    pub(crate) fn begin(
+        &self,
+        live: &Arc<Live>,
+        offer: &ResumeOffer,
+        connection: ClientStream,
+    ) -> io::Result<ResumableStream> {
+        let caller = live.caller();
+        let resumption = Arc::new(Resumption {
+            live: Arc::clone(live),
+            principal: caller.peer().principal(),
+            key_thumbprint: *caller.peer().key_thumbprint(),
+            tickets: Mutex::new(Tickets {
+                current: offer.ticket,
+                next: None,
+            }),
+            mailbox: Mutex::new(None),
+            has_mail: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        });
+        locked(&self.sessions).insert(live.facts.session_id, Arc::clone(&resumption));
+        let coming_back = ComingBack {
+            patience: Duration::from_secs(offer.seconds),
+            waits: None,
+            is_confirmed: true,
+            sessions: Arc::downgrade(&self.sessions),
+            resumption,
+        };
+        let allowance = self.allowance(&caller);
+        let stream = Resumable::new(connection, &[], offer.window_bytes, coming_back, allowance);
+        stream.map_err(io::Error::other)
+    }
+
+    pub(crate) fn find(&self, session: &SessionId) -> Option<Arc<Resumption>> {
+        locked(&self.sessions).get(session).cloned()
+    }
+
+    fn allowance(&self, caller: &Caller) -> Allowance {
+        let limits = self.limits.now();
+        self.budget.resize(limits.resume_bytes_max);
+        let mut by_user = locked(&self.by_user);
+        // Of those whose sessions are over only this one refers to theirs.
+        by_user.retain(|_, budget| budget.shared_by() > 1);
+        let user = by_user
+            .entry(caller.peer().principal())
+            .or_insert_with(|| Budget::new(limits.resume_bytes_per_user_max));
+        user.resize(limits.resume_bytes_per_user_max);
+        Allowance::within(vec![self.budget.clone(), user.clone()])
+    }
+}
+
+impl Resumption {
+    /// Whether this is who began it, with the key it was begun with, and a ticket that is good.
+    pub(crate) fn admits(&self, caller: &Caller, ticket: &Ticket) -> bool {
+        let tickets = locked(&self.tickets);
+        let is_good = tickets.current == *ticket || tickets.next.as_ref() == Some(ticket);
+        let peer = caller.peer();
+        is_good && peer.principal() == self.principal && *peer.key_thumbprint() == self.key_thumbprint
+    }
+
+    /// Trades a ticket that is good for the next.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub(crate) fn trade(&self, ticket: &Ticket) -> io::Result<Ticket> {
+        let fresh = fresh_ticket()?;
+        let mut tickets = locked(&self.tickets);
+        if tickets.next.as_ref() == Some(ticket) {
+            tickets.current = *ticket;
+        }
+        tickets.next = Some(fresh);
+        Ok(fresh)
+    }
+
+    /// Hands a connection over, in place of one that was not taken up yet.
+    pub(crate) fn hand_over(&self, arrival: Arrival<ClientStream>) {
+        *locked(&self.mailbox) = Some(arrival);
+        self.has_mail.store(true, Ordering::Release);
+        self.waker.wake();
+        self.live.facts.resumes.note();
+    }
+
+    fn poll_mailbox(&self, context: &mut Context<'_>) -> Poll<Arrival<ClientStream>> {
+        self.waker.register(context.waker());
+        if !self.has_mail.swap(false, Ordering::AcqRel) {
+            return Poll::Pending;
+        }
+        match locked(&self.mailbox).take() {
+            Some(arrival) => Poll::Ready(arrival),
+            None => Poll::Pending,
+        }
+    }
+
+    fn confirm(&self) {
+        let mut tickets = locked(&self.tickets);
+        if let Some(next) = tickets.next.take() {
+            tickets.current = next;
+        }
+    }
+}
+
+impl Reconnect<ClientStream> for ComingBack {
+    const REPLACES: bool = true;
+
+    fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+        _position: u64,
+    ) -> Poll<io::Result<Arrival<ClientStream>>> {
+        if let Poll::Ready(arrival) = self.resumption.poll_mailbox(context) {
+            return Poll::Ready(Ok(arrival));
+        }
+        let Some(waits) = &mut self.waits else {
+            return Poll::Pending;
+        };
+        ready!(waits.as_mut().poll(context));
+        let seconds = self.patience.as_secs();
+        let why = format!("the client did not come back within {seconds} s");
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)))
+    }
+
+    fn lost(&mut self, why: &io::Error) {
+        let session = self.resumption.live.facts.session_id;
+        tracing::debug!(%session, %why, "the client's connection is lost");
+        self.waits = Some(Box::pin(tokio::time::sleep(self.patience)));
+    }
+
+    fn found(&mut self) {
+        self.waits = None;
+        self.is_confirmed = false;
+    }
+
+    fn heard(&mut self) {
+        if !self.is_confirmed {
+            self.is_confirmed = true;
+            self.resumption.confirm();
+        }
+    }
+}
+
+impl Drop for ComingBack {
+    fn drop(&mut self) {
+        if let Some(sessions) = self.sessions.upgrade() {
+            locked(&sessions).remove(&self.resumption.live.facts.session_id);
+        }
+    }
+}
+
+/// What a client that cannot go on where it says is told.
+pub(crate) fn cannot_stand(violation: &Violation) -> String {
+    format!("The session cannot go on: {violation}.")
+}
+
+fn fresh_ticket() -> io::Result<Ticket> {
+    let mut bytes = [0; 32];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| io::Error::other("the system has no randomness"))?;
+    Ok(Ticket::from_random(bytes))
+}
+
+/// Nothing here holds an invariant that a panic elsewhere could break.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,196 @@
+//! Sessions that outlive their connections (`iap-resume/1`): a proxy that is killed, one of two that stays away, a
+//! certificate that ends meanwhile; and what does not come back.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use iap_e2e::{Background, Plane, wait_until};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Kills the proxy and waits until another is at its place.
+fn kill_proxy(plane: &Plane) {
+    let proxy = plane.pid("proxy").unwrap();
+    plane.signal("proxy", Signal::KILL).unwrap();
+    wait_until("the proxy is started again", || Ok(plane.pid("proxy")? != proxy)).unwrap();
+}
+
+fn only_session(plane: &Plane) -> Value {
+    plane
+        .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
+        .unwrap()
+        .remove(0)
+}
+
+fn events(plane: &Plane, session: &Value) -> Vec<String> {
+    let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
+    let event = |record: &Value| record["event"].as_str().unwrap().to_owned();
+    records.iter().map(event).collect()
+}
+
+#[test]
+fn a_session_outlives_a_proxy_that_is_killed_twice_and_its_records_tell() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let mut session = plane.echo_session("alice").unwrap();
+    session.round_trip(b"before\n").unwrap();
+    for round in ["once", "twice"] {
+        kill_proxy(&plane);
+        session.round_trip(round.as_bytes()).unwrap();
+    }
+    drop(session.0.stdin.take());
+    assert_eq!(session.finish().unwrap().code, 0);
+    let session = only_session(&plane);
+    assert_eq!(session["close_reason"], "client_closed");
+    let told = events(&plane, &session);
+    assert_eq!(
+        told,
+        ["session.start", "session.resume", "session.resume", "session.end"]
+    );
+    let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
+    let end = records.last().unwrap();
+    assert_eq!(end["resumes"], 2, "{end}");
+    let said = "before\noncetwice".len() as u64;
+    assert!(
+        end["bytes_in"].as_u64() >= Some(said) && end["bytes_in"] == end["bytes_out"],
+        "{end}"
+    );
+    assert_ne!(records[1]["connection_id"], records[0]["connection_id"]);
+}
+
+/// Bytes under way in both directions while the proxy is killed again and again: none is lost, doubled or changed.
+#[test]
+fn a_transfer_arrives_whole_through_a_proxy_that_is_killed_again_and_again() {
+    const BYTES: usize = 64 << 20;
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    let mut session = plane.echo_session("alice").unwrap();
+    session.round_trip(b"ready\n").unwrap();
+    let byte = |number: usize| u8::try_from((number ^ (number >> 8) ^ (number >> 16)) & 0xff).unwrap();
+    let mut input = session.0.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || {
+        let mut number = 0;
+        while number < BYTES {
+            let piece: Vec<u8> = (number..(number + 64 * 1024).min(BYTES)).map(byte).collect();
+            input.write_all(&piece).unwrap();
+            number += piece.len();
+        }
+    });
+    let mut output = session.0.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let (mut number, mut piece) = (0, vec![0; 64 * 1024]);
+        while number < BYTES {
+            let count = output.read(&mut piece).unwrap();
+            assert!(count > 0, "the end after {number} bytes");
+            for at in 0..count {
+                assert_eq!(piece[at], byte(number + at), "at {}", number + at);
+            }
+            number += count;
+        }
+        let rest = output.read(&mut piece).unwrap();
+        assert_eq!(rest, 0, "more than was sent");
+    });
+    let mut kills = 0;
+    while !writer.is_finished() && kills < 5 {
+        std::thread::sleep(Duration::from_millis(300));
+        kill_proxy(&plane);
+        kills += 1;
+    }
+    assert!(kills > 0, "it was over before anything happened");
+    writer.join().unwrap();
+    reader.join().unwrap();
+    assert_eq!(session.finish().unwrap().code, 0);
+}
+
+#[test]
+fn an_open_transaction_in_psql_outlives_a_proxy_that_is_killed() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    let mut command = plane
+        .command(
+            "alice",
+            &[
+                "connect",
+                "db-prod",
+                "--",
+                "psql",
+                "-XAtq",
+                "-v",
+                "ON_ERROR_STOP=1",
+            ],
+        )
+        .unwrap();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut psql = Background(command.spawn().unwrap());
+    let mut input = psql.0.stdin.take().unwrap();
+    let mut output = BufReader::new(psql.0.stdout.take().unwrap());
+    let mut asks = |statement: &str| {
+        writeln!(input, "{statement}").unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    };
+    let process = asks(
+        "begin; create temporary table kept (value int); insert into kept values (42); select pg_backend_pid();",
+    );
+    kill_proxy(&plane);
+    assert_eq!(asks("select value from kept;"), "42");
+    assert_eq!(asks("select pg_backend_pid();"), process);
+    assert_eq!(asks("commit; select count(*) from kept;"), "1");
+    drop(input);
+    assert_eq!(psql.finish().unwrap().code, 0);
+}
+
+/// Whoever was locked while their connection was lost is told so, and the session is over.
+#[test]
+fn a_lock_is_final() {
+    let plane = Plane::demo().unwrap();
+    for person in ["alice", "admin", "auditor"] {
+        plane.log_in(person).unwrap();
+    }
+    let mut session = plane.echo_session("alice").unwrap();
+    session.round_trip(b"before\n").unwrap();
+    let locked = [
+        "lock",
+        "add",
+        "--user",
+        "alice@example.com",
+        "--reason",
+        "a drill",
+    ];
+    plane.iapctl("admin", &locked).unwrap().succeeded().unwrap();
+    let cut = Instant::now();
+    let ran = session.finish().unwrap();
+    assert!(cut.elapsed() < Duration::from_secs(5), "{:?}", cut.elapsed());
+    assert_ne!(ran.code, 0);
+    assert!(ran.stderr.contains("Access is locked."), "{}", ran.stderr);
+    let session = only_session(&plane);
+    assert_eq!(session["close_reason"], "lock");
+}
+
+/// A program that ends by itself leaves nothing behind that waits for it.
+#[test]
+fn an_interrupted_client_ends_its_session_at_once() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let mut command = plane
+        .command("alice", &["connect", "echo", "--listen", "127.0.0.1:0"])
+        .unwrap();
+    command.stdout(Stdio::piped());
+    let mut listening = Background(command.spawn().unwrap());
+    let mut address = String::new();
+    BufReader::new(listening.0.stdout.take().unwrap())
+        .read_line(&mut address)
+        .unwrap();
+    let mut local = std::net::TcpStream::connect(address.trim()).unwrap();
+    local.write_all(b"hello").unwrap();
+    local.read_exact(&mut [0; 5]).unwrap();
+    let interrupted = Instant::now();
+    listening.interrupt().unwrap();
+    let session = only_session(&plane);
+    assert!(interrupted.elapsed() < Duration::from_secs(20));
+    assert_eq!(session["close_reason"], "client_closed");
+}
