@@ -4,7 +4,7 @@
 # make lint   formatting, clippy, dependency rules
 # make fuzz   10 minutes of libFuzzer on each parser of what strangers send (TARGET=control SECONDS=60)
 # make scale, make half-open   1,000 agents, 10,000 users, and locks; 10,000 half-open connections: add to what make bench writes
-# make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json
+# make bench  this path beside its peers; writes docs/performance.md and tests/bench/results.json (BENCH="--only idle,rtt" a part of it)
 # make deb    Debian packages of a release build, in target/deb
 # make package-test  the packages on four clean machines: docs/operate.md followed to the letter (as root; some minutes); BEFORE=FOLDER upgrades its packages
 # make helm-test, make monitoring-test  the chart and what its images hold; the alert rules through promtool
@@ -14,6 +14,8 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 BIN := $(CURDIR)/target/debug
+RELEASE := $(CURDIR)/target/release
+RUN_BENCH := $(RELEASE)/iap-bench --bin $(RELEASE) --results tests/bench/results.json --report docs/performance.md
 
 .PHONY: demo test torture lint bench build
 
@@ -45,9 +47,9 @@ lint:
 	 else echo "cargo-deny is not installed: 'cargo install cargo-deny' to check bans, licences and sources"; fi
 
 bench:
-	@tests/scripts/need cc openssl nginx haproxy
+	@tests/scripts/need cc openssl nginx haproxy stunnel sshd ssh
 	$(CARGO) build --release --workspace --bins --locked
-	$(CURDIR)/target/release/iap-bench --bin $(CURDIR)/target/release --results tests/bench/results.json --report docs/performance.md $(BENCH)
+	$(RUN_BENCH) $(BENCH)
 
 .PHONY: fuzz
 fuzz:
@@ -82,10 +84,10 @@ helm-test:
 scale:
 	@tests/scripts/need cc openssl
 	$(CARGO) build --release --workspace --bins --locked
-	$(CURDIR)/target/release/iap-bench --scale --bin $(CURDIR)/target/release --results tests/bench/results.json --report docs/performance.md
+	$(RUN_BENCH) --only scale
 
 .PHONY: half-open
 half-open:
 	@tests/scripts/need cc openssl
 	$(CARGO) build --release --workspace --bins --locked
-	$(CURDIR)/target/release/iap-bench --half-open --bin $(CURDIR)/target/release --results tests/bench/results.json --report docs/performance.md
+	$(RUN_BENCH) --only half-open

@@ -1,228 +1,116 @@
 //! `make bench`: this path beside its peers, in one run. See docs/performance.md for the method.
-#![allow(clippy::print_stderr)]
+#![allow(clippy::print_stderr, clippy::print_stdout)]
 
-mod half_open;
+mod joined;
+mod light_agent;
+mod link;
 mod load;
-mod nginx;
-mod ours;
-mod policy;
+mod measure;
+mod part;
+mod person;
+mod plane;
 mod process;
 mod report;
+mod run;
 mod scale;
-mod snapshot;
+mod stats;
 mod system;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::path::PathBuf;
 
-use clap::Parser;
+use anyhow::{Context as _, ensure};
+use clap::{Parser, Subcommand};
 
-use crate::ours::Plane;
-use crate::report::{Results, machine, median};
-use crate::system::System;
+use crate::measure::Sizes;
+use crate::part::Part;
+use crate::report::Results;
+use crate::run::Run;
+use crate::system::{ALL, Kind, OURS, Programs};
 
-const GIB: u64 = 1 << 30;
-const STREAMS: [u64; 2] = [1, 8];
-const PARALLEL: [usize; 2] = [1, 16];
-
-/// Measures and writes the results.
+/// Measures this path beside its peers, and prints what came out or writes it.
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
-    /// The folder of the release programs.
-    #[arg(long, default_value = "target/release")]
-    bin: PathBuf,
-    /// For programs.
-    #[arg(long, default_value = "tests/bench/results.json")]
-    results: PathBuf,
-    /// For people.
-    #[arg(long, default_value = "docs/performance.md")]
-    report: PathBuf,
-    /// Rounds of which the median is taken.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// GiB in each bulk measurement.
-    #[arg(long, default_value_t = 2)]
-    gib: u64,
-    /// Measure 10,000 half-open connections alone, and replace the figures of that name.
-    #[arg(long)]
-    half_open: bool,
-    /// Seconds of each measurement of new sessions.
-    #[arg(long, default_value_t = 4)]
-    seconds: u64,
-    /// Measures many agents, a large policy and locks instead.
-    #[arg(long)]
-    scale: bool,
-    /// Writes the page for people anew from the results there are.
-    #[arg(long)]
-    report_only: bool,
-    /// Agents of `--scale`.
+    #[command(flatten)]
+    programs: Programs,
+    /// Measure these parts alone; the figures of others are kept.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Measure these systems alone, each by its name or the beginning of it: nginx,haproxy.
+    #[arg(long, value_delimiter = ',')]
+    systems: Vec<String>,
+    #[command(flatten)]
+    sizes: Sizes,
+    /// Agents of the part `scale`.
     #[arg(long, default_value_t = 1000)]
     agents: usize,
+    /// Where results for programs are kept; nothing is written without.
+    #[arg(long, requires = "report")]
+    results: Option<PathBuf>,
+    /// The page for people.
+    #[arg(long, requires = "results")]
+    report: Option<PathBuf>,
+    /// Write the page for people anew from the results there are.
+    #[arg(long, requires = "results")]
+    report_only: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A hop of `splice x3`: carries one port to another.
+    #[command(hide = true)]
+    Hop {
+        /// Where it listens.
+        listen: u16,
+        /// Where it leads.
+        to: u16,
+    },
+}
+
+impl Arguments {
+    fn parts(&self) -> Vec<Part> {
+        let wanted = |part: &Part| match self.only.as_slice() {
+            [] => part.by_default(),
+            only => only.contains(part),
+        };
+        Part::ALL.into_iter().filter(wanted).collect()
+    }
+
+    fn kinds(&self) -> anyhow::Result<Vec<Kind>> {
+        for word in &self.systems {
+            let known = ALL.iter().any(|kind| kind.is_called(word));
+            let names = || ALL.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
+            ensure!(known, "no system is called {word:?}: there are {}", names());
+        }
+        let wanted =
+            |kind: &&Kind| self.systems.is_empty() || self.systems.iter().any(|word| kind.is_called(word));
+        Ok(ALL.iter().filter(wanted).copied().collect())
+    }
+
+    /// Where results go, if they are to be kept.
+    fn files(&self) -> Option<(PathBuf, PathBuf)> {
+        self.results.clone().zip(self.report.clone())
+    }
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if let Some(Command::Hop { listen, to }) = arguments.command {
+        return system::carry_by_splice(listen, to);
+    }
     if arguments.report_only {
-        return Results::read(&arguments.results)?.write(&arguments.results, &arguments.report);
+        let (json, page) = arguments.files().context("name the files")?;
+        return Results::read(&json)?.write(&json, &page);
     }
-    if arguments.scale {
-        return scale::run(&arguments);
+    let results = Run::begin(&arguments)?.all()?;
+    if arguments.results.is_none() {
+        println!("{}", results.tables());
     }
-    let folder = tempfile::Builder::new().prefix("iap-bench.").tempdir_in("/tmp")?;
-    let backend = load::serve_backend()?;
-    let mut results = Results {
-        machine: machine(),
-        versions: versions(&arguments),
-        ..Results::default()
-    };
-
-    if arguments.half_open {
-        return measure_half_open(&arguments, folder.path(), backend);
-    }
-    eprintln!("starting nginx x3 and a plane of our own");
-    let plane = Plane::start(&arguments.bin, &folder.path().join("plane"), backend)?;
-    let home = plane.log_in("alice")?;
-    let systems = vec![
-        plane.path(&home)?,
-        nginx::start(&nginx::folder(folder.path())?, backend)?,
-    ];
-    for system in &systems {
-        load::bulk(system.port, 1, GIB / 8)?;
-    }
-    measure_bulk(&arguments, &systems, &mut results)?;
-    measure_sessions(&arguments, &systems, &mut results)?;
-    eprintln!("10,000 half-open connections");
-    half_open::measure(&plane, systems.first().map_or(0, |own| own.port), &mut results)?;
-    for system in systems {
-        system.end();
-    }
-    eprintln!("policy and snapshots");
-    results.add(
-        "policy_us_1000",
-        "iap",
-        policy::microseconds_per_decision()?,
-        "µs",
-    );
-    results.add(
-        "snapshot_s_100",
-        "iap",
-        snapshot::seconds_to_agents(&plane, 100)?,
-        "s",
-    );
-    if let Ok(earlier) = Results::read(&arguments.results) {
-        results.keep_others_of(earlier);
-    }
-    results.write(&arguments.results, &arguments.report)?;
-    eprintln!(
-        "wrote {} and {}",
-        arguments.results.display(),
-        arguments.report.display()
+    ensure!(
+        !results.has_failed(OURS),
+        "a part of our own path was not measured"
     );
     Ok(())
-}
-
-fn measure_half_open(arguments: &Arguments, folder: &Path, backend: u16) -> anyhow::Result<()> {
-    let mut results = Results::read(&arguments.results)?;
-    let plane = Plane::start(&arguments.bin, &folder.join("plane"), backend)?;
-    let own = plane.path(&plane.log_in("alice")?)?;
-    half_open::measure(&plane, own.port, &mut results)?;
-    own.end();
-    results.write(&arguments.results, &arguments.report)
-}
-
-fn measure_bulk(arguments: &Arguments, systems: &[System], results: &mut Results) -> anyhow::Result<()> {
-    for streams in STREAMS {
-        let mut samples: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
-        for round in 1..=arguments.rounds {
-            for system in systems {
-                let before = system.read_cpu()?;
-                let seconds = load::bulk(system.port, streams, arguments.gib * GIB)?;
-                let after = system.read_cpu()?;
-                let gib = whole(arguments.gib);
-                let path = after.path_since(&before) / gib;
-                let rate = gib * whole(GIB) * 8.0 / seconds / 1e9;
-                eprintln!(
-                    "{:9} {streams} streams, round {round}: {rate:.2} Gbit/s, {path:.2} CPU-s/GiB",
-                    system.name
-                );
-                samples
-                    .entry((system.name, "path_cpu_s_per_gib"))
-                    .or_default()
-                    .push(path);
-                let proxy = after.proxy_since(&before) / gib;
-                samples
-                    .entry((system.name, "proxy_cpu_s_per_gib"))
-                    .or_default()
-                    .push(proxy);
-                samples
-                    .entry((system.name, "throughput_gbit"))
-                    .or_default()
-                    .push(rate);
-            }
-        }
-        for ((system, figure), mut values) in samples {
-            let unit = if figure == "throughput_gbit" {
-                "Gbit/s"
-            } else {
-                "CPU-s/GiB"
-            };
-            results.add(&format!("{figure}_{streams}"), system, median(&mut values), unit);
-        }
-    }
-    Ok(())
-}
-
-fn measure_sessions(arguments: &Arguments, systems: &[System], results: &mut Results) -> anyhow::Result<()> {
-    for parallel in PARALLEL {
-        let mut samples: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
-        for round in 1..=arguments.rounds {
-            for system in systems {
-                let before = system.read_cpu()?;
-                let (opened, seconds) =
-                    load::sessions(system.port, parallel, Duration::from_secs(arguments.seconds))?;
-                let after = system.read_cpu()?;
-                let rate = whole(opened) / seconds;
-                let each = after.path_since(&before) * 1e6 / whole(opened.max(1));
-                eprintln!(
-                    "{:9} {parallel} parallel, round {round}: {rate:.0} sessions/s, {each:.0} CPU-µs each",
-                    system.name
-                );
-                samples.entry((system.name, "new_per_s")).or_default().push(rate);
-                samples.entry((system.name, "new_cpu_us")).or_default().push(each);
-            }
-        }
-        for ((system, figure), mut values) in samples {
-            let unit = if figure == "new_per_s" { "1/s" } else { "µs" };
-            results.add(&format!("{figure}_{parallel}"), system, median(&mut values), unit);
-        }
-    }
-    Ok(())
-}
-
-/// Counts here stay far below 2^52.
-#[allow(clippy::cast_precision_loss)]
-fn whole(count: u64) -> f64 {
-    count as f64
-}
-
-fn versions(arguments: &Arguments) -> BTreeMap<String, String> {
-    let own = Command::new(arguments.bin.join("iapctl"))
-        .arg("--version")
-        .output();
-    let own = own
-        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        .unwrap_or_default();
-    BTreeMap::from([
-        ("iap".to_owned(), own),
-        ("nginx".to_owned(), nginx::version()),
-        (
-            "command".to_owned(),
-            format!(
-                "make bench ({} rounds of {} GiB)",
-                arguments.rounds, arguments.gib
-            ),
-        ),
-    ])
 }

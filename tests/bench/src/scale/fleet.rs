@@ -10,11 +10,12 @@ use futures_util::StreamExt as _;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
-use super::agent::{Agent, Counts, Ear, Heard, POOL, What};
-use super::{Add, count_of};
-use crate::ours::Plane;
+use super::Add;
+use crate::joined::Joined;
+use crate::light_agent::{Agent, Counts, Ear, Heard, POOL, What};
+use crate::plane::Plane;
 use crate::process::{cpu_seconds, resident_kib};
-use crate::snapshot::Joined;
+use crate::stats::{count_of, quantile};
 
 const SERVICE: &str = "fleet";
 const JOINING_AT_ONCE: usize = 8;
@@ -58,13 +59,7 @@ impl Fleet {
         let agents = runtime.block_on(join(plane, &token, count))?;
         add("agents_join_s", begun.elapsed().as_secs_f64(), "s");
 
-        let (counts, watched) = watch::channel(Counts::default());
-        let (heard, hearing) = mpsc::unbounded_channel();
-        let ear = Ear {
-            counts,
-            heard,
-            pooling: watch::Sender::new(false),
-        };
+        let (ear, watched, hearing) = Ear::new();
         let mut fleet = Self {
             count,
             counts: watched,
@@ -169,7 +164,7 @@ impl Spread {
             .iter()
             .map(|at| at.saturating_duration_since(begun).as_secs_f64())
             .collect();
-        super::quantile(&seconds, share)
+        quantile(&seconds, share)
     }
 }
 

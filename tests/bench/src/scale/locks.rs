@@ -10,10 +10,11 @@ use iap_proto::v1::admin_client::AdminClient;
 use tokio::io::AsyncReadExt as _;
 use tonic::transport::Channel;
 
-use super::agent::What;
-use super::client::{Client, Session};
 use super::{Add, World, add_spread};
+use crate::light_agent::What;
+use crate::person::{Client, Session};
 use crate::process::cpu_seconds;
+use crate::stats::count_of;
 
 /// Sessions cut by a lock each, through the API.
 const BY_API: usize = 300;
@@ -60,7 +61,7 @@ fn by_api(
         everywhere.push(spread.seconds(seen.issued, 1.0) * 1e3);
     }
     let [auth_before, proxy_before] = cpu;
-    let locks = super::count_of(BY_API);
+    let locks = count_of(BY_API);
     add(
         "lock_auth_cpu_ms",
         (cpu_seconds(auth)? - auth_before) * 1e3 / locks,

@@ -1,23 +1,21 @@
 //! `make scale`: many agents on one proxy, a large policy on one auth server, and how soon a lock cuts a session.
 
-mod agent;
-mod client;
 mod fleet;
 mod locks;
 mod population;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::runtime::Runtime;
 
-use crate::Arguments;
 use crate::load;
-use crate::ours::Plane;
+use crate::person::Client;
+use crate::plane::Plane;
 use crate::process::Running;
-use crate::report::{Results, load_average, machine};
-use client::Client;
+use crate::report::Results;
+use crate::stats::{quantile, sorted};
 use fleet::Fleet;
 
 /// Agents that are processes of their own and serve: the plane's, and these.
@@ -40,29 +38,24 @@ struct World<'a> {
     real_agents: Vec<u32>,
 }
 
-/// Measures, and puts the figures beside those of the last `make bench`.
+/// Measures with so many agents on a plane below `folder`.
 ///
 /// # Errors
 /// When a part of the plane fails, or an agent or a session is lost.
-pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    iap_runtime::descriptors::raise_limit();
-    let mut results = Results::read(&arguments.results)?;
-    results.machine.extend(machine());
-    let load = load_average();
-    let folder = tempfile::Builder::new().prefix("iap-scale.").tempdir_in("/tmp")?;
+pub(crate) fn measure(bin: &Path, folder: &Path, agents: usize, results: &mut Results) -> anyhow::Result<()> {
     let backend = load::serve_backend()?;
-    let plane = Plane::start(&arguments.bin, &folder.path().join("plane"), backend)?;
+    let plane = Plane::start(bin, &folder.join("scale"), backend)?;
     let crowd = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let person = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut add = |figure: &str, value: f64, unit: &str| {
         eprintln!("{figure}: {value:.2} {unit}");
         results.add(figure, "iap", value, unit);
     };
-    let (services, agents) = real_agents(&plane, &person, backend)?;
-    let light = arguments.agents.saturating_sub(services.len());
+    let (services, real) = real_agents(&plane, &person, backend)?;
+    let light = agents.saturating_sub(services.len());
     let mut world = World {
         real_agents: std::iter::once(plane.pid("agent"))
-            .chain(agents.iter().map(|agent| Ok(agent.id())))
+            .chain(real.iter().map(|agent| Ok(agent.id())))
             .collect::<anyhow::Result<_>>()?,
         fleet: Fleet::gather(&plane, &crowd, light, &mut add)?,
         plane: &plane,
@@ -75,9 +68,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     locks::measure(&mut world, &mut add)?;
     // Agents would come back to a plane that goes.
     crowd.shutdown_background();
-    drop((agents, plane));
-    results.note_run("scale", "make scale", &load);
-    results.write(&arguments.results, &arguments.report)
+    drop((real, plane));
+    Ok(())
 }
 
 /// The plane's own agent and some more, each with a service that the demo policy grants; their processes.
@@ -119,26 +111,10 @@ impl World<'_> {
     }
 }
 
-/// The value below which `share` of the sorted values lie.
-fn quantile(sorted: &[f64], share: f64) -> f64 {
-    #[allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "an index into a few hundred values"
-    )]
-    let index = (count_of(sorted.len().saturating_sub(1)) * share).ceil() as usize;
-    sorted.get(index).copied().unwrap_or(f64::NAN)
-}
-
 /// Reports p50, p99 and the most of some values.
-fn add_spread(add: &mut Add<'_>, figure: &str, mut values: Vec<f64>, unit: &str) {
-    values.sort_by(f64::total_cmp);
+fn add_spread(add: &mut Add<'_>, figure: &str, values: Vec<f64>, unit: &str) {
+    let values = sorted(values);
     for (suffix, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
         add(&format!("{figure}_{suffix}"), quantile(&values, share), unit);
     }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "a thousand")]
-fn count_of(count: usize) -> f64 {
-    count as f64
 }

@@ -12,11 +12,11 @@ use iap_policy::{
 };
 use time::OffsetDateTime;
 
-use super::agent::What;
 use super::locks::end_of;
-use super::{Add, World, add_spread, count_of};
+use super::{Add, World, add_spread};
+use crate::light_agent::What;
 use crate::process::{cpu_seconds, forget_peak, peak_kib, resident_kib};
-use crate::report::median;
+use crate::stats::{count_of, median};
 
 const SERVICES: usize = 100;
 const USERS: usize = 10_000;
@@ -102,15 +102,15 @@ impl Rounds {
         Ok(())
     }
 
-    fn report(mut self, add: &mut Add<'_>) {
+    fn report(self, add: &mut Add<'_>) {
         let mib = count_of(self.snapshot_bytes) / f64::from(1 << 20);
         add("population_snapshot_mib", mib, "MiB");
         for (figure, values) in [
-            ("population_apply_s", &mut self.applied),
-            ("population_half_of_agents_s", &mut self.half),
-            ("population_all_agents_s", &mut self.all),
-            ("population_auth_cpu_s", &mut self.auth_cpu),
-            ("population_proxy_cpu_s", &mut self.proxy_cpu),
+            ("population_apply_s", &self.applied),
+            ("population_half_of_agents_s", &self.half),
+            ("population_all_agents_s", &self.all),
+            ("population_auth_cpu_s", &self.auth_cpu),
+            ("population_proxy_cpu_s", &self.proxy_cpu),
         ] {
             eprintln!("{figure}: {values:.2?}");
             add(figure, median(values), "s");

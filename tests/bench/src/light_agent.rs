@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::snapshot::Joined;
+use crate::joined::Joined;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// As the real agent: the first retry comes soon, none later than this, and no two at the same moment.
@@ -32,52 +32,66 @@ const STATUS_EVERY: Duration = Duration::from_secs(30);
 const SILENCE_MAX: Duration = Duration::from_secs(35);
 const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// What an agent keeps by default.
-pub(super) const POOL: usize = 4;
+pub(crate) const POOL: usize = 4;
 /// Agents share two cores here, which no fleet does: one in so many verifies what it is sent, the others only read it.
 const VERIFIES_ONE_IN: u64 = 10;
 
 /// What all agents together have at a moment.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
+pub(crate) struct Counts {
     /// Follow the feed, and have been given the whole state.
-    pub(super) fed: usize,
+    pub(crate) fed: usize,
     /// Their service is routed.
-    pub(super) routed: usize,
+    pub(crate) routed: usize,
     /// Connections dialled in advance.
-    pub(super) pooled: usize,
+    pub(crate) pooled: usize,
     /// Feeds that ended, since the beginning.
-    pub(super) feeds_lost: usize,
+    pub(crate) feeds_lost: usize,
     /// Control connections that ended, since the beginning.
-    pub(super) routes_lost: usize,
+    pub(crate) routes_lost: usize,
 }
 
 /// Something signed that an agent has in full.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Heard {
-    pub(super) what: What,
-    pub(super) version: u64,
+pub(crate) struct Heard {
+    pub(crate) what: What,
+    pub(crate) version: u64,
     /// Signed.
-    pub(super) bytes: usize,
-    pub(super) at: Instant,
+    pub(crate) bytes: usize,
+    pub(crate) at: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(crate) enum What {
     Snapshot,
     Locks,
 }
 
 /// Where agents say how they are.
 #[derive(Clone, Debug)]
-pub(super) struct Ear {
-    pub(super) counts: watch::Sender<Counts>,
-    pub(super) heard: mpsc::UnboundedSender<Heard>,
+pub(crate) struct Ear {
+    pub(crate) counts: watch::Sender<Counts>,
+    pub(crate) heard: mpsc::UnboundedSender<Heard>,
     /// Whether connections are to be dialled in advance by now.
-    pub(super) pooling: watch::Sender<bool>,
+    pub(crate) pooling: watch::Sender<bool>,
+}
+
+impl Ear {
+    /// Nobody has anything yet; what is heard can be read behind.
+    pub(crate) fn new() -> (Self, watch::Receiver<Counts>, mpsc::UnboundedReceiver<Heard>) {
+        let (counts, watched) = watch::channel(Counts::default());
+        let (heard, hearing) = mpsc::unbounded_channel();
+        let ear = Self {
+            counts,
+            heard,
+            pooling: watch::Sender::new(false),
+        };
+        (ear, watched, hearing)
+    }
 }
 
 /// What reconnecting takes.
-pub(super) struct Agent {
+pub(crate) struct Agent {
     joined: Joined,
     service: ServiceName,
     leaf: Vec<u8>,
@@ -86,7 +100,7 @@ pub(super) struct Agent {
 
 impl Agent {
     /// Joins and fetches the leaf of its service.
-    pub(super) async fn join(joined: Joined, service: &str, number: u64) -> anyhow::Result<Self> {
+    pub(crate) async fn join(joined: Joined, service: &str, number: u64) -> anyhow::Result<Self> {
         let key = generate(KeyKind::P256)?;
         let request = ServiceLeafRequest {
             service: service.to_owned(),
@@ -97,16 +111,26 @@ impl Agent {
             .await?
             .into_inner();
         let leaf = issued.chain.into_iter().next().context("no leaf")?;
-        Ok(Self {
+        Ok(Self::with_leaf(
             joined,
-            service: ServiceName::parse(service)?,
+            ServiceName::parse(service)?,
             leaf,
             number,
-        })
+        ))
+    }
+
+    /// The same with a leaf that is there already.
+    pub(crate) fn with_leaf(joined: Joined, service: ServiceName, leaf: Vec<u8>, number: u64) -> Self {
+        Self {
+            joined,
+            service,
+            leaf,
+            number,
+        }
     }
 
     /// Follows the feed for ever, and reports.
-    pub(super) async fn listen(self: Arc<Self>, ear: Ear) {
+    pub(crate) async fn listen(self: Arc<Self>, ear: Ear) {
         let reporting = tokio::spawn(Arc::clone(&self).report());
         let mut failures = 0;
         loop {
@@ -204,7 +228,7 @@ impl Agent {
     }
 
     /// Holds the control connection for ever, and the pool when it is time.
-    pub(super) async fn stay(self: Arc<Self>, ear: Ear) {
+    pub(crate) async fn stay(self: Arc<Self>, ear: Ear) {
         let mut failures = 0;
         while !ear.heard.is_closed() {
             if let Ok(line) = self.connect().await {

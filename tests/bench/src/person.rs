@@ -10,17 +10,20 @@ use iap_runtime::net::HostPort;
 use iap_runtime::rpc;
 use iap_runtime::tls::{self, CertificateDer, ClientConfig, ClientStream, PrivateKeyDer};
 use iap_tunnel::{ALPN_IAP, FRAME_BYTES_MAX, Hello, Status};
-use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::{NamedGroup, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 
-use crate::ours::Plane;
+use crate::plane::Plane;
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(super) struct Client {
+/// Somebody who is logged in.
+pub(crate) struct Client {
+    provider: Arc<CryptoProvider>,
     cluster: ClusterName,
     address: HostPort,
     roots: RootCertStore,
@@ -29,18 +32,20 @@ pub(super) struct Client {
 }
 
 /// A granted session.
-pub(super) struct Session {
-    pub(super) id: SessionId,
-    pub(super) stream: ClientStream<TcpStream>,
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) stream: ClientStream<TcpStream>,
 }
 
 impl Client {
-    pub(super) fn of_home(plane: &Plane, home: &Path) -> anyhow::Result<Self> {
+    /// With the login in `home`.
+    pub(crate) fn of_home(plane: &Plane, home: &Path) -> anyhow::Result<Self> {
         let cluster = ClusterName::parse(plane.text("cluster")?)?;
         let folder = home.join("clusters").join(cluster.as_str());
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(folder.join("ca.pem"))?)?;
         Ok(Self {
+            provider: tls::provider(),
             address: HostPort::parse(plane.text("proxy_addr")?)?,
             roots,
             chain: CertificateDer::pem_file_iter(folder.join("cert.pem"))?.collect::<Result<_, _>>()?,
@@ -49,8 +54,18 @@ impl Client {
         })
     }
 
+    /// The same, who offers this key exchange alone.
+    pub(crate) fn exchanging(self, group: NamedGroup) -> Self {
+        let mut provider = CryptoProvider::clone(&self.provider);
+        provider.kx_groups.retain(|offered| offered.name() == group);
+        Self {
+            provider: Arc::new(provider),
+            ..self
+        }
+    }
+
     fn config(&self, alpn: &str) -> anyhow::Result<Arc<ClientConfig>> {
-        let mut config = ClientConfig::builder_with_provider(tls::provider())
+        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(self.roots.clone())
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
@@ -59,7 +74,7 @@ impl Client {
     }
 
     /// The auth server's API, through the proxy.
-    pub(super) fn api(&self) -> anyhow::Result<Channel> {
+    pub(crate) fn api(&self) -> anyhow::Result<Channel> {
         let config = self.config(rpc::ALPN_H2)?;
         Ok(rpc::channel(
             self.address.clone(),
@@ -69,7 +84,7 @@ impl Client {
     }
 
     /// A session that was granted.
-    pub(super) async fn open(&self, service: &str) -> anyhow::Result<Session> {
+    pub(crate) async fn open(&self, service: &str) -> anyhow::Result<Session> {
         let tcp = TcpStream::connect(self.address.to_string()).await?;
         tcp.set_nodelay(true)?;
         let host = format!("{service}.{}", self.cluster);

@@ -1,4 +1,4 @@
-//! Our path: a development plane with one more service, and `iapctl connect --listen` in front of it.
+//! A development plane with one more service, as `iapctl dev` runs it, and what its people do with it.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -7,8 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, ensure};
 
-use crate::process::{Running, wait_for_file, wait_for_port};
-use crate::system::{Hop, System};
+use crate::process::{Running, free_ports, wait_for_file, wait_for_port};
 
 const START_SECONDS_MAX: u64 = 90;
 
@@ -24,13 +23,26 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
+    /// With everything as it is by default.
     pub(crate) fn start(bin: &Path, dir: &Path, backend: u16) -> anyhow::Result<Self> {
+        Self::start_with(bin, dir, backend, &[])
+    }
+
+    /// With settings of the programs' own, as their environment has them: `IAP_PROXY__LIMITS__AGENTS_MAX`.
+    pub(crate) fn start_with(
+        bin: &Path,
+        dir: &Path,
+        backend: u16,
+        settings: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
+        let settings = settings.iter().map(|(name, value)| (name, value));
         let mut running = Running::start(
             "iapctl dev",
             Command::new(bin.join("iapctl"))
                 .args(["dev", "--dir"])
                 .arg(dir)
                 .args(["--service", &format!("bulk=127.0.0.1:{backend}")])
+                .envs(settings)
                 .stderr(std::fs::File::create(dir.with_extension("log"))?),
         )?;
         let file = dir.join("dev.json");
@@ -51,12 +63,17 @@ impl Plane {
 
     /// Logs `user` in and returns the home that holds the login.
     pub(crate) fn log_in(&self, user: &str) -> anyhow::Result<PathBuf> {
-        let home = self.dir.join(format!("bench-{user}"));
+        let home = self.home_of(user);
         self.iapctl(
             &home,
             &["dev", "login", user, "--dir", &self.dir.display().to_string()],
         )?;
         Ok(home)
+    }
+
+    /// Where the login of `user` is.
+    pub(crate) fn home_of(&self, user: &str) -> PathBuf {
+        self.dir.join(format!("bench-{user}"))
     }
 
     /// Runs a command and returns what it printed.
@@ -78,11 +95,10 @@ impl Plane {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// The path from a local port through proxy and agent to the backend.
-    pub(crate) fn path(&self, home: &Path) -> anyhow::Result<System> {
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0))?
-            .local_addr()?
-            .port();
+    /// `iapctl connect --listen`: its port, once it accepts, and the program.
+    pub(crate) fn connect(&self, home: &Path) -> anyhow::Result<(u16, Running)> {
+        let [port] = free_ports()?;
+        let log = self.dir.join("connect.log");
         let mut connector = Running::start(
             "iapctl connect",
             Command::new(self.bin.join("iapctl"))
@@ -90,31 +106,31 @@ impl Plane {
                 .env("IAPCTL_HOME", home)
                 .env("IAPCTL_NONINTERACTIVE", "1")
                 .stdout(Stdio::null())
-                .stderr(Stdio::null()),
+                .stderr(std::fs::File::create(&log)?),
         )?;
-        wait_for_port(port, &mut connector, 20)?;
-        let hops = vec![
-            Hop {
-                role: "agent",
-                pid: self.pid("agent")?,
-                running: None,
-            },
-            Hop {
-                role: "proxy",
-                pid: self.pid("proxy")?,
-                running: None,
-            },
-            Hop {
-                role: "connector",
-                pid: connector.id(),
-                running: Some(connector),
-            },
-        ];
-        Ok(System {
-            name: "iap",
-            port,
-            hops,
-        })
+        wait_for_port(port, &mut connector, 20)
+            .with_context(|| std::fs::read_to_string(&log).unwrap_or_default())?;
+        Ok((port, connector))
+    }
+
+    /// The proxy's public port.
+    pub(crate) fn proxy_port(&self) -> anyhow::Result<u16> {
+        let address: std::net::SocketAddr = self.text("proxy_addr")?.parse()?;
+        Ok(address.port())
+    }
+
+    /// From now on the programs of `home` know the cluster's proxy at another port of this machine, and no other.
+    pub(crate) fn lead_home_to(&self, home: &Path, port: u16) -> anyhow::Result<()> {
+        let file = home
+            .join("clusters")
+            .join(self.text("cluster")?)
+            .join("cluster.json");
+        let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+        let addresses = record
+            .get_mut("addresses")
+            .context("cluster.json has no addresses")?;
+        *addresses = serde_json::json!([format!("127.0.0.1:{port}")]);
+        Ok(std::fs::write(&file, serde_json::to_vec(&record)?)?)
     }
 
     pub(crate) fn text(&self, key: &str) -> anyhow::Result<&str> {

@@ -4,21 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use iap_identity::{ClusterName, JoinToken, certificate_request};
+use iap_proto::open_snapshot;
 use iap_proto::v1::agent_client::AgentClient;
 use iap_proto::v1::feed_event::Event;
-use iap_proto::v1::join_client::JoinClient;
-use iap_proto::v1::{FeedEvent, JoinRequest, WatchRequest};
-use iap_proto::{open_bundle, open_snapshot};
-use iap_runtime::keys::{KeyKind, generate, private_key_der};
-use iap_runtime::net::HostPort;
-use iap_runtime::rpc;
-use iap_runtime::tls::{CertificateDer, Material, PinVerifier, ServerVerifier, client_config};
-use time::OffsetDateTime;
+use iap_proto::v1::{FeedEvent, WatchRequest};
+use iap_runtime::tls::Material;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
-use crate::ours::Plane;
+use crate::joined::Joined;
+use crate::plane::Plane;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -56,60 +50,6 @@ fn changed_policy(plane: &Plane) -> anyhow::Result<String> {
     let rule = "\n[[rule]]\nname = \"bench\"\neffect = \"allow\"\nusers = { groups = [\"nobody\"] }\nservices = { names = [\"bulk\"] }\n";
     std::fs::write(&path, policy + rule)?;
     Ok(path.display().to_string())
-}
-
-/// An agent that has joined, with what it may call with.
-pub(crate) struct Joined {
-    pub(crate) cluster: ClusterName,
-    /// The proxy.
-    pub(crate) address: HostPort,
-    /// Its certificate and what it trusts.
-    pub(crate) material: Arc<Material>,
-    /// The auth server's API.
-    pub(crate) channel: Channel,
-}
-
-impl Joined {
-    /// Joins with a token, through the proxy.
-    pub(crate) async fn with(plane: &Plane, token: &str) -> anyhow::Result<Self> {
-        let cluster = ClusterName::parse(plane.text("cluster")?)?;
-        let address = HostPort::parse(plane.text("proxy_addr")?)?;
-        let token = JoinToken::parse(token)?;
-        let now = OffsetDateTime::now_utc();
-        let key = generate(KeyKind::P256)?;
-        let first = client_config(
-            Arc::new(PinVerifier::new(*token.pin(), cluster.clone())),
-            None,
-            &[rpc::ALPN_H2],
-        )?;
-        let channel = rpc::channel(address.clone(), &cluster.auth_host(), first)?;
-        let request = JoinRequest {
-            secret: token.secret().to_vec(),
-            csr: certificate_request(&key)?,
-            host_name: "bench".to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        let joined = JoinClient::new(channel).join_agent(request).await?.into_inner();
-        let bundle = open_bundle(&joined.bundle.context("no bundle")?, token.pin(), &cluster, now)?;
-        let material = Material::new(bundle);
-        let chain = joined
-            .issued
-            .context("no certificate")?
-            .chain
-            .into_iter()
-            .map(CertificateDer::from)
-            .collect();
-        material.publish_identity(chain, private_key_der(&key), now)?;
-        let verifier = Arc::new(ServerVerifier::new(material.clone()));
-        let config = client_config(verifier, Some(material.clone()), &[rpc::ALPN_H2])?;
-        let channel = rpc::channel(address.clone(), &cluster.auth_host(), config)?;
-        Ok(Self {
-            cluster,
-            address,
-            material,
-            channel,
-        })
-    }
 }
 
 /// One agent's stream.

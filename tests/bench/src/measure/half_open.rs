@@ -15,8 +15,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
 use crate::load;
-use crate::ours::Plane;
-use crate::report::{Results, load_average};
+use crate::plane::Plane;
+use crate::report::Results;
+use crate::stats::{count_of, quantile, sorted};
 
 const STRANGERS: usize = 10_000;
 /// Addresses in 127.1.0.0/16 they come from.
@@ -34,7 +35,7 @@ const ARRIVING: Duration = Duration::from_secs(6);
 /// Until those that the programs send away have come back for the first time, or all have been forgotten.
 const SETTLING: Duration = Duration::from_secs(8);
 
-/// Measures without them and with them in turn, and reports both.
+/// Measures without them and with them in turn, and reports both. `port` is where sessions through `plane` begin.
 pub(crate) fn measure(plane: &Plane, port: u16, results: &mut Results) -> anyhow::Result<()> {
     let allowed = iap_runtime::descriptors::raise_limit();
     let wanted = u64::try_from(STRANGERS + 1_000)?;
@@ -42,7 +43,6 @@ pub(crate) fn measure(plane: &Plane, port: u16, results: &mut Results) -> anyhow
         allowed >= wanted,
         "{wanted} descriptors are needed, {allowed} are allowed"
     );
-    let load = load_average();
     let proxy: SocketAddr = plane.text("proxy_addr")?.parse()?;
     let hello = client_hello("bulk.iap.localhost")?;
     latencies(port, SESSIONS, || ())?;
@@ -59,33 +59,28 @@ pub(crate) fn measure(plane: &Plane, port: u16, results: &mut Results) -> anyhow
         std::thread::sleep(SETTLING);
         eprintln!(
             "half open, round {round}: p50 {:.2} and {:.2} ms, p99 {:.2} and {:.2} ms, {:.0} held",
-            percentile(&alone, 50) * 1e3,
-            percentile(&with, 50) * 1e3,
-            percentile(&alone, 99) * 1e3,
-            percentile(&with, 99) * 1e3,
+            quantile(&alone, 0.5) * 1e3,
+            quantile(&with, 0.5) * 1e3,
+            quantile(&alone, 0.99) * 1e3,
+            quantile(&with, 0.99) * 1e3,
             seen.held(),
         );
         before.extend(alone);
         among.extend(with);
     }
-    for values in [&mut before, &mut among] {
-        values.sort_by(f64::total_cmp);
-    }
-    for (name, sorted) in [("before", &before), ("among", &among)] {
-        for percent in [50, 99] {
-            let figure = format!("new_session_ms_p{percent}_{name}_10k_half_open");
-            results.add(&figure, "iap", percentile(sorted, percent) * 1e3, "ms");
+    let (before, among) = (sorted(before), sorted(among));
+    for (percent, share) in [("p50", 0.5), ("p99", 0.99)] {
+        let [before, among] = [&before, &among].map(|sorted| quantile(sorted, share));
+        for (name, value) in [("before", before), ("among", among)] {
+            let figure = format!("new_session_ms_{percent}_{name}_10k_half_open");
+            results.add(&figure, "iap", value * 1e3, "ms");
         }
-    }
-    for percent in [50, 99] {
-        let ratio = percentile(&among, percent) / percentile(&before, percent);
-        let figure = format!("new_session_p{percent}_ratio_10k_half_open");
-        results.add(&figure, "iap", ratio, "×");
+        let figure = format!("new_session_{percent}_ratio_10k_half_open");
+        results.add(&figure, "iap", among / before, "×");
     }
     results.add("half_open_held", "iap", seen.held(), "");
     results.add("half_open_held_least", "iap", seen.least(), "");
     results.add("half_open_renewed_per_s", "iap", seen.renewed_per_second(), "1/s");
-    results.note_run("half-open", "make half-open", &load);
     Ok(())
 }
 
@@ -129,27 +124,14 @@ impl Seen {
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a few hundred thousand at most")]
-fn count_of(count: usize) -> f64 {
-    count as f64
-}
-
 /// Seconds from the first byte sent to the first byte received of new sessions, sorted; `between` is called between two.
 fn latencies(port: u16, count: usize, mut between: impl FnMut()) -> anyhow::Result<Vec<f64>> {
     let mut all = Vec::with_capacity(count);
     for _ in 0..count {
-        let begun = Instant::now();
-        load::fetch(port, 1)?;
-        all.push(begun.elapsed().as_secs_f64());
+        all.push(load::first_byte(port)?);
         between();
     }
-    all.sort_by(f64::total_cmp);
-    Ok(all)
-}
-
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let last = sorted.len().saturating_sub(1);
-    sorted.get(last * percent / 100).copied().unwrap_or(f64::NAN)
+    Ok(sorted(all))
 }
 
 /// What a stock client sends first.

@@ -4,13 +4,15 @@ use std::fmt::Write as _;
 use std::hint::black_box;
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use iap_identity::{Class, GroupName, ServiceName};
 use iap_policy::{
     Asked, Connectors, Decision, LoadOptions, POLICY_STACK_BYTES, Policy, Question, ServiceFacts, UserFacts,
     Vocabulary,
 };
 use time::OffsetDateTime;
+
+use crate::stats::median;
 
 const RULES: u32 = 1_000;
 const DECISIONS: u32 = 20_000;
@@ -74,7 +76,7 @@ fn measure() -> anyhow::Result<f64> {
         }
         rounds.push(begun.elapsed().as_secs_f64() * 1e6 / f64::from(DECISIONS));
     }
-    Some(crate::report::median(&mut rounds)).context("no rounds")
+    Ok(median(&rounds))
 }
 
 fn document() -> anyhow::Result<String> {
