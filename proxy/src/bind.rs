@@ -45,8 +45,7 @@ impl Binder {
                 template: template.map_err(|error| AppError::Quic(error.to_string()))?,
                 limits: ListenLimits {
                     incoming_max: config.limits.waiting_connections_max,
-                    // The first carries the control messages.
-                    streams_max: 1 + config.limits.quic_sessions_per_agent_max,
+                    streams_max: config.limits.quic_streams_max(),
                 },
             })
         } else {

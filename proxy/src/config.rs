@@ -151,6 +151,11 @@ impl Limits {
             ..self
         }
     }
+
+    /// Streams of one agent's QUIC connection: the first carries the control messages.
+    pub(crate) fn quic_streams_max(&self) -> u32 {
+        1 + self.quic_sessions_per_agent_max
+    }
 }
 
 impl Default for Limits {

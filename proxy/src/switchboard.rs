@@ -57,7 +57,7 @@ struct Line {
     number: LineNumber,
     serial: String,
     run: Option<RunId>,
-    messages: mpsc::Sender<ControlMessage>,
+    messages: Outbox,
     cut: Cancellation,
 }
 
@@ -70,6 +70,9 @@ struct Session {
     verdict: Verdict,
     cut: Cancellation,
 }
+
+/// Messages for one agent. Boxed, because the channel keeps room for thirty-two also while it is empty.
+pub type Outbox = mpsc::Sender<Box<ControlMessage>>;
 
 /// Tells an agent's successive control connections apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +207,7 @@ impl Switchboard {
         agent: AgentId,
         serial: &str,
         run: Option<RunId>,
-        messages: mpsc::Sender<ControlMessage>,
+        messages: Outbox,
         cut: Cancellation,
     ) -> Result<LineNumber, ConnectError> {
         let agents_max = self.limits.now().agents_max;
@@ -287,13 +290,13 @@ impl Switchboard {
             .pending
             .issue(now, agent, id, request.token.clone(), waiter, request.deadline)?;
         let pooled = take_live(&mut table.pool, now, &agent);
-        place.send(ControlMessage::Open {
+        place.send(Box::new(ControlMessage::Open {
             connection_id: id,
             token: request.token,
             service: request.service,
             client_address: request.client_address,
             pooled: pooled.as_ref().map(|(id, _)| *id),
-        });
+        }));
         let (cut, verdict) = (Cancellation::new(), Verdict::default());
         let session = Session {
             agent,
@@ -457,7 +460,8 @@ impl Switchboard {
     pub fn drain(&self, deadline_seconds: u32) {
         for line in self.table().lines.values() {
             // An agent that takes no messages will notice when its line closes.
-            let _ = line.messages.try_send(ControlMessage::Drain { deadline_seconds });
+            let message = ControlMessage::Drain { deadline_seconds };
+            let _ = line.messages.try_send(Box::new(message));
         }
     }
 

@@ -4,6 +4,8 @@
 //! connection. A server answers nobody whose address is not proven (RFC 9000 §8.1.2), so that it cannot be
 //! used against others and limits by source mean something.
 
+mod socket;
+
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +15,12 @@ use aws_lc_rs::{hkdf, hmac};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig,
-    IdleTimeout, Incoming, ServerConfig, TokioRuntime, TransportConfig, ValidationTokenConfig, VarInt,
+    IdleTimeout, Incoming, Runtime as _, ServerConfig, TokioRuntime, TransportConfig, ValidationTokenConfig,
+    VarInt,
 };
 
 use crate::tls::{self, CertificateDer};
+use socket::{Counted, ListenerSocket};
 
 pub use quinn::{Connection, RecvStream, SendStream};
 
@@ -35,6 +39,8 @@ const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 /// Streams whose windows a client may fill before any of its streams is in use here: the first, and what others say
 /// to begin with.
 const STREAMS_AT_FIRST: u32 = 2;
+/// Streams a client may open before any is in use here. Each one permitted takes memory, open or not.
+const STREAMS_PERMITTED_AT_FIRST: u32 = 8;
 /// The most streams there can be.
 pub const STREAMS_MAX: u32 = 1024;
 /// Bytes kept for one client whose handshake has not begun, and for all of them.
@@ -94,7 +100,7 @@ pub fn alert_received(error: &ConnectionError) -> Option<u8> {
 pub struct ListenLimits {
     /// Clients whose handshake waits to begin.
     pub incoming_max: usize,
-    /// Streams an accepted client may have open.
+    /// Streams an accepted client may have open, once it uses as many; see [`Window`].
     pub streams_max: u32,
 }
 
@@ -139,10 +145,11 @@ impl Listener {
             .incoming_buffer_size_total(INCOMING_BUFFERS_BYTES)
             .retry_token_lifetime(RETRY_TOKEN_LIFE)
             .validation_token_config(no_later_tokens());
-        let endpoint = Endpoint::new(
+        let socket = ListenerSocket(TokioRuntime.wrap_udp_socket(socket)?);
+        let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(secret)?,
             Some(config),
-            socket,
+            Arc::new(socket),
             Arc::new(TokioRuntime),
         )?;
         Ok(Self { endpoint, transport })
@@ -236,24 +243,36 @@ pub async fn connect(
     in_time(timeout, connecting).await
 }
 
-/// The receive window of a connection that a [`Listener`] accepted. It begins with the first stream's, and grows with
-/// the streams in use: a client takes memory as it does work. Clones share it.
+/// What a connection that a [`Listener`] accepted may send: its receive window, and how many streams it may open. Both
+/// begin small and grow with the streams in use: a client takes memory as it does work. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Window {
     connection: Connection,
-    /// In use now, and the most so far.
-    used: Arc<Mutex<(u32, u32)>>,
+    streams_max: u32,
+    used: Arc<Mutex<Used>>,
+}
+
+/// Streams of one connection.
+#[derive(Debug, Default)]
+struct Used {
+    now: u32,
+    most: u32,
+    permitted: u32,
 }
 
 /// A stream in use. Dropping it makes its part free for another.
 #[derive(Debug)]
-pub struct InUse(Window);
+pub struct InUse {
+    window: Window,
+    _counted: Counted,
+}
 
 impl Window {
-    /// Of this connection, which has no other.
-    pub fn of(connection: &Connection) -> Self {
+    /// Of this connection, which has no other; `streams_max` as its [`Listener`] has it.
+    pub fn of(connection: &Connection, streams_max: u32) -> Self {
         Self {
             connection: connection.clone(),
+            streams_max,
             used: Arc::default(),
         }
     }
@@ -261,22 +280,30 @@ impl Window {
     /// One more stream is in use.
     pub fn grow(&self) -> InUse {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, most) = &mut *used;
-        *now += 1;
+        used.now += 1;
         // It never shrinks: what the client may send cannot be taken back.
-        if *now > *most {
-            *most = *now;
+        if used.now > used.most {
+            used.most = used.now;
             self.connection
-                .set_receive_window(window_of(STREAMS_AT_FIRST + *most));
+                .set_receive_window(window_of(STREAMS_AT_FIRST + used.most));
+            let permitted = permitted_streams(used.most, self.streams_max);
+            if permitted > used.permitted {
+                used.permitted = permitted;
+                self.connection
+                    .set_max_concurrent_bi_streams(VarInt::from_u32(permitted));
+            }
         }
-        InUse(self.clone())
+        InUse {
+            window: self.clone(),
+            _counted: Counted::one(),
+        }
     }
 }
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.0 = used.0.saturating_sub(1);
+        let mut used = self.window.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.now = used.now.saturating_sub(1);
     }
 }
 
@@ -369,9 +396,16 @@ impl ConnectionIdGenerator for AnyConnectionId {
 fn server_transport(streams_max: u32) -> TransportConfig {
     let mut transport = transport(streams_max);
     transport
-        .max_concurrent_bidi_streams(VarInt::from_u32(streams_max))
+        .max_concurrent_bidi_streams(VarInt::from_u32(permitted_streams(0, streams_max)))
         .receive_window(window_of(STREAMS_AT_FIRST));
     transport
+}
+
+/// Streams a client with this many in use may have open. There is always room for as many again, so that a client whose
+/// sessions come in a burst waits a few round trips at most; and it grows by doubling, so that it is seldom said.
+fn permitted_streams(used: u32, streams_max: u32) -> u32 {
+    let wanted = (2 * (used + 1)).next_power_of_two();
+    wanted.max(STREAMS_PERMITTED_AT_FIRST).min(streams_max)
 }
 
 fn window_of(streams: u32) -> VarInt {
@@ -440,18 +474,14 @@ mod tests {
         (process, address)
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_clients_window_grows_with_the_streams_in_use() {
+    /// A listener, and both ends of a connection to it.
+    async fn pair(limits: ListenLimits) -> (Listener, Connection, Connection) {
         let cluster = TestCluster::new("iap.example.com").unwrap();
         let credential = cluster.proxy(ProxyId::from_uuid(new_uuid())).unwrap();
         let key = certified_key(credential.chain.clone(), credential.private_key().unwrap()).unwrap();
         let server = tls::web_server_config(Arc::new(FixedIdentity(key)), &["test"]).unwrap();
         let material = Material::new(cluster.bundle().clone());
         let client = tls::client_config(Arc::new(ServerVerifier::new(material)), None, &["test"]).unwrap();
-        let limits = ListenLimits {
-            incoming_max: 8,
-            streams_max: 8,
-        };
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listener = Listener::bind(any, b"secret", Arc::clone(&server), limits).unwrap();
         let address = listener.local_addr().unwrap();
@@ -461,7 +491,16 @@ mod tests {
             attempt.accept(server, PATIENCE).await.unwrap()
         };
         let (accepted, connected) = tokio::join!(accepts, connect(address, &host, client, PATIENCE));
-        let connected = connected.unwrap();
+        (listener, accepted, connected.unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_clients_window_grows_with_the_streams_in_use() {
+        let limits = ListenLimits {
+            incoming_max: 8,
+            streams_max: 8,
+        };
+        let (_listener, accepted, connected) = pair(limits).await;
         let mut streams = Vec::new();
         for _ in 0..8 {
             streams.push(connected.open_bi().await.unwrap().0);
@@ -480,12 +519,41 @@ mod tests {
         };
         let one = usize::try_from(STREAM_WINDOW_BYTES).unwrap();
         assert_eq!(Box::pin(fill()).await, 2 * one);
-        let window = Window::of(&accepted);
+        let window = Window::of(&accepted, limits.streams_max);
         let (_first, second) = (window.grow(), window.grow());
         assert_eq!(Box::pin(fill()).await, 4 * one);
         drop(second);
         let _third = window.grow();
         assert_eq!(Box::pin(fill()).await, 4 * one, "two are in use, as before");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_client_may_open_more_streams_the_more_it_uses() {
+        let permitted = [0, 3, 4, 8, 200].map(|used| permitted_streams(used, 257));
+        assert_eq!(permitted, [8, 8, 16, 32, 257]);
+        assert_eq!(permitted_streams(0, 2), 2);
+        let limits = ListenLimits {
+            incoming_max: 8,
+            streams_max: 12,
+        };
+        let (_listener, accepted, connected) = pair(limits).await;
+        let (window, mut open, mut used) =
+            (Window::of(&accepted, limits.streams_max), Vec::new(), Vec::new());
+        for _ in 0..8 {
+            open.push(connected.open_bi().await.unwrap());
+        }
+        let some = Duration::from_millis(300);
+        assert!(tokio::time::timeout(some, connected.open_bi()).await.is_err());
+        used.extend((0..4).map(|_| window.grow()));
+        for _ in 8..12 {
+            let opened = tokio::time::timeout(PATIENCE, connected.open_bi()).await;
+            open.push(opened.unwrap().unwrap());
+        }
+        used.extend((4..12).map(|_| window.grow()));
+        assert!(
+            tokio::time::timeout(some, connected.open_bi()).await.is_err(),
+            "as many as there may be"
+        );
     }
 
     #[test]

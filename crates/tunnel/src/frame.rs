@@ -63,6 +63,11 @@ impl LengthPrefixed {
         };
         let frame = frame.to_vec();
         self.consumed += LENGTH_BYTES + bytes;
+        if self.consumed == self.buffer.len() {
+            // Between frames a decoder holds nothing.
+            self.buffer = Vec::new();
+            self.consumed = 0;
+        }
         Ok(Some(frame))
     }
 

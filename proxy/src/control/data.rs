@@ -43,7 +43,7 @@ impl ControlDoor {
     pub(super) async fn take_streams(&self, agent: &AgentId, connection: &Connection) -> Infallible {
         let mut reading = JoinSet::new();
         let address = connection.remote_address();
-        let window = Window::of(connection);
+        let window = Window::of(connection, self.limits.now().quic_streams_max());
         while let Ok((send, recv)) = connection.accept_bi().await {
             while reading.try_join_next().is_some() {}
             let (door, agent) = (self.clone(), *agent);

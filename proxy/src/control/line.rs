@@ -25,7 +25,8 @@ use crate::front::fetch::fresh_token;
 use crate::switchboard::{ConnectError, LineNumber, REPLACED, Switchboard};
 use crate::trust::Trust;
 
-const READ_BYTES: usize = 16 * 1024;
+/// A line is idle nearly always, and holds room for one read.
+const READ_BYTES: usize = 1024;
 
 /// Why a line ended.
 #[derive(Debug)]
@@ -63,7 +64,7 @@ impl LineEnd {
 /// What a line waits for.
 enum Event {
     Received,
-    Outgoing(ControlMessage),
+    Outgoing(Box<ControlMessage>),
     TrustChanged,
     Tick,
     CertificateExpired,
@@ -150,9 +151,9 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
     }
 
     /// What was asked of the agent on this line before it had another. Nothing is added any more.
-    async fn finish(&mut self, outbox: &mut mpsc::Receiver<ControlMessage>) {
+    async fn finish(&mut self, outbox: &mut mpsc::Receiver<Box<ControlMessage>>) {
         while let Ok(message) = outbox.try_recv() {
-            if self.deliver(message).await.is_err() {
+            if self.deliver(*message).await.is_err() {
                 return;
             }
         }
@@ -191,7 +192,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
     async fn converse(
         &mut self,
         number: LineNumber,
-        outbox: &mut mpsc::Receiver<ControlMessage>,
+        outbox: &mut mpsc::Receiver<Box<ControlMessage>>,
         shutdown: &Shutdown,
     ) -> LineEnd {
         let mut ticks = tokio::time::interval(self.door.limits.now().control_ping_seconds);
@@ -215,7 +216,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
 
     async fn next_event(
         &mut self,
-        outbox: &mut mpsc::Receiver<ControlMessage>,
+        outbox: &mut mpsc::Receiver<Box<ControlMessage>>,
         ticks: &mut Interval,
     ) -> Result<Event, LineEnd> {
         let expiry = until(self.agent.peer.not_after);
@@ -245,7 +246,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
                 }
                 Ok(())
             }
-            Event::Outgoing(message) => self.send(message).await,
+            Event::Outgoing(message) => self.send(*message).await,
             Event::TrustChanged => self.reconsider(number).await,
             Event::Tick => {
                 if self.heard_at.elapsed() > self.door.limits.now().control_silence_seconds_max {

@@ -24,8 +24,9 @@ impl ControlDoor {
             let source = Source::of(attempt.address().ip());
             match self.admission.admit(Some(source), Instant::now()) {
                 Ok(place) => {
-                    let (door, shutdown_seen) = (self.clone(), shutdown.clone());
-                    shutdown.spawn(async move { door.serve_quic(attempt, place, shutdown_seen).await });
+                    // Boxed, here and below: a line lives for hours, and what it began with need not.
+                    let attempt = Box::new(attempt);
+                    shutdown.spawn(self.clone().serve_quic(attempt, place, shutdown.clone()));
                 }
                 Err(reason) => {
                     self.metrics.refused(reason);
@@ -38,7 +39,7 @@ impl ControlDoor {
         self.end.cancelled().await;
     }
 
-    async fn serve_quic(self, attempt: Attempt, place: WaitingPlace, shutdown: Shutdown) {
+    async fn serve_quic(self, attempt: Box<Attempt>, place: WaitingPlace, shutdown: Shutdown) {
         let address = attempt.address();
         let mut gave_way = std::pin::pin!(place.gave_way());
         let established = tokio::select! {
@@ -55,10 +56,10 @@ impl ControlDoor {
             }
         };
         let id = agent.peer.id;
-        let line = self.line(agent, stream, ControlWay::Quic, address, place, shutdown);
+        let line = Box::pin(self.line(agent, stream, ControlWay::Quic, address, place, shutdown));
         let end = tokio::select! {
             end = line => end,
-            never = self.take_streams(&id, &connection) => match never {},
+            never = Box::pin(self.take_streams(&id, &connection)) => match never {},
             () = gave_way => {
                 self.metrics.refused(Refusal::GaveWay);
                 return quic::close(&connection, "another needed its place");
@@ -73,7 +74,7 @@ impl ControlDoor {
 
     async fn establish_quic(
         &self,
-        attempt: Attempt,
+        attempt: Box<Attempt>,
     ) -> Result<(Agent, Connection, quic::Stream), EstablishError> {
         let patience = self.limits.now().control_handshake_seconds_max;
         let verifier = Arc::new(self.verifier());
