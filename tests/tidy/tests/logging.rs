@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-/// Level and message of every `tracing::LEVEL!(…, "message")` in the programs.
+/// Level and message of every `tracing::LEVEL!(…, "message")` and `say_seldom!` in the programs.
 fn written() -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for folder in [
@@ -19,10 +19,16 @@ fn written() -> BTreeSet<(String, String)> {
         "cli/src",
     ] {
         for (_, text) in iap_tidy::files(folder, ".rs").unwrap() {
-            for call in text.split("tracing::").skip(1) {
-                let Some((level, rest)) = call.split_once("!(") else {
-                    continue;
-                };
+            let at_any_rate = text
+                .split("tracing::")
+                .skip(1)
+                .filter_map(|call| call.split_once("!("));
+            // `say_seldom!(when, LEVEL, …, "message")`
+            let seldom = text.split("say_seldom!(").skip(1).filter_map(|call| {
+                let (_, rest) = call.split_once(',')?;
+                rest.trim_start().split_once(',')
+            });
+            for (level, rest) in at_any_rate.chain(seldom) {
                 let arguments = rest.split(");").next().unwrap();
                 // The message is the last literal; line breaks within the call do not matter.
                 if let Some(message) = arguments.rsplit('"').nth(1) {

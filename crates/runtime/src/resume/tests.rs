@@ -1,3 +1,5 @@
+//! Streams over connections that break, hang and come back.
+
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -47,13 +49,13 @@ impl Reconnect<DuplexStream> for Way {
 
 type End = Resumable<DuplexStream, Way>;
 
+/// Where an end stands while it has no connection.
+type Stands = watch::Receiver<Option<u64>>;
+
 /// What lies between two ends.
 struct Network {
     relay: JoinHandle<()>,
-    ways: [(
-        mpsc::UnboundedSender<Arrival<DuplexStream>>,
-        watch::Receiver<Option<u64>>,
-    ); 2],
+    ways: [(mpsc::UnboundedSender<Arrival<DuplexStream>>, Stands); 2],
 }
 
 impl Network {

@@ -1,3 +1,5 @@
+//! Two ends over connections that break, and peers that do not keep to the protocol.
+
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

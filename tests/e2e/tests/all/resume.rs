@@ -84,8 +84,8 @@ fn a_transfer_arrives_whole_through_a_proxy_that_is_killed_again_and_again() {
         while number < BYTES {
             let count = output.read(&mut piece).unwrap();
             assert!(count > 0, "the end after {number} bytes");
-            for at in 0..count {
-                assert_eq!(piece[at], byte(number + at), "at {}", number + at);
+            for (at, got) in piece.iter().take(count).enumerate() {
+                assert_eq!(*got, byte(number + at), "at {}", number + at);
             }
             number += count;
         }
