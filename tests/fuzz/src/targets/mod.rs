@@ -10,6 +10,7 @@ mod policy;
 mod postgres;
 mod preface;
 mod proxy_protocol;
+mod resume;
 mod snapshot;
 
 /// Inputs by name.
@@ -71,6 +72,11 @@ pub const TARGETS: &[Target] = &[
         name: "frames",
         run: frames::run,
         seeds: frames::seeds,
+    },
+    Target {
+        name: "resume",
+        run: resume::run,
+        seeds: resume::seeds,
     },
     Target {
         name: "configuration",

@@ -1,0 +1,115 @@
+//! The frames of `iap-resume/1`: the same in any pieces, read directly or held first, and bounded.
+
+use iap_tunnel::resume::{Close, Endpoint, Violation, WINDOW_BYTES_MIN};
+
+use super::Seeds;
+use crate::input::{choice, pieces};
+
+/// What was sent before, so that some of it can be acknowledged.
+const SENT: &[u8] = b"sixteen bytes ..";
+
+pub(crate) fn run(bytes: &[u8]) {
+    let Some((size, stream)) = choice(bytes, u8::MAX) else {
+        return;
+    };
+    let whole = outcome(stream, 0, false);
+    assert_eq!(outcome(stream, size, false), whole, "pieces make no difference");
+    assert_eq!(outcome(stream, size, true), whole, "nor does who holds the bytes");
+}
+
+/// What came of it: where it ended, the bytes, what was acknowledged, and what is left to say.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    ended: Result<(), Violation>,
+    read: Vec<u8>,
+    is_at_end: bool,
+    kept: usize,
+    closed: Option<Close>,
+}
+
+fn outcome(stream: &[u8], size: u8, direct: bool) -> Outcome {
+    let mut endpoint = Endpoint::new(WINDOW_BYTES_MIN);
+    endpoint.write(SENT);
+    let sent = endpoint.transmit().pieces.concat().len();
+    endpoint.transmitted(sent);
+    let mut read = Vec::new();
+    let mut ended = Ok(());
+    'wire: for piece in pieces(stream, size) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let count = endpoint.wanted().min(rest.len());
+            let (head, tail) = rest.split_at(count);
+            rest = tail;
+            if direct && endpoint.direct() > 0 && endpoint.peer_closed().is_none() {
+                endpoint.took(count);
+                read.extend_from_slice(head);
+                continue;
+            }
+            ended = endpoint.push(head);
+            if ended.is_err() {
+                break 'wire;
+            }
+            assert!(endpoint.kept() <= SENT.len() + WINDOW_BYTES_MIN);
+        }
+    }
+    let mut target = vec![0; stream.len()];
+    loop {
+        let count = endpoint.read(&mut target);
+        read.extend_from_slice(&target[..count]);
+        if count == 0 {
+            break;
+        }
+    }
+    assert!(read.len() <= stream.len(), "more came out than went in");
+    assert!(endpoint.position() >= read.len() as u64);
+    Outcome {
+        ended,
+        is_at_end: endpoint.is_at_end(),
+        kept: endpoint.kept(),
+        closed: endpoint.peer_closed().cloned(),
+        read,
+    }
+}
+
+pub(crate) fn seeds() -> Seeds {
+    let sends = |act: &dyn Fn(&mut Endpoint)| {
+        let mut endpoint = Endpoint::new(WINDOW_BYTES_MIN);
+        act(&mut endpoint);
+        let mut wire = Vec::new();
+        while endpoint.has_frames() {
+            let bytes = endpoint.transmit().pieces.concat();
+            endpoint.transmitted(bytes.len());
+            wire.extend(bytes);
+        }
+        wire
+    };
+    let framed = |size: u8, wire: Vec<u8>| [vec![size], wire].concat();
+    let acknowledge = |position: u8| vec![1, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, position];
+    let talk = sends(&|endpoint| {
+        endpoint.write(b"hello");
+        endpoint.ask();
+        endpoint.finish();
+    });
+    let closed = sends(&|endpoint| {
+        endpoint.write(b"last");
+        endpoint.close(Close {
+            code: "lock".to_owned(),
+            text: "Access is locked.".to_owned(),
+        });
+    });
+    vec![
+        ("talk".into(), framed(3, talk)),
+        ("closed".into(), framed(0, closed)),
+        (
+            "acknowledged".into(),
+            framed(1, [acknowledge(5), acknowledge(16)].concat()),
+        ),
+        ("ahead".into(), framed(0, acknowledge(17))),
+        (
+            "behind".into(),
+            framed(0, [acknowledge(5), acknowledge(4)].concat()),
+        ),
+        ("too-long".into(), framed(0, vec![0, 4, 0, 1])),
+        ("beyond".into(), framed(0, vec![0, 1, 0, 1])),
+    ]
+}
