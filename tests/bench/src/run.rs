@@ -220,13 +220,14 @@ impl<'a> Run<'a> {
     /// What was run, under a name for it.
     fn command(&self) -> (String, String) {
         let sizes = self.arguments.sizes;
+        let sizes = format!(
+            "{} rounds, {} MiB, {} ms",
+            sizes.rounds, sizes.mib, sizes.milliseconds
+        );
         let words: Vec<&str> = self.parts.iter().map(|part| part.word()).collect();
         match (self.arguments.only.as_slice(), self.arguments.systems.is_empty()) {
             ([], true) => {
-                let command = format!(
-                    "make bench ({} rounds, {} MiB, {} ms)",
-                    sizes.rounds, sizes.mib, sizes.milliseconds
-                );
+                let command = format!("make bench ({sizes})");
                 ("command".to_owned(), command)
             }
             ([Part::HalfOpen | Part::Scale], _) => {
@@ -239,6 +240,7 @@ impl<'a> Run<'a> {
                 if !self.arguments.systems.is_empty() {
                     command.push_str(&format!(" --systems {}", self.arguments.systems.join(",")));
                 }
+                command.push_str(&format!(" ({sizes})"));
                 (format!("command ({parts})"), command)
             }
         }

@@ -23,8 +23,9 @@ use crate::system::OURS;
 
 const AGENTS: usize = 10_000;
 const SERVICE: &str = "fleet";
-/// Connecting at once, the first time: memory is to be that of connections, not of a crowd at the door.
-const ARRIVING: usize = 100;
+/// Connecting at once, the first time: memory is to be that of connections, not of a crowd at the door, and their first
+/// datagrams are to fit into the proxy's receive buffer.
+const ARRIVING: usize = 25;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Until the proxy has put aside what it used for arrivals alone.
 const SETTLING: Duration = Duration::from_secs(5);
