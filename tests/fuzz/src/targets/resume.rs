@@ -14,7 +14,10 @@ pub(crate) fn run(bytes: &[u8]) {
     };
     let whole = outcome(stream, 0, false);
     assert_eq!(outcome(stream, size, false), whole, "pieces make no difference");
-    assert_eq!(outcome(stream, size, true), whole, "nor does who holds the bytes");
+    // What is read at once is acknowledged sooner, and leaves the other end more of the window.
+    if !matches!(whole.ended, Err(Violation::BeyondWindow { .. })) {
+        assert_eq!(outcome(stream, size, true), whole, "nor does who holds the bytes");
+    }
 }
 
 /// What came of it: where it ended, the bytes, what was acknowledged, and what is left to say.
