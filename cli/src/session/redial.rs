@@ -140,7 +140,7 @@ async fn come_back(
             Err(Failed::Final(why)) => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)),
             Err(Failed::ForNow(why)) => why,
             Err(Failed::Renew) => match sessions.renew().await {
-                Ok(()) => continue,
+                Ok(()) => "the certificate was renewed".to_owned(),
                 Err(why) => why,
             },
         };
