@@ -232,16 +232,8 @@ where
                 return self.poll_flush_connection(context);
             }
             let pieces = self.endpoint.transmit().pieces.map(IoSlice::new);
-            let count = pieces.iter().filter(|piece| !piece.is_empty()).count();
-            let first = pieces.iter().position(|piece| !piece.is_empty()).unwrap_or(0);
-            let connection = Pin::new(connection);
-            let written = match count {
-                0 => return self.poll_flush_connection(context),
-                // The pieces that are not empty lie side by side, or the middle one is all there is.
-                1 => connection.poll_write(context, pieces.get(first).map_or(&[], |piece| piece)),
-                _ => connection.poll_write_vectored(context, pieces.get(first..).unwrap_or_default()),
-            };
-            match ready!(written) {
+            let written = ready!(Pin::new(connection).poll_write_vectored(context, &pieces));
+            match written {
                 Ok(0) => self.lost(&io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.endpoint.transmitted(count);
@@ -265,7 +257,7 @@ where
         Poll::Ready(())
     }
 
-    /// Reads the connection into `target`, at most `bytes` of it. Ready without a byte when the connection was lost.
+    /// Reads the connection into `target`. Ready without a byte when the connection was lost.
     fn poll_connection(&mut self, context: &mut Context<'_>, target: &mut [u8]) -> Poll<usize> {
         let Some(connection) = &mut self.connection else {
             return Poll::Ready(0);

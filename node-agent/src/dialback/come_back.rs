@@ -104,12 +104,16 @@ impl Passage {
                 return Err(Box::new(self.refusal_status(&seed, &refusal)));
             }
         }
-        live.move_to(Presence {
+        live.move_to(self.presence(caller));
+        Ok(())
+    }
+
+    fn presence(&self, caller: &Caller) -> Presence {
+        Presence {
             caller: caller.clone(),
             client: self.open.client_address,
             through: self.link.through.clone(),
-        });
-        Ok(())
+        }
     }
 
     fn arrival(
@@ -149,11 +153,7 @@ impl Passage {
     fn record(&self, caller: &Caller, resumption: &Arc<Resumption>) {
         let parts = &self.entrance.parts;
         let live = &resumption.live;
-        let back = Presence {
-            caller: caller.clone(),
-            client: self.open.client_address,
-            through: self.link.through.clone(),
-        };
+        let back = self.presence(caller);
         let (now, id) = parts.journal.stamp();
         let permit = live.permit();
         let event = live
