@@ -12,7 +12,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 const PIECE_BYTES: usize = 64 * 1024;
@@ -25,6 +26,7 @@ const PORT_CHOICES_MAX: usize = 64;
 pub(crate) struct Link {
     /// Where it is entered, TCP and UDP.
     pub(crate) port: u16,
+    cuts: watch::Sender<()>,
     runtime: Option<Runtime>,
 }
 
@@ -47,12 +49,19 @@ impl Link {
         let within = runtime.enter();
         let (tcp, udp) = (TcpListener::from_std(tcp)?, UdpSocket::from_std(udp)?);
         drop(within);
-        runtime.spawn(connections(tcp, to, delay));
+        let (cuts, cut) = watch::channel(());
+        runtime.spawn(connections(tcp, to, delay, cut));
         runtime.spawn(datagrams(udp, to, delay));
         Ok(Self {
             port,
+            cuts,
             runtime: Some(runtime),
         })
+    }
+
+    /// Breaks every TCP connection on it. What is under way is lost.
+    pub(crate) fn cut(&self) {
+        self.cuts.send_replace(());
     }
 }
 
@@ -80,36 +89,49 @@ fn bind_both() -> io::Result<(StdTcpListener, StdUdpSocket)> {
     Err(last.unwrap_or_else(|| io::Error::other("no port is free for TCP and UDP")))
 }
 
-async fn connections(listener: TcpListener, to: SocketAddr, delay: Duration) {
+async fn connections(listener: TcpListener, to: SocketAddr, delay: Duration, cut: watch::Receiver<()>) {
     loop {
         if let Ok((client, _)) = listener.accept().await {
-            tokio::spawn(connection(client, to, delay));
+            let mut cut = cut.clone();
+            cut.mark_unchanged();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = cut.changed() => {}
+                    _over = connection(client, to, delay) => {}
+                }
+            });
         }
     }
 }
 
+/// Everything of it ends with the future.
 async fn connection(client: TcpStream, to: SocketAddr, delay: Duration) -> io::Result<()> {
     let begun = Instant::now();
     client.set_nodelay(true)?;
     let (from_client, to_client) = client.into_split();
     // SYN, SYN and ACK, ACK: the near end may speak after two ways, the far end accepts after three.
-    let there = one_way(from_client, delay, begun + 2 * delay);
+    let mut parts = JoinSet::new();
+    let there = one_way(&mut parts, from_client, delay, begun + 2 * delay);
     sleep_until(begun + 3 * delay).await;
     let server = TcpStream::connect(to).await?;
     server.set_nodelay(true)?;
     let (from_server, to_server) = server.into_split();
-    tokio::spawn(leave(there, to_server));
-    leave(one_way(from_server, delay, begun), to_client).await
+    let back = one_way(&mut parts, from_server, delay, begun);
+    parts.spawn(leave(there, to_server));
+    parts.spawn(leave(back, to_client));
+    while parts.join_next().await.is_some() {}
+    Ok(())
 }
 
 /// What is under way from there; what is read before `not_before` counts as said then.
 fn one_way(
+    parts: &mut JoinSet<io::Result<()>>,
     from: impl AsyncRead + Unpin + Send + 'static,
     delay: Duration,
     not_before: Instant,
 ) -> mpsc::Receiver<Underway> {
     let (sender, underway) = mpsc::channel(PIECES_MAX);
-    tokio::spawn(enter(from, sender, delay, not_before));
+    parts.spawn(enter(from, sender, delay, not_before));
     underway
 }
 
@@ -217,6 +239,17 @@ mod tests {
         let seconds = load::first_byte(link.port).unwrap();
         assert!(seconds >= 4.0 * DELAY.as_secs_f64(), "{seconds}");
         load::bulk(link.port, 2, 1_000_000).unwrap();
+    }
+
+    #[test]
+    fn what_is_cut_ends_and_others_may_come() {
+        let link = Link::start(load::serve_backend().unwrap(), DELAY).unwrap();
+        let held = load::Held::default();
+        held.open(link.port, 1).unwrap();
+        let mut echo = load::Echoes::open(link.port, 1, 8).unwrap();
+        link.cut();
+        echo.longest_trip().unwrap_err();
+        load::first_byte(link.port).unwrap();
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Part {
         let beginnings = [
             (Self::Rtt, &["rtt_", "auth_rtt_"][..]),
             (Self::New, &["new_", "auth_new_", "first_byte_ms_p"]),
-            (Self::Wan, &["first_byte_ms_wan"]),
+            (Self::Wan, &["first_byte_ms_wan", "resume_ms_wan"]),
             (Self::Handshake, &["handshake_"]),
             (Self::Idle, &["idle_"]),
             (Self::Policy, &["policy_", "snapshot_"]),
@@ -123,6 +123,7 @@ mod tests {
             ("new_cpu_us_16", Part::New),
             ("first_byte_ms_p99_16", Part::New),
             ("first_byte_ms_wan", Part::Wan),
+            ("resume_ms_wan", Part::Wan),
             ("handshake_cpu_us_x25519", Part::Handshake),
             ("idle_kib_agent", Part::Idle),
             ("agents_back_s_10k", Part::Agents),

@@ -33,16 +33,15 @@ impl Plane {
         bin: &Path,
         dir: &Path,
         backend: u16,
-        settings: &[(&str, String)],
+        settings: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
-        let settings = settings.iter().map(|(name, value)| (name, value));
         let mut running = Running::start(
             "iapctl dev",
             Command::new(bin.join("iapctl"))
                 .args(["dev", "--dir"])
                 .arg(dir)
                 .args(["--service", &format!("bulk=127.0.0.1:{backend}")])
-                .envs(settings)
+                .envs(settings.iter().copied())
                 .stderr(std::fs::File::create(dir.with_extension("log"))?),
         )?;
         let file = dir.join("dev.json");

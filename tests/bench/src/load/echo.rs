@@ -38,7 +38,16 @@ impl Echoes {
         Ok(Self { runtime, sessions })
     }
 
-    /// All sessions at once for `duration`: the seconds of each round trip.
+    /// One message on each session: the seconds of the slowest round trip.
+    ///
+    /// # Errors
+    /// The first session that failed.
+    pub(crate) fn longest_trip(&mut self) -> anyhow::Result<f64> {
+        let trips = self.run(Duration::ZERO)?;
+        trips.into_iter().reduce(f64::max).context("no session")
+    }
+
+    /// All sessions at once for `duration`, and at least once: the seconds of each round trip.
     ///
     /// # Errors
     /// The first session that failed.
@@ -79,11 +88,11 @@ impl Session {
         let mut seconds = Vec::new();
         loop {
             let begun = Instant::now();
-            if begun >= until {
-                return Ok((self, seconds));
-            }
             self.trip().await?;
             seconds.push(begun.elapsed().as_secs_f64());
+            if Instant::now() >= until {
+                return Ok((self, seconds));
+            }
         }
     }
 

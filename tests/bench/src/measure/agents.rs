@@ -41,8 +41,7 @@ const SETTINGS: [(&str, &str); 2] = [
 /// When the plane does not start, or an agent does not connect.
 pub(crate) fn measure(bin: &Path, folder: &Path, backend: u16, results: &mut Results) -> anyhow::Result<()> {
     iap_runtime::descriptors::raise_limit();
-    let settings = SETTINGS.map(|(name, value)| (name, value.to_owned()));
-    let plane = Plane::start_with(bin, &folder.join("agents"), backend, &settings)?;
+    let plane = Plane::start_with(bin, &folder.join("agents"), backend, &SETTINGS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let agents = issue(&plane, &runtime)?;
     let (ear, mut counts, _heard) = Ear::new();

@@ -1,4 +1,5 @@
-//! Our path: a development plane of its own, and `iapctl connect --listen` in front of it.
+//! Our path: a development plane of its own, and `iapctl connect --listen` in front of it, with `iap/1` and with
+//! `iap-resume/1`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,16 +11,27 @@ use crate::process::line_with;
 /// An agent begins with the way to the proxy that it remembers, and takes the one that it is told of soon after.
 const REMEMBERING: Duration = Duration::from_secs(3);
 
+/// An agent that lets nobody come back speaks `iap/1`.
+const WITHOUT_RESUME: (&str, &str) = ("IAP_AGENT__LIMITS__RESUME_SECONDS_MAX", "0");
+
 pub(super) fn start(site: &Site<'_>) -> anyhow::Result<Started> {
+    start_with(site, &[WITHOUT_RESUME])
+}
+
+pub(super) fn start_resumable(site: &Site<'_>) -> anyhow::Result<Started> {
+    start_with(site, &[])
+}
+
+fn start_with(site: &Site<'_>, settings: &[(&str, &str)]) -> anyhow::Result<Started> {
     let bin = &site.programs.bin;
     let dir = site.file("plane");
     let (plane, home) = match site.network {
         Network::Loopback => {
-            let plane = Plane::start(bin, &dir, site.backend)?;
+            let plane = Plane::start_with(bin, &dir, site.backend, settings)?;
             let home = plane.log_in("alice")?;
             (plane, home)
         }
-        Network::Wan(_) => far_plane(site, &dir)?,
+        Network::Wan(_) => far_plane(site, &dir, settings)?,
     };
     let (port, connector) = plane.connect(&home)?;
     let hops = vec![
@@ -42,16 +54,18 @@ pub(super) fn start(site: &Site<'_>) -> anyhow::Result<Started> {
 
 /// A plane whose agent and clients reach the proxy over a link each. A plane keeps its ports, so the links are laid to
 /// those of a first run.
-fn far_plane(site: &Site<'_>, dir: &Path) -> anyhow::Result<(Plane, PathBuf)> {
+fn far_plane(site: &Site<'_>, dir: &Path, settings: &[(&str, &str)]) -> anyhow::Result<(Plane, PathBuf)> {
     let bin = &site.programs.bin;
     let first = Plane::start(bin, dir, site.backend)?;
     let proxy = first.proxy_port()?;
     drop(first);
     let agents = format!("127.0.0.1:{}", site.reach(proxy, 1)?);
-    let settings = [
-        ("IAP_PROXY__PUBLIC_ADDRESS", agents.clone()),
-        ("IAP_AGENT__PROXIES", format!("[\"{agents}\"]")),
+    let list = format!("[\"{agents}\"]");
+    let ways = [
+        ("IAP_PROXY__PUBLIC_ADDRESS", agents.as_str()),
+        ("IAP_AGENT__PROXIES", list.as_str()),
     ];
+    let settings = [settings, &ways].concat();
     let plane = Plane::start_with(bin, dir, site.backend, &settings)?;
     std::thread::sleep(REMEMBERING);
     let home = plane.log_in("alice")?;

@@ -20,13 +20,15 @@ pub(crate) use certificates::Certificates;
 pub(crate) use site::{Network, Programs, Site};
 pub(crate) use splice::carry as carry_by_splice;
 
-/// Our path's name in the results.
+/// Our path's name in the results: `iap/1`.
 pub(crate) const OURS: &str = "iap";
+/// The same as `iapctl` uses it by default: `iap-resume/1`.
+pub(crate) const OURS_RESUMABLE: &str = "iap resume";
 
 /// Every system there is, in the order of the report: ours, the floor, then what one would use instead.
 pub(crate) const ALL: &[Kind] = &[
     Kind::of_three(OURS, iap::start),
-    // Kind::of_three("iap resume", iap::start_resume) comes here, once `iapctl connect` resumes sessions.
+    Kind::of_three(OURS_RESUMABLE, iap::start_resumable),
     Kind::other("plain", plain::start),
     Kind::other("splice x3", splice::start),
     Kind::of_three("nginx x3", nginx::start),
@@ -90,7 +92,7 @@ impl Kind {
             version,
             hops,
             plane,
-            _links: site.into_links(),
+            links: site.into_links(),
         })
     }
 }
@@ -173,7 +175,8 @@ pub(crate) struct System {
     hops: Vec<Hop>,
     /// Of our own path.
     pub(crate) plane: Option<Plane>,
-    _links: Vec<Link>,
+    /// The client's own is the last.
+    links: Vec<Link>,
 }
 
 impl System {
@@ -183,6 +186,13 @@ impl System {
     /// When a process of the path is gone.
     pub(crate) fn cpu(&self) -> anyhow::Result<Reading> {
         self.read(cpu_seconds)
+    }
+
+    /// Breaks the connections that the clients' link carries.
+    pub(crate) fn cut_clients(&self) {
+        if let Some(link) = self.links.last() {
+            link.cut();
+        }
     }
 
     /// KiB resident, by role.
