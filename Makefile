@@ -33,7 +33,7 @@ torture: build
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:
-	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy systemd-analyze ip fish man
+	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy ssh sshd systemd-analyze ip fish man
 	$(CARGO) build --workspace --all-targets --locked
 
 tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json

@@ -2,6 +2,7 @@
 
 mod annex;
 pub mod network;
+mod sshd;
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use annex::Annex;
+pub use sshd::Sshd;
 
 /// How long a plane may take to be ready, generous because two run side by side on two cores.
 const READY_SECONDS_MAX: u64 = 120;

@@ -31,6 +31,7 @@ mod restore;
 mod resume;
 mod step_up;
 mod stock_clients;
+mod survival;
 mod torture;
 mod traces;
 mod ways;

@@ -6,8 +6,13 @@ mod world;
 
 use std::time::{Duration, Instant};
 
+use iap_e2e::Sshd;
 use iap_e2e::network::Network;
+use serde_json::Value;
 use world::{Settings, World};
+
+use crate::survival::jobs::{Desk, Jobs};
+use crate::survival::tell_the_story;
 
 /// How soon the plane serves again after something broke, other tests on the same cores included.
 const BACK_SECONDS_MAX: u64 = 60;
@@ -60,6 +65,44 @@ fn a_client_and_then_an_agent_that_change_their_addresses_are_served_again() {
         before,
         "the control connections moved along"
     );
+}
+
+#[test]
+fn psql_scp_and_pgbench_outlive_a_new_address_and_the_loss_of_a_proxy() {
+    let settings = Settings {
+        dev: &["--demo"],
+        ..Settings::default()
+    };
+    let Some(mut world) = world(&settings) else {
+        return;
+    };
+    let files = tempfile::tempdir().unwrap();
+    let sshd = Sshd::start(files.path(), |program| world.network.inside("agent", program)).unwrap();
+    world.serve("files", "tcp", &format!("127.0.0.1:{}", sshd.port));
+    let database = world.plane.dir().join("postgres/.s.PGSQL.5432");
+    world.serve("db", "postgres", &format!("unix:{}", database.display()));
+    let mut jobs = Jobs::start(&Desk {
+        plane: &world.plane,
+        user: "alice",
+        database: "db",
+        files: "files",
+        sshd: &sshd,
+        place: &|command| world.network.moved_inside("client", &command),
+    });
+    jobs.through("the client has another address", || {
+        world.network.move_to("client", 7).unwrap();
+    });
+    jobs.through("a proxy is killed", || world.kill_first_proxy());
+    jobs.finish();
+    let ours = |one: &Value| ["db", "files"].contains(&one["service"].as_str().unwrap());
+    let is_over = |one: &Value| !ours(one) || !one["end"].is_null();
+    let mut sessions = world.sessions_when(|all| all.iter().any(ours) && all.iter().all(is_over));
+    sessions.retain(ours);
+    let records = |session: &str| {
+        let shown = world.json("auditor", &["sessions", "show", session]);
+        shown["records"].as_array().unwrap().clone()
+    };
+    tell_the_story(&sessions, records, 1);
 }
 
 #[test]

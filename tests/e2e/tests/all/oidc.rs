@@ -83,6 +83,15 @@ impl Provider {
 
     /// The same with more in the rule too.
     pub(super) fn plane_whose_rule_says(&self, more: &str, rule: &str) -> Plane {
+        self.plane_of(more, rule, &[])
+    }
+
+    /// The same with TCP services of the test's own: names, and ports of this machine.
+    pub(super) fn plane_serving(&self, more: &str, services: &[(&str, u16)]) -> Plane {
+        self.plane_of(more, "", services)
+    }
+
+    fn plane_of(&self, more: &str, rule: &str, services: &[(&str, u16)]) -> Plane {
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("secret");
         let mut file = std::fs::OpenOptions::new()
@@ -101,11 +110,19 @@ impl Provider {
             secret.display()
         );
         std::fs::write(&connectors, table).unwrap();
-        let plane = Plane::start(&["--demo", "--connectors", connectors.to_str().unwrap()]).unwrap();
+        let mut arguments = vec!["--demo", "--connectors", connectors.to_str().unwrap()];
+        let own: Vec<String> = services
+            .iter()
+            .map(|(name, port)| format!("{name}=127.0.0.1:{port}"))
+            .collect();
+        arguments.extend(own.iter().flat_map(|own| ["--service", own]));
+        let plane = Plane::start(&arguments).unwrap();
         let policy = std::fs::read_to_string(plane.dir().join("config/policy.toml")).unwrap();
+        let names = services.iter().map(|(name, _)| *name);
+        let names: Vec<&str> = ["db-prod", "echo"].into_iter().chain(names).collect();
         let rule = format!(
             "[[rule]]\nname = \"engineers of the certified provider\"\neffect = \"allow\"\n\
-             users = {{ groups = [\"certified:engineering\"] }}\nservices = {{ names = [\"db-prod\", \"echo\"] }}\n{rule}\n"
+             users = {{ groups = [\"certified:engineering\"] }}\nservices = {{ names = {names:?} }}\n{rule}\n"
         );
         let changed = plane.scratch().join("policy.toml");
         std::fs::write(&changed, format!("{rule}{policy}")).unwrap();

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 /// Kills the proxy and waits until another is at its place.
-fn kill_proxy(plane: &Plane) {
+pub(crate) fn kill_proxy(plane: &Plane) {
     let proxy = plane.pid("proxy").unwrap();
     plane.signal("proxy", Signal::KILL).unwrap();
     wait_until("the proxy is started again", || Ok(plane.pid("proxy")? != proxy)).unwrap();

@@ -18,6 +18,8 @@ const HOSTS: [&str; 5] = ["client", "first", "second", "agent", "auth"];
 const PORTS: &str = r#"{"proxy":7001,"auth":7443,"identity_provider":7002,"auth_admin":7003,"proxy_admin":7004,"agent_admin":7005,"echo":7006,"web":7007}"#;
 const AUTH_PORT: u16 = 7443;
 const PUBLIC_PORT: u16 = 443;
+/// Of the agents' admin addresses, which are on one host.
+const FIRST_ADMIN_PORT: usize = 7010;
 const BACKEND: &str = "127.0.0.1:7000";
 /// Sends back every byte.
 const ECHO: &str = "require('net').createServer(s => { s.on('error', () => s.destroy()); s.pipe(s) }).listen(7000, '127.0.0.1')";
@@ -30,6 +32,8 @@ pub(super) struct Settings {
     pub(super) slow_hosts: &'static [&'static str],
     pub(super) lock_feed_seconds_max: u32,
     pub(super) snapshot_max_age: &'static str,
+    /// What `iapctl dev` beside the auth server is to serve.
+    pub(super) dev: &'static [&'static str],
 }
 
 impl Default for Settings {
@@ -39,6 +43,7 @@ impl Default for Settings {
             slow_hosts: &[],
             lock_feed_seconds_max: 14_400,
             snapshot_max_age: "24h",
+            dev: &["--service", "near=127.0.0.1:7006"],
         }
     }
 }
@@ -62,7 +67,7 @@ impl World {
         for host in settings.slow_hosts {
             network.slow_down(host, SLOW_LINK, LOSS_PERCENT).unwrap();
         }
-        let plane = Plane::start_by(&["--service", "near=127.0.0.1:7006"], |folder, command| {
+        let plane = Plane::start_by(settings.dev, |folder, command| {
             std::fs::create_dir_all(folder)?;
             std::fs::write(folder.join("ports.json"), PORTS)?;
             let mut inside = network.moved_inside("auth", &command);
@@ -89,12 +94,12 @@ impl World {
         for user in ["admin", "alice", "auditor"] {
             world.log_in(user);
         }
-        world.offer(&["far", "late"]);
+        world.offer(&[("far", "tcp"), ("late", "tcp")]);
         for host in ["first", "second"] {
             world.start_proxy(host);
         }
-        world.start_agent("far", settings.lock_feed_seconds_max);
-        world.start_agent("late", 14_400);
+        world.start_agent("far", BACKEND, settings.lock_feed_seconds_max);
+        world.start_agent("late", BACKEND, 14_400);
         world.lead_client_to_public_proxies();
         for service in ["far", "late"] {
             drop(world.session_again(service, super::BACK_SECONDS_MAX));
@@ -240,12 +245,28 @@ impl World {
             .unwrap();
     }
 
-    fn offer(&self, services: &[&str]) {
+    /// One more service, with an agent of its own beside the others. `backend` is as the agent sees it.
+    pub(super) fn serve(&mut self, name: &str, protocol: &str, backend: &str) {
+        self.offer(&[(name, protocol)]);
+        self.start_agent(name, backend, 14_400);
+        let deadline = Instant::now() + Duration::from_secs(super::BACK_SECONDS_MAX);
+        loop {
+            let ran = self.iapctl("client", "alice", &["connect", name, "--", "true"]);
+            match ran.succeeded() {
+                Ok(_) => return,
+                Err(error) => assert!(Instant::now() < deadline, "{name}: {error:#}"),
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn offer(&self, services: &[(&str, &str)]) {
         let records: String = services
             .iter()
-            .map(|name| {
+            .map(|(name, protocol)| {
                 format!(
-                    "[[service]]\nname = \"{name}\"\nprotocol = \"tcp\"\nlabels = {{ env = \"dev\" }}\n\n"
+                    "[[service]]\nname = {name:?}\nprotocol = {protocol:?}\ndefault_login = \"app\"\n\
+                     labels = {{ env = \"dev\" }}\n\n"
                 )
             })
             .collect();
@@ -283,7 +304,7 @@ impl World {
         self.proxies.push(started);
     }
 
-    fn start_agent(&mut self, service: &str, lock_feed_seconds_max: u32) {
+    fn start_agent(&mut self, service: &str, backend: &str, lock_feed_seconds_max: u32) {
         let made = self.iapctl(
             "auth",
             "admin",
@@ -291,13 +312,13 @@ impl World {
         );
         let state = self.plane.scratch().join(format!("agent-{service}"));
         let proxies = ["first", "second"].map(|host| format!("{}:{PUBLIC_PORT}", self.network.address(host)));
-        let admin = if service == "far" { 7010 } else { 7011 };
+        let admin = FIRST_ADMIN_PORT + self.agents.len();
         let config = self.write(
             &format!("agent-{service}.toml"),
             &format!(
                 "cluster = {CLUSTER:?}\nstate_dir = {state:?}\nproxies = {proxies:?}\nadmin_listen = \"127.0.0.1:{admin}\"\n\
                  [limits]\nlock_feed_seconds_max = {lock_feed_seconds_max}\noutage_grace_seconds_max = 3\n\
-                 [[service]]\nname = {service:?}\nbackend = {BACKEND:?}\n"
+                 [[service]]\nname = {service:?}\nbackend = {backend:?}\n"
             ),
         );
         self.join(

@@ -1,0 +1,84 @@
+//! A stock OpenSSH server as a private service, with a key of its own for whoever runs the tests.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+use crate::{Background, Ran};
+
+/// It insists on being started by its full path.
+const SERVER: &str = "/usr/sbin/sshd";
+/// What a server of root's chroots into; units make it.
+const EMPTY_FOLDER: &str = "/run/sshd";
+const START_SECONDS_MAX: u64 = 10;
+
+/// Ended when dropped.
+#[derive(Debug)]
+pub struct Sshd {
+    /// Where it listens, on the loopback of its host.
+    pub port: u16,
+    folder: PathBuf,
+    _server: Background,
+}
+
+impl Sshd {
+    /// With its files in `folder`, by the command that `place` makes of a program's name.
+    ///
+    /// # Errors
+    /// When OpenSSH is missing or does not start; what it said is in the message.
+    pub fn start(folder: &Path, place: impl Fn(&str) -> Command) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        if rustix::process::geteuid().is_root() {
+            std::fs::create_dir_all(EMPTY_FOLDER)?;
+        }
+        for name in ["host", "user"] {
+            let mut keygen = Command::new("ssh-keygen");
+            keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]);
+            Ran::from(keygen.arg(folder.join(name)).output()?).succeeded()?;
+        }
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let (config, log) = (folder.join("sshd.conf"), folder.join("sshd.log"));
+        let text = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nPidFile none\nAuthorizedKeysFile {user}\n\
+             StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
+             PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n",
+            host = folder.join("host").display(),
+            user = folder.join("user.pub").display(),
+        );
+        std::fs::write(&config, text)?;
+        let mut command = place(SERVER);
+        command.args(["-D", "-f"]).arg(&config).arg("-E").arg(&log);
+        command.stdin(Stdio::null());
+        let server = Background(command.spawn().context(SERVER)?);
+        let started = Self {
+            port,
+            folder: folder.to_owned(),
+            _server: server,
+        };
+        let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
+        let said = || std::fs::read_to_string(&log).unwrap_or_default();
+        while !said().contains("Server listening") {
+            ensure!(Instant::now() < deadline, "sshd: {}", said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(started)
+    }
+
+    /// A configuration for `ssh -F`, `scp -F` in which `name` is this server by way of `proxy_command`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn client_config(&self, name: &str, proxy_command: &str) -> anyhow::Result<PathBuf> {
+        let file = self.folder.join("client.conf");
+        let text = format!(
+            "Host {name}\nProxyCommand {proxy_command}\nIdentityFile {user}\nIdentitiesOnly yes\nBatchMode yes\n\
+             StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nLogLevel ERROR\n",
+            user = self.folder.join("user").display(),
+        );
+        std::fs::write(&file, text)?;
+        Ok(file)
+    }
+}

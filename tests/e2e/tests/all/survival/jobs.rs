@@ -1,0 +1,220 @@
+//! `psql`, `scp` and `pgbench` at work, by way of `iapctl`.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use iap_e2e::{Background, Plane, Ran, Sshd, program};
+
+const FILE_BYTES: u64 = 1 << 30;
+/// So that the file is under way for as long as it takes to disturb it, in kbit/s.
+const FILE_RATE: &str = "480000";
+const BENCH_SECONDS: &str = "40";
+/// Connections of `pgbench`.
+pub(crate) const BENCH_CLIENTS: usize = 4;
+/// For what is left once the disturbances are over.
+const FINISH_SECONDS_MAX: u64 = 120;
+/// What `iapctl` needs to know of the person.
+const ENVIRONMENT: [&str; 2] = ["IAPCTL_HOME", "IAPCTL_NONINTERACTIVE"];
+
+/// Who works, where, and with which services.
+pub(crate) struct Desk<'a> {
+    pub(crate) plane: &'a Plane,
+    pub(crate) user: &'a str,
+    /// The database, and what an SSH server is called.
+    pub(crate) database: &'a str,
+    pub(crate) files: &'a str,
+    pub(crate) sshd: &'a Sshd,
+    /// Moves a command to where the person sits.
+    pub(crate) place: &'a dyn Fn(Command) -> Command,
+}
+
+impl Desk<'_> {
+    fn iapctl(&self, arguments: &[&str]) -> Command {
+        let mut command = (self.place)(self.plane.command(self.user, arguments).unwrap());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn with_database(&self, arguments: &[&str]) -> Command {
+        self.iapctl(&[&["connect", self.database, "--"], arguments].concat())
+    }
+}
+
+/// All of them, started and under way.
+pub(crate) struct Jobs {
+    psql: Psql,
+    scp: Scp,
+    bench: Child,
+}
+
+impl Jobs {
+    pub(crate) fn start(desk: &Desk<'_>) -> Self {
+        let initialised = desk
+            .with_database(&["pgbench", "-i", "-q"])
+            .output()
+            .map(Ran::from);
+        initialised.unwrap().succeeded().unwrap();
+        let mut bench = desk.with_database(&["pgbench", "-n", "-T", BENCH_SECONDS]);
+        let bench = bench.args(["-c", &BENCH_CLIENTS.to_string()]).spawn().unwrap();
+        let psql = Psql::start(desk);
+        let scp = Scp::start(desk);
+        Self { psql, scp, bench }
+    }
+
+    /// All three are under way, before `what` and behind it.
+    pub(crate) fn through(&mut self, what: &str, happens: impl FnOnce()) {
+        self.psql.is_as_it_was(what);
+        let file = self.scp.arrived();
+        happens();
+        let happened = Instant::now();
+        for (process, name) in [(&mut self.scp.process, "scp"), (&mut self.bench, "pgbench")] {
+            let ended = process.try_wait().unwrap();
+            assert!(ended.is_none(), "{what}: {name} is over already");
+        }
+        self.psql.is_as_it_was(what);
+        while self.scp.arrived() <= file {
+            assert!(
+                happened.elapsed() < Duration::from_secs(FINISH_SECONDS_MAX),
+                "{what}: no more of the file"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        report(what, happened);
+    }
+
+    /// Waits for the end of each, and looks at what came of it.
+    pub(crate) fn finish(self) {
+        let Self { psql, scp, bench } = self;
+        psql.finish();
+        scp.finish();
+        let ran = finish(bench);
+        let said = ran.succeeded().unwrap();
+        assert!(said.contains("number of failed transactions: 0 "), "{said}");
+    }
+}
+
+/// An open transaction with something in it that no other connection sees.
+struct Psql {
+    process: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    backend: String,
+}
+
+impl Psql {
+    fn start(desk: &Desk<'_>) -> Self {
+        let mut command = desk.with_database(&["psql", "-XAtq", "-v", "ON_ERROR_STOP=1"]);
+        let mut process = command.stdin(Stdio::piped()).spawn().unwrap();
+        let mut psql = Self {
+            input: process.stdin.take().unwrap(),
+            output: BufReader::new(process.stdout.take().unwrap()),
+            process,
+            backend: String::new(),
+        };
+        psql.backend = psql.asks(
+            "begin; create temporary table kept (value int); insert into kept values (42); select pg_backend_pid();",
+        );
+        psql
+    }
+
+    fn asks(&mut self, statement: &str) -> String {
+        writeln!(self.input, "{statement}").unwrap();
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn is_as_it_was(&mut self, what: &str) {
+        let answer = self.asks("select value || ' ' || pg_backend_pid() from kept;");
+        assert_eq!(answer, format!("42 {}", self.backend), "{what}");
+    }
+
+    fn finish(mut self) {
+        assert_eq!(self.asks("commit; select count(*) from kept;"), "1");
+        let Self { process, input, .. } = self;
+        drop(input);
+        finish(process).succeeded().unwrap();
+    }
+}
+
+/// A file on its way from the server.
+struct Scp {
+    process: Child,
+    file: PathBuf,
+    copy: PathBuf,
+}
+
+impl Scp {
+    fn start(desk: &Desk<'_>) -> Self {
+        let file = desk.plane.scratch().join("file");
+        let mut random = Command::new("sh");
+        random.args(["-c", &format!("head -c {FILE_BYTES} /dev/urandom > \"$1\""), "sh"]);
+        assert!(random.arg(&file).status().unwrap().success());
+        let copy = desk.plane.scratch().join("copy");
+        let iapctl = program("iapctl").unwrap();
+        let proxy_command = format!("{} connect {} --stdio", iapctl.display(), desk.files);
+        let config = desk.sshd.client_config(desk.files, &proxy_command).unwrap();
+        let mut command = Command::new("scp");
+        command.args(["-q", "-l", FILE_RATE, "-F"]).arg(config);
+        command
+            .arg(format!("{}:{}", desk.files, file.display()))
+            .arg(&copy);
+        let person = desk.plane.command(desk.user, &[]).unwrap();
+        let known = person.get_envs().filter_map(|(name, value)| {
+            let name = name.to_str()?;
+            ENVIRONMENT.contains(&name).then_some((name, value?))
+        });
+        command.envs(known);
+        let mut command = (desk.place)(command);
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        let scp = Self {
+            process: command.spawn().unwrap(),
+            file,
+            copy,
+        };
+        let begun = Instant::now();
+        while scp.arrived() == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no byte of the file");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        scp
+    }
+
+    fn arrived(&self) -> u64 {
+        std::fs::metadata(&self.copy).map_or(0, |copy| copy.len())
+    }
+
+    fn finish(self) {
+        finish(self.process).succeeded().unwrap();
+        let sum = |file: &PathBuf| {
+            let summed: Ran = Command::new("sha256sum").arg(file).output().unwrap().into();
+            let said = summed.succeeded().unwrap();
+            said.split_whitespace().next().unwrap().to_owned()
+        };
+        assert_eq!(sum(&self.copy), sum(&self.file));
+        assert_eq!(std::fs::metadata(&self.copy).unwrap().len(), FILE_BYTES);
+    }
+}
+
+/// For whoever reads the output; no test depends on it.
+#[allow(clippy::print_stdout)]
+fn report(what: &str, since: Instant) {
+    println!("{what}: all went on after {:.2} s", since.elapsed().as_secs_f64());
+}
+
+fn finish(mut process: Child) -> Ran {
+    let begun = Instant::now();
+    while process.try_wait().unwrap().is_none() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(FINISH_SECONDS_MAX),
+            "not at its end"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Background(process).finish().unwrap()
+}
