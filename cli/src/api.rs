@@ -10,7 +10,7 @@ use iap_proto::v1::admin_client::AdminClient;
 use iap_proto::v1::user_client::UserClient;
 use iap_runtime::net::HostPort;
 use iap_runtime::rpc::{self, ALPN_H2};
-use iap_runtime::tls::{self, ClientConfig, FixedIdentity, Material, PinVerifier, ServerVerifier};
+use iap_runtime::tls::{self, ClientConfig, FixedIdentity, PinVerifier};
 use time::OffsetDateTime;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
@@ -89,21 +89,6 @@ fn channel(
         addresses,
         &ServerName::Auth.host(cluster),
         config,
-    )?)
-}
-
-/// TLS towards a service: this login's certificate, and the stored authorities.
-///
-/// # Errors
-/// When the stored login is damaged.
-pub fn service_config(identity: &Identity, alpn: &[&str]) -> anyhow::Result<Arc<ClientConfig>> {
-    let material = Material::new(identity.bundle.as_ref().clone());
-    let key = iap_runtime::keys::private_key_der(&identity.key()?);
-    let certificate = FixedIdentity(tls::certified_key(identity.chain.clone(), key)?);
-    Ok(tls::client_config(
-        Arc::new(ServerVerifier::new(material)),
-        Some(Arc::new(certificate)),
-        alpn,
     )?)
 }
 

@@ -1,6 +1,6 @@
 //! The login stored on this machine: who it says one is, whether it is still good, and its renewal on use.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -10,6 +10,7 @@ use iap_identity::{
 };
 use iap_proto::v1;
 use iap_runtime::net::HostPort;
+use iap_runtime::tls::{self, ClientConfig, FixedIdentity, Material, ServerVerifier};
 use prost::Message as _;
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls_pki_types::pem::PemObject as _;
@@ -43,7 +44,13 @@ pub struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     /// The private key, PKCS#8 as PEM.
     key_pem: Zeroizing<String>,
+    configs: SharedConfigs,
 }
+
+/// What TLS connections of one login are made with, one for each list of protocols. Clones share them: a session holds
+/// its own for as long as it lasts, and each would be a key and the cluster's bundle.
+#[derive(Clone, Default)]
+struct SharedConfigs(Arc<Mutex<Vec<Arc<ClientConfig>>>>);
 
 /// What is stored.
 pub enum Standing {
@@ -60,6 +67,28 @@ impl Identity {
     /// When the stored key is damaged.
     pub fn key(&self) -> anyhow::Result<KeyPair> {
         KeyPair::from_pem(&self.key_pem).context("the stored private key cannot be read")
+    }
+
+    /// TLS towards a service: this login's certificate, and the stored authorities.
+    ///
+    /// # Errors
+    /// When the stored login is damaged.
+    pub fn service_config(&self, alpn: &[&str]) -> anyhow::Result<Arc<ClientConfig>> {
+        let mut configs = self.configs.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let speaks_alpn = |config: &&Arc<ClientConfig>| {
+            let own = config.alpn_protocols.iter().map(Vec::as_slice);
+            own.eq(alpn.iter().map(|protocol| protocol.as_bytes()))
+        };
+        if let Some(config) = configs.iter().find(speaks_alpn) {
+            return Ok(Arc::clone(config));
+        }
+        let material = Material::new(self.bundle.as_ref().clone());
+        let key = iap_runtime::keys::private_key_der(&self.key()?);
+        let certificate = FixedIdentity(tls::certified_key(self.chain.clone(), key)?);
+        let verifier = Arc::new(ServerVerifier::new(material));
+        let config = tls::client_config(verifier, Some(Arc::new(certificate)), alpn)?;
+        configs.push(Arc::clone(&config));
+        Ok(config)
     }
 
     /// The proxy to dial first.
@@ -113,6 +142,7 @@ pub fn load(home: &ClusterHome, now: OffsetDateTime) -> anyhow::Result<Standing>
             bundle: Arc::new(bundle),
             chain,
             key_pem: key_text(&generation)?,
+            configs: SharedConfigs::default(),
         }))),
         Err(PeerError::Expired { not_after }) => {
             let who = verify(&chain, &bundle, not_after)
@@ -152,6 +182,7 @@ pub fn lapsed(home: &ClusterHome, now: OffsetDateTime) -> anyhow::Result<Option<
             bundle: Arc::new(bundle),
             chain,
             key_pem: key_text(&generation)?,
+            configs: SharedConfigs::default(),
         }),
         Ok(_) | Err(_) => None,
     })

@@ -6,7 +6,7 @@ use std::time::Duration;
 use iap_identity::{ServerName, SessionId};
 use iap_runtime::net::{self, HostPort};
 use iap_runtime::resume::{Allowance, Patience, Resumable};
-use iap_runtime::tls::{self, AlertDescription, ClientStream, HandshakeError, Replay};
+use iap_runtime::tls::{self, AlertDescription, HandshakeError, Replay};
 use iap_runtime::traces::Recorder;
 use iap_tunnel::resume::ResumeOffer;
 use iap_tunnel::{ALPN_IAP, ALPN_RESUME, FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use super::redial::Redial;
 use super::source::{Sessions, Wanted};
 use super::span::{self, SessionSpan};
-use super::stream::SessionStream;
+use super::stream::{Connection, SessionStream};
 use crate::clock;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
@@ -80,7 +80,7 @@ async fn reach(
     identity: &Identity,
     wanted: &Wanted,
     recorder: &Recorder,
-) -> Result<ClientStream<TcpStream>, Failure> {
+) -> Result<Connection, Failure> {
     let proxies = identity
         .proxies()
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
@@ -125,7 +125,7 @@ fn unreachable_proxy(proxy: &HostPort, error: &std::io::Error) -> Failure {
 async fn ask(
     identity: &Identity,
     sessions: &Arc<Sessions>,
-    mut stream: ClientStream<TcpStream>,
+    mut stream: Connection,
     recorder: &Recorder,
 ) -> Result<Answer, Failure> {
     let mark = recorder.mark();
@@ -215,7 +215,7 @@ fn unreadable(why: String) -> Failure {
 
 fn resumable_stream(
     sessions: &Arc<Sessions>,
-    stream: ClientStream<TcpStream>,
+    stream: Connection,
     read: &[u8],
     session_id: SessionId,
     agent: ServerName,
@@ -233,19 +233,20 @@ async fn handshake(
     identity: &Identity,
     wanted: &Wanted,
     tcp: TcpStream,
-) -> Result<ClientStream<TcpStream>, Failure> {
-    let config = crate::api::service_config(identity, &[ALPN_RESUME, ALPN_IAP])
+) -> Result<Connection, Failure> {
+    let config = identity
+        .service_config(&[ALPN_RESUME, ALPN_IAP])
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
     let host = ServerName::Service(wanted.service.clone()).host(identity.home.cluster());
     let connecting = tls::connect(tcp, &host, config, Duration::from_secs(ANSWER_SECONDS_MAX));
-    connecting.await.map_err(|error| match error {
+    connecting.await.map(Box::new).map_err(|error| match error {
         HandshakeError::Failed(error) => explain(&error, identity, wanted),
         HandshakeError::TimedOut { .. } | HandshakeError::Name { .. } => Failure::failed(error.to_string()),
     })
 }
 
 /// The first frame, and whatever came right behind it.
-pub(super) async fn read_frame(stream: &mut ClientStream<TcpStream>) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+pub(super) async fn read_frame(stream: &mut Connection) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
     let mut frames = LengthPrefixed::new(FRAME_BYTES_MAX);
     let mut buffer = vec![0; READ_BYTES];
     loop {

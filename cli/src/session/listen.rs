@@ -226,11 +226,12 @@ impl Serving {
     }
 
     async fn carry<L: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: L, from: &str) {
-        match self.session().await {
+        // What is over before the bytes flow is boxed: a session at rest holds its own size alone.
+        match Box::pin(self.session()).await {
             Ok(session) => {
                 self.printer
                     .verbose(&format!("session {} for {from}", session.session_id.as_uuid()));
-                let closed = super::carry(stream, session, &self.cancellation).await;
+                let closed = Box::pin(super::carry(stream, session, &self.cancellation)).await;
                 if let Some(why) = super::fault(&closed) {
                     self.printer
                         .warn(&format!("a session of {} was cut: {why}", self.name()));
@@ -240,7 +241,7 @@ impl Serving {
                 self.printer.warn(&format!("{}: {failure}", self.name()));
                 // Of a service that is not on the user's list the protocol is unknown.
                 if self.protocol == POSTGRES || self.protocol.is_empty() {
-                    let told = refusal::tell_postgres(&mut stream, &failure);
+                    let told = Box::pin(refusal::tell_postgres(&mut stream, &failure));
                     let _ = tokio::time::timeout(Duration::from_secs(REFUSAL_SECONDS_MAX), told).await;
                 }
             }

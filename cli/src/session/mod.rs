@@ -35,7 +35,7 @@ where
         half_closed_idle: None,
     };
     let Session { stream, span, .. } = session;
-    let closed = Box::pin(pump::copy(local, stream, &limits, &Counters::new(), cancellation)).await;
+    let closed = pump::copy(local, stream, &limits, &Counters::new(), cancellation).await;
     span.end(&closed);
     closed
 }

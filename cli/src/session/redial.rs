@@ -10,15 +10,15 @@ use std::time::Duration;
 use iap_identity::{ServerName, SessionId};
 use iap_runtime::net::{self, HostPort};
 use iap_runtime::resume::{Arrival, Reconnect};
-use iap_runtime::tls::{self, AlertDescription, ClientStream, HandshakeError};
+use iap_runtime::tls::{self, AlertDescription, HandshakeError};
 use iap_tunnel::resume::{ResumeOffer, ResumeRequest, Ticket};
 use iap_tunnel::{ALPN_RESUME, Hello, Status};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::dial::read_frame;
 use super::source::Sessions;
+use super::stream::Connection;
 use crate::identity::Identity;
 
 const CONNECT_SECONDS_MAX: u64 = 5;
@@ -43,7 +43,7 @@ type Attempts = Pin<Box<dyn Future<Output = io::Result<Back>> + Send>>;
 
 /// There again.
 struct Back {
-    connection: ClientStream<TcpStream>,
+    connection: Connection,
     /// What came behind the agent's answer.
     read: Vec<u8>,
     position: u64,
@@ -78,14 +78,14 @@ impl Redial {
     }
 }
 
-impl Reconnect<ClientStream<TcpStream>> for Redial {
+impl Reconnect<Connection> for Redial {
     const REPLACES: bool = false;
 
     fn poll_next(
         &mut self,
         context: &mut Context<'_>,
         position: u64,
-    ) -> Poll<io::Result<Arrival<ClientStream<TcpStream>>>> {
+    ) -> Poll<io::Result<Arrival<Connection>>> {
         let attempts = self.attempts.get_or_insert_with(|| {
             let request = ResumeRequest {
                 session_id: self.session_id,
@@ -169,18 +169,19 @@ async fn attempt(
     }
 }
 
-async fn reach(identity: &Identity, agent: &ServerName) -> Result<ClientStream<TcpStream>, Failed> {
+async fn reach(identity: &Identity, agent: &ServerName) -> Result<Connection, Failed> {
     let for_now = |error: anyhow::Error| Failed::ForNow(format!("{error:#}"));
     let proxies = identity.proxies().map_err(for_now)?;
     let attempt = |proxy: HostPort| async move {
         let reached = net::reach(&proxy, Duration::from_secs(CONNECT_SECONDS_MAX)).await;
         let (tcp, _route) =
             reached.map_err(|error| Failed::ForNow(format!("cannot reach the proxy at {proxy}: {error}")))?;
-        let config = crate::api::service_config(identity, &[ALPN_RESUME]).map_err(for_now)?;
+        let config = identity.service_config(&[ALPN_RESUME]).map_err(for_now)?;
         let host = agent.host(identity.home.cluster());
         let patience = Duration::from_secs(ANSWER_SECONDS_MAX);
         tls::connect(tcp, &host, config, patience)
             .await
+            .map(Box::new)
             .map_err(|error| refused(&error))
     };
     let raced = net::race(proxies.into(), attempt, Duration::from_secs(NEXT_PROXY_SECONDS)).await;
@@ -216,7 +217,7 @@ fn by_alert(alert: AlertDescription) -> Failed {
 
 async fn ask(
     sessions: &Sessions,
-    mut connection: ClientStream<TcpStream>,
+    mut connection: Connection,
     request: &ResumeRequest,
 ) -> Result<Back, Failed> {
     let wanted = sessions.wanted();

@@ -12,12 +12,15 @@ use tokio::net::TcpStream;
 
 use super::redial::Redial;
 
+/// A connection to an agent. In a box: whatever it is handed through would hold its size once more.
+pub type Connection = Box<ClientStream<TcpStream>>;
+
 /// The bytes of a session: over one connection, or over one after the other.
 pub enum SessionStream {
     /// With an agent that lets nobody come back.
-    Direct(Box<Replay<ClientStream<TcpStream>>>),
+    Direct(Box<Replay<Connection>>),
     /// A lost connection is silence until there is another.
-    Resumable(Box<Resumable<ClientStream<TcpStream>, Redial>>),
+    Resumable(Box<Resumable<Connection, Redial>>),
 }
 
 macro_rules! delegate {
