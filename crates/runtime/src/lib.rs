@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod backoff;
 pub mod big_stack;
+mod buffers;
 pub mod config;
 pub mod descriptors;
 pub mod doctor;

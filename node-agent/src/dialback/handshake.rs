@@ -16,8 +16,8 @@ use super::verifier::{Decided, Tell, deciding_verifier, verifier};
 use crate::decide::{Attempt, Gate, Permit, Refusal};
 use crate::session::Caller;
 
-/// The encrypted stream to the client.
-pub type ClientStream = ServerStream<Replay<ReadAhead<DataStream>>>;
+/// The encrypted stream to the client. In a box: each step that it is handed through would hold its size once more.
+pub type ClientStream = Box<ServerStream<Replay<ReadAhead<DataStream>>>>;
 
 /// What is known of an attempt before the caller is.
 #[derive(Debug, Clone)]
@@ -153,7 +153,7 @@ pub(super) async fn shake_hands(
     let config =
         config.map_err(|error| NotEntered::Tls(tls::HandshakeError::Failed(std::io::Error::other(error))))?;
     match tls::answer(greeted.stream, config, patience).await {
-        Ok(stream) => Ok(entered(stream, talk, &clients, &decided)?),
+        Ok(stream) => Ok(entered(Box::new(stream), talk, &clients, &decided)?),
         Err(unanswered) => {
             let (error, stream) = unanswered.into_parts();
             let error = explain(error, &clients, &decided);

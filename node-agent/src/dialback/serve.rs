@@ -38,7 +38,7 @@ pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place
         () = place.gave_way() => return passage.gave_way(),
     };
     let (entered, seed) = match came {
-        Came::In(entered, seed) => (*entered, seed),
+        Came::In(entered, seed) => (entered, seed),
         Came::Rejected(None) => return,
         Came::Rejected(Some(stream)) => {
             // Its verdict is out: who takes its place meanwhile only shortens the farewell.
@@ -49,28 +49,44 @@ pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place
             return;
         }
     };
+    let Entered {
+        stream,
+        caller,
+        entry,
+    } = *entered;
     // The ways of going on are large futures; boxed, an idle session costs only its own.
     let Some(seed) = seed else {
         drop(place);
-        return Box::pin(passage.come_back(entered.stream, entered.caller)).await;
+        return Box::pin(passage.come_back(stream, caller)).await;
     };
-    match entered.entry {
+    let admitted = match entry {
         Entry::Refused(refusal) => {
-            Box::pin(passage.turn_away(entered.stream, entered.caller, seed, refusal)).await;
+            Box::pin(passage.turn_away(stream, caller, seed, refusal)).await;
             // Whoever is refused keeps their place among the unauthenticated until they have been told.
             drop(place);
+            return;
         }
         Entry::Framed { resumable } => {
             drop(place);
-            Box::pin(passage.go_on_framed(entered.stream, entered.caller, seed, resumable)).await;
+            match Box::pin(passage.ask_framed(stream, caller, seed, resumable)).await {
+                Some(admitted) => admitted,
+                None => return,
+            }
         }
         Entry::Raw(permit) => {
             drop(place);
+            let client = passage.raw_client(stream, &seed, &permit);
             let asked = Asked::default();
-            let client = passage.raw_client(entered.stream, &seed, &permit);
-            Box::pin(passage.admit(client, entered.caller, seed, permit, asked)).await;
+            Box::new(Admitted {
+                client,
+                caller,
+                seed,
+                permit,
+                asked,
+            })
         }
-    }
+    };
+    Box::pin(passage.admit(admitted)).await;
 }
 
 /// One connection's way in.
@@ -96,6 +112,15 @@ struct Asked {
     connect_id: Option<ConnectId>,
     login: Option<LoginName>,
     database: Option<String>,
+}
+
+/// A client that may have a session.
+struct Admitted {
+    client: Client,
+    caller: Caller,
+    seed: AttemptSeed,
+    permit: Permit,
+    asked: Asked,
 }
 
 impl Passage {
@@ -220,13 +245,14 @@ impl Passage {
         }
     }
 
-    async fn go_on_framed(
+    /// Reads the hello and decides; nothing where the client has had its answer.
+    async fn ask_framed(
         &self,
         mut stream: ClientStream,
         caller: Caller,
         seed: AttemptSeed,
         resumable: bool,
-    ) {
+    ) -> Option<Box<Admitted>> {
         let parts = &self.entrance.parts;
         let limits = parts.limits.now();
         let mark = self.recorder.mark();
@@ -235,7 +261,7 @@ impl Passage {
             Err(error) => {
                 parts.metrics.handshake_failed("hello");
                 tracing::info!(service = %seed.service, client = %seed.client, %error, "no session");
-                return;
+                return None;
             }
         };
         let asked = Asked {
@@ -252,8 +278,13 @@ impl Passage {
         match decided {
             Ok(permit) => {
                 let resumptions = resumable.then(|| self.entrance.resumptions.clone());
-                let client = Client::framed(stream, self.recorder.trace(), resumptions);
-                self.admit(client, caller, seed, permit, asked).await;
+                Some(Box::new(Admitted {
+                    client: Client::framed(stream, self.recorder.trace(), resumptions),
+                    caller,
+                    seed,
+                    permit,
+                    asked,
+                }))
             }
             Err(refusal) => {
                 // Nobody is refused by "renew your certificate": what becomes of the next attempt is the answer.
@@ -262,6 +293,7 @@ impl Passage {
                 }
                 say_last(&mut stream, &self.refusal_status(&seed, &refusal)).await;
                 self.trace_refusal(&caller, &seed, &refusal);
+                None
             }
         }
     }
@@ -344,30 +376,37 @@ impl Passage {
 
     /// From the permit to the end record. The order is the contract: room, durable start record, registry,
     /// and only then, inside the handler, the backend.
-    async fn admit(&self, client: Client, caller: Caller, seed: AttemptSeed, permit: Permit, asked: Asked) {
+    async fn admit(&self, admitted: Box<Admitted>) {
         let parts = &self.entrance.parts;
         if parts.shutdown.is_triggered() {
             let text = "the agent is stopping";
-            return self.not_now(client, &caller, &seed, "stopping", text).await;
+            return Box::pin(self.not_now(*admitted, "stopping", text)).await;
         }
         // A lock that is newer than the permit is seen once the session is among the live ones.
         if parts.gate.lock_on_proxy(&self.link.through).is_some() {
             let text = "the proxy that this connection came through is locked";
-            return self.not_now(client, &caller, &seed, "proxy_locked", text).await;
+            return Box::pin(self.not_now(*admitted, "proxy_locked", text)).await;
         }
         let Some(slot) = parts.registry.reserve() else {
             let text = "the agent serves as many sessions as it may";
-            return self.not_now(client, &caller, &seed, "sessions_max", text).await;
+            return Box::pin(self.not_now(*admitted, "sessions_max", text)).await;
         };
+        let Admitted {
+            client,
+            caller,
+            seed,
+            permit,
+            asked,
+        } = *admitted;
         let mode = permit.service().audit;
         let facts = Arc::new(self.facts(caller, seed, &permit, asked));
         let mark = self.recorder.mark();
-        let started = match parts.journal.start(&facts, &permit, mode).await {
+        let started = match Box::pin(parts.journal.start(&facts, &permit, mode)).await {
             Ok(started) => started,
             Err(error) => {
                 tracing::error!(session = %facts.session_id, %error, "no session without its record");
                 parts.metrics.denied("audit_unavailable");
-                client.unavailable(error.public_text(), true).await;
+                Box::pin(client.unavailable(error.public_text(), true)).await;
                 let (session, why) = (facts.session_id, "audit_unavailable");
                 return spans::unavailable(&self.recorder, session, &facts.service, &facts.caller, why);
             }
@@ -375,7 +414,7 @@ impl Passage {
         self.recorder.phase("record", mark, |_| {});
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
         let entered = parts.registry.enter(slot, Arc::clone(&live));
-        self.decide_again_if_stale(&permit, &live).await;
+        Box::pin(self.decide_again_if_stale(&permit, &live)).await;
         let permit = live.permit();
         parts.metrics.session_started();
         let visit = Visit {
@@ -388,26 +427,22 @@ impl Passage {
             recorder: &self.recorder,
             audit_full: (mode != AuditMode::BestEffort).then(|| parts.journal.fullness()),
         };
-        let ending = handlers::serve(&permit, visit).await;
+        let ending = Box::pin(handlers::serve(&permit, visit)).await;
         tracing::info!(session = %facts.session_id, reason = ending.reason.as_str(), "session ended");
         parts.metrics.session_ended(started.counters());
         spans::ended(&self.recorder, &facts, started.counters(), &ending);
-        started.end(ending).await;
+        Box::pin(started.end(ending)).await;
         drop(entered);
     }
 
     /// Ends what was allowed and cannot begin, for want of `what`.
-    async fn not_now(
-        &self,
-        client: Client,
-        caller: &Caller,
-        seed: &AttemptSeed,
-        what: &'static str,
-        text: &str,
-    ) {
+    async fn not_now(&self, admitted: Admitted, what: &'static str, text: &str) {
         self.entrance.parts.metrics.denied(what);
+        let Admitted {
+            client, caller, seed, ..
+        } = admitted;
         client.unavailable(text, true).await;
-        spans::unavailable(&self.recorder, seed.session_id, &seed.service, caller, what);
+        spans::unavailable(&self.recorder, seed.session_id, &seed.service, &caller, what);
     }
 
     /// A view published between the decision and the registry's entry was not seen by the reviewer for

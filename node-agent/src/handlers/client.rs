@@ -79,7 +79,7 @@ impl Client {
         cluster: &ClusterName,
     ) -> io::Result<SessionStream> {
         let Speech::Framed { trace, resumptions } = self.speech else {
-            return Ok(SessionStream::Direct(Box::new(self.stream)));
+            return Ok(SessionStream::Direct(self.stream));
         };
         let granted = |resume: Option<ResumeOffer>| Status::Granted {
             session_id: started.session_id(),
@@ -94,7 +94,7 @@ impl Client {
         let mut stream = self.stream;
         let Some(resumptions) = resumptions else {
             write_status(&mut stream, &granted(None)).await?;
-            return Ok(SessionStream::Direct(Box::new(stream)));
+            return Ok(SessionStream::Direct(stream));
         };
         let offer = resumptions.offer()?;
         write_status(&mut stream, &granted(Some(offer.clone()))).await?;

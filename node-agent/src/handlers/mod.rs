@@ -76,10 +76,8 @@ pub async fn serve(permit: &Permit, visit: Visit<'_>) -> Ending {
         Some(Kind::Bytes) => tcp::serve(visit).await,
         None => {
             let reason = iap_audit::CloseReason::ServiceRemoved;
-            visit
-                .client
-                .unavailable("the agent cannot serve this kind of service", false)
-                .await;
+            let text = "the agent cannot serve this kind of service";
+            Box::pin(visit.client.unavailable(text, false)).await;
             Ending::because(
                 reason,
                 "the service asks for inspection, which this agent does not do",

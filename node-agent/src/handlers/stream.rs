@@ -13,7 +13,7 @@ use crate::session::resumption::ResumableStream;
 /// A client's bytes: over one connection, or over one after the other.
 #[derive(Debug)]
 pub(crate) enum SessionStream {
-    Direct(Box<ClientStream>),
+    Direct(ClientStream),
     Resumable(Box<ResumableStream>),
 }
 

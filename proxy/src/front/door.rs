@@ -101,7 +101,9 @@ impl Door {
         };
         drop(waiting);
         match greeting {
-            Ok(Greeting::Client(client)) => self.client(client, accepted, place, shutdown).await,
+            // Boxed, as all that follows: a connection at rest holds what it is waiting for, and not the size of
+            // everything it might have become.
+            Ok(Greeting::Client(client)) => Box::pin(self.client(client, accepted, place, shutdown)).await,
             Ok(Greeting::DialBack(stream, preface)) => {
                 let (now, stream) = (OffsetDateTime::now_utc(), DataStream::Tcp(stream));
                 if let Err(error) = self.fetcher.board.redeem(now, &preface, None, stream) {
@@ -117,7 +119,7 @@ impl Door {
                 }
             }
             Err(refused) => {
-                place.hold_for(self.turn_away(refused, peer)).await;
+                Box::pin(place.hold_for(self.turn_away(refused, peer))).await;
             }
         }
     }
@@ -136,27 +138,29 @@ impl Door {
             Ok(routed) => routed,
             Err(NotRouted { reason, place }) => {
                 let farewell = self.refuse(client, reason, "limits.connections_max");
-                place.hold_for(farewell).await;
+                Box::pin(place.hold_for(farewell)).await;
                 return;
             }
         };
         let _counted = Counted::on(&self.metrics.sessions);
         match &client.name {
-            ServerName::Cluster | ServerName::Auth | ServerName::Proxy => self.to_auth(client).await,
+            ServerName::Cluster | ServerName::Auth | ServerName::Proxy => {
+                Box::pin(self.to_auth(client)).await
+            }
             ServerName::Service(_) | ServerName::Agent(_) => {
                 let recorder = self.traces.begin(accepted);
                 recorder.phase("peek", Mark::at(accepted), |_| {});
-                self.to_agent(client, &routed, &recorder).await;
+                Box::pin(self.to_agent(client, &routed, &recorder)).await;
             }
         }
     }
 
     async fn to_auth(&self, client: Client) {
-        let other = match self.auth.dial(client.address).await {
+        let other = match Box::pin(self.auth.dial(client.address)).await {
             Ok(stream) => stream,
             Err(error) => {
                 let detail = error.to_string();
-                return self.refuse(client, Refusal::AuthUnreachable, &detail).await;
+                return Box::pin(self.refuse(client, Refusal::AuthUnreachable, &detail)).await;
             }
         };
         self.metrics.routed(Destination::Auth);
@@ -167,9 +171,8 @@ impl Door {
     async fn to_agent(&self, client: Client, routed: &RoutedPlace, recorder: &Recorder) {
         if self.admission.is_throttled(routed.source(), Instant::now()) {
             let limit = "limits.failures_per_source_per_minute_max";
-            return self.refuse(client, Refusal::SourceThrottled, limit).await;
+            return Box::pin(self.refuse(client, Refusal::SourceThrottled, limit)).await;
         }
-        // Boxed, as everything that is over before the bytes flow: a session at rest should weigh little.
         let fetching = Box::pin(self.fetcher.fetch(&client, routed.source(), recorder));
         let fetched = tokio::select! {
             fetched = fetching => fetched,
@@ -179,7 +182,7 @@ impl Door {
             Ok(fetched) => fetched,
             Err(error) => {
                 let reason = self.refusal(&client.name, error);
-                return self.refuse(client, reason, &error.to_string()).await;
+                return Box::pin(self.refuse(client, reason, &error.to_string())).await;
             }
         };
         self.metrics.routed(Destination::Agent);

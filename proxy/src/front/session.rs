@@ -64,7 +64,7 @@ pub(crate) async fn relay(
     limits: &impl LiveLimits,
     cut: &Cancellation,
 ) -> std::io::Result<Closed> {
-    replay(&mut other, hello, cut).await?;
+    Box::pin(replay(&mut other, hello, cut)).await?;
     let counters = Counters::new();
     Ok(pump::splice(&mut client, &mut other, limits, &counters, cut).await)
 }
@@ -77,7 +77,7 @@ async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
     limits: &impl LiveLimits,
     cut: &Cancellation,
 ) -> std::io::Result<Closed> {
-    replay(&mut other, hello, cut).await?;
+    Box::pin(replay(&mut other, hello, cut)).await?;
     let counters = Counters::new();
     Ok(pump::copy(client, other, limits, &counters, cut).await)
 }

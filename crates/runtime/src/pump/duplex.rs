@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::buffers::Buffer;
 use super::idle::Activity;
-use super::{Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, ignore_gone, reason_of};
+use super::{
+    Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, buffers, ignore_gone, reason_of,
+};
+use crate::buffers::Buffer;
 
 /// How long a peer that no longer reads may hold up the last words of a session that is over.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -202,7 +204,7 @@ impl<'a> Direction<'a> {
     where
         R: AsyncRead + Unpin,
     {
-        let mut buffer = Buffer::take();
+        let mut buffer = buffers::take();
         let mut space = ReadBuf::new(&mut buffer);
         ready!(Pin::new(from).poll_read(context, &mut space))?;
         let end = space.filled().len();

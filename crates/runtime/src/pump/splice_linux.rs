@@ -13,10 +13,13 @@ use tokio::io::{AsyncRead, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::buffers::{BUFFER_BYTES, Buffer};
+use super::buffers::BUFFER_BYTES;
 use super::idle::Activity;
 use super::pipes::{PIPE_BYTES, Pipe};
-use super::{Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, ignore_gone, reason_of};
+use super::{
+    Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, buffers, ignore_gone, reason_of,
+};
+use crate::buffers::Buffer;
 
 /// Reads in a row that fill the buffer before splicing begins.
 const FULL_READS_UNTIL_SPLICE: u32 = 2;
@@ -109,7 +112,8 @@ impl Direction<'_> {
         loop {
             pace = match pace {
                 Pace::Messages => self.copy_messages().await?,
-                Pace::Bulk => self.splice_bulk().await?,
+                // Boxed, so that a session at rest does not hold its size.
+                Pace::Bulk => Box::pin(self.splice_bulk()).await?,
                 Pace::Ended => break,
             };
         }
@@ -136,7 +140,7 @@ impl Direction<'_> {
     /// The buffer is taken anew at each attempt, so that waiting holds none.
     async fn read_message(&mut self) -> io::Result<(Buffer, usize)> {
         poll_fn(|context| {
-            let mut buffer = Buffer::take();
+            let mut buffer = buffers::take();
             let mut space = ReadBuf::new(&mut buffer);
             ready!(Pin::new(&mut self.from).poll_read(context, &mut space))?;
             let length = space.filled().len();

@@ -45,10 +45,9 @@ impl Hold {
             }
             self.set(true);
             let patience = limits.now().spool_full_pause();
-            if tokio::time::timeout(patience, full.wait_for(|full| !*full))
-                .await
-                .is_err()
-            {
+            // Boxed, so that every other session does not hold its size.
+            let room = Box::pin(tokio::time::timeout(patience, full.wait_for(|full| !*full)));
+            if room.await.is_err() {
                 live.cut(Ending::because(
                     CloseReason::AuditUnavailable,
                     "the audit spool is full",

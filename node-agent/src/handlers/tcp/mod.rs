@@ -26,11 +26,17 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
         audit_full,
     } = visit;
     let mark = recorder.mark();
-    let dialling = backend::dial(backend, started, cluster, limits.now().backend_dial());
+    // What is over before the bytes flow is boxed: a session at rest holds its own size alone.
+    let dialling = Box::pin(backend::dial(
+        backend,
+        started,
+        cluster,
+        limits.now().backend_dial(),
+    ));
     let dialled = tokio::select! {
         biased;
         _ = live.switch().cancelled() => {
-            client.unavailable("the session was ended before it began", true).await;
+            Box::pin(client.unavailable("the session was ended before it began", true)).await;
             return cut_ending(live);
         }
         dialled = dialling => dialled,
@@ -44,11 +50,11 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
         Ok(backend) => backend,
         Err(failure) => {
             started.connect_failed(failure.text());
-            client.unavailable(failure.text(), true).await;
+            Box::pin(client.unavailable(failure.text(), true)).await;
             return Ending::plain(failure.close_reason());
         }
     };
-    let client = match client.granted(started, live, cluster).await {
+    let client = match Box::pin(client.granted(started, live, cluster)).await {
         Ok(client) => client,
         Err(error) => return Ending::because(CloseReason::ClientLost, error.to_string()),
     };
@@ -56,7 +62,12 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
     recorder.send_phases(SESSION);
     let mark = recorder.mark();
     let hold = Hold::default();
-    let moving = move_bytes(client, Held::new(backend, hold.clone()), started, live);
+    let moving = Box::pin(move_bytes(
+        client,
+        Held::new(backend, hold.clone()),
+        started,
+        live,
+    ));
     let ending = tokio::select! {
         // First, so that no byte moves once the spool is known to be full.
         biased;
