@@ -9,7 +9,6 @@ use iap_runtime::tls::{
 use iap_tunnel::{ALPN_IAP, ALPN_RESUME};
 
 use super::fetch::Fetched;
-use super::read_ahead::ReadAhead;
 use super::stream::DataStream;
 use crate::leaves::Offer;
 
@@ -26,7 +25,7 @@ pub(super) enum Talk {
 
 /// A connection whose ClientHello asks for a service this agent holds a leaf for, or for the agent itself.
 pub(super) struct Greeted {
-    pub(super) stream: Replay<ReadAhead<DataStream>>,
+    pub(super) stream: Replay<DataStream>,
     /// Nothing: to go on with a session.
     pub(super) service: Option<ServiceName>,
     pub(super) certified: Arc<CertifiedKey>,
@@ -105,7 +104,7 @@ pub(super) async fn greet(
     });
     match found {
         Ok((service, certified, talk)) => Ok(Greeted {
-            stream: Replay::new(bytes, ReadAhead::new(stream)),
+            stream: Replay::new(bytes, stream),
             service,
             certified,
             talk,

@@ -10,14 +10,13 @@ use iap_runtime::tls::{self, FixedIdentity, PeerVerifier, Replay, ServerStream};
 use iap_tunnel::{ALPN_IAP, ALPN_RESUME};
 
 use super::greet::{Greeted, Talk};
-use super::read_ahead::ReadAhead;
 use super::stream::DataStream;
 use super::verifier::{Decided, Tell, deciding_verifier, verifier};
 use crate::decide::{Attempt, Gate, Permit, Refusal};
 use crate::session::Caller;
 
 /// The encrypted stream to the client. In a box: each step that it is handed through would hold its size once more.
-pub type ClientStream = Box<ServerStream<Replay<ReadAhead<DataStream>>>>;
+pub type ClientStream = Box<ServerStream<Replay<DataStream>>>;
 
 /// What is known of an attempt before the caller is.
 #[derive(Debug, Clone)]
@@ -112,7 +111,7 @@ fn peer_label(error: &PeerError) -> &'static str {
 /// [`tls::farewell`] once the proxy has heard.
 pub(super) struct Rejected {
     pub(super) error: NotEntered,
-    pub(super) stream: Option<Replay<ReadAhead<DataStream>>>,
+    pub(super) stream: Option<Replay<DataStream>>,
 }
 
 impl From<NotEntered> for Rejected {

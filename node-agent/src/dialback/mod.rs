@@ -10,7 +10,6 @@ mod fetch;
 mod greet;
 mod handshake;
 mod hello;
-mod read_ahead;
 mod serve;
 mod shares;
 mod stream;
@@ -18,7 +17,6 @@ mod verifier;
 
 pub use handshake::ClientStream;
 pub(crate) use hello::{say_last, write_status};
-pub use read_ahead::ReadAhead;
 pub use stream::DataStream;
 
 use std::net::SocketAddr;

@@ -17,7 +17,7 @@ use super::fetch;
 use super::greet::{self, GreetError, Greeted};
 use super::handshake::{self, AttemptSeed, ClientStream, Entered, Entry, NotEntered, Rejected};
 use super::hello::{read_hello, say_last};
-use super::{DataStream, Entrance, Open, ReadAhead};
+use super::{DataStream, Entrance, Open};
 use crate::control::Link;
 use crate::decide::{Permit, Refusal};
 use crate::handlers::{self, Client, Visit, farewell};
@@ -103,7 +103,7 @@ enum Came {
     /// With a proof of who it is, for a session that begins or, without a seed, one that is gone on with.
     In(Box<Entered>, Option<AttemptSeed>),
     /// Without; the connection, where there is an alert to be read on it.
-    Rejected(Option<Replay<ReadAhead<DataStream>>>),
+    Rejected(Option<Replay<DataStream>>),
 }
 
 /// What the client said about itself in its hello.

@@ -10,14 +10,14 @@ use rustls::server::{NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
 use rustls::{ClientConfig, Error, ServerConfig, version};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::provider;
+use super::stream::TlsStream;
 
 /// The server's end of an established connection.
-pub type ServerStream<S> = tokio_rustls::server::TlsStream<S>;
+pub type ServerStream<S> = TlsStream<S>;
 /// The client's end of an established connection.
-pub type ClientStream<S> = tokio_rustls::client::TlsStream<S>;
+pub type ClientStream<S> = TlsStream<S>;
 
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 const FAREWELL_BYTES_MAX: u64 = 256 * 1024;
@@ -151,8 +151,7 @@ pub async fn answer<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
-    let (error, stream) = match tokio::time::timeout(timeout, accepting).await {
+    let (error, stream) = match tokio::time::timeout(timeout, TlsStream::accept(stream, config)).await {
         Ok(Ok(stream)) => return Ok(stream),
         Ok(Err((error, stream))) => (HandshakeError::Failed(error), Some(stream)),
         Err(_) => {
@@ -198,8 +197,9 @@ where
 {
     let name =
         ServerName::try_from(sni.to_owned()).map_err(|_| HandshakeError::Name { name: sni.to_owned() })?;
-    match tokio::time::timeout(timeout, TlsConnector::from(config).connect(name, stream)).await {
-        Ok(connected) => Ok(connected?),
+    match tokio::time::timeout(timeout, TlsStream::connect(stream, config, name)).await {
+        Ok(Ok(connected)) => Ok(connected),
+        Ok(Err((error, _))) => Err(error.into()),
         Err(_) => Err(HandshakeError::TimedOut {
             milliseconds: timeout.as_millis(),
         }),

@@ -10,6 +10,7 @@ mod presented;
 mod provider;
 mod replay;
 mod server;
+mod stream;
 
 pub use connection::{
     ClientStream, HandshakeError, ServerStream, Unanswered, alert_behind, alert_received, answer,
@@ -31,6 +32,7 @@ pub use rustls::server::danger::ClientCertVerifier;
 pub use rustls::{AlertDescription, ClientConfig, ServerConfig};
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 pub use server::{PinVerifier, ServerVerifier};
+pub use stream::TlsStream;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,8 @@ use iap_identity::{CaClass, PeerError};
 use rustls::client::Resumption;
 use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion};
 
+use tokio_rustls::TlsConnector;
+
 use super::*;
 
 #[tokio::test]
@@ -229,8 +231,9 @@ async fn an_alert_survives_what_the_client_sent_along_with_its_finished() {
     let client = world.client(Some(&alice));
     let talking = async {
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let stream = connect(stream, SERVICE, client, TIMEOUT).await.unwrap();
-        let (mut socket, mut connection) = stream.into_inner();
+        // Its records are sent all at once, by hand.
+        let connecting = TlsConnector::from(client).connect(SERVICE.try_into().unwrap(), stream);
+        let (mut socket, mut connection) = connecting.await.unwrap().into_inner();
         let mut records = Vec::new();
         connection.writer().write_all(&[7; 50_000]).unwrap();
         while connection.wants_write() {
@@ -269,9 +272,9 @@ async fn a_session_is_never_resumed() {
             stream.get_ref().1.handshake_kind()
         };
         let talking = async {
-            let mut stream = connect(far, SERVICE, Arc::clone(&willing), TIMEOUT)
-                .await
-                .unwrap();
+            let name = SERVICE.try_into().unwrap();
+            let connecting = TlsConnector::from(Arc::clone(&willing)).connect(name, far);
+            let mut stream = connecting.await.unwrap();
             // Tickets would arrive with the first read.
             stream.read_u8().await.unwrap();
             let connection = stream.get_ref().1;

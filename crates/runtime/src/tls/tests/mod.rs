@@ -3,6 +3,7 @@
 
 mod clients;
 mod servers;
+mod streams;
 
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
