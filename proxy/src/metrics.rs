@@ -1,5 +1,8 @@
 //! What the proxy counts. Names and reasons here are the interface of `/metrics`.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
 use iap_runtime::traces::SpanCounts;
 use iap_tunnel::{ControlWay, DataWay};
 use prometheus_client::metrics::counter::Counter;
@@ -9,9 +12,13 @@ use prometheus_client::registry::{Registry, Unit};
 
 type Label = [(&'static str, &'static str); 1];
 
-/// The counters of one proxy. Clones share them.
+/// The counters of one proxy. Clones share them; a session holds several, so each is a pointer.
 #[derive(Debug, Clone, Default)]
-pub struct Metrics {
+pub struct Metrics(Arc<Counters>);
+
+/// What is counted.
+#[derive(Debug, Default)]
+pub struct Counters {
     routed: Family<Label, Counter>,
     refused: Family<Label, Counter>,
     dial_backs: Family<Label, Counter>,
@@ -31,6 +38,14 @@ pub struct Metrics {
     pub pool_idle: Gauge,
     /// Spans.
     pub trace_spans: SpanCounts,
+}
+
+impl Deref for Metrics {
+    type Target = Counters;
+
+    fn deref(&self) -> &Counters {
+        &self.0
+    }
 }
 
 /// Where a connection went.
