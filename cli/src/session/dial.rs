@@ -76,11 +76,7 @@ pub(super) async fn dial(
 
 /// Any proxy will do: the next is tried instead of one through which the service is not reached, and beside one that
 /// hangs.
-async fn reach(
-    identity: &Identity,
-    wanted: &Wanted,
-    recorder: &Recorder,
-) -> Result<Connection, Failure> {
+async fn reach(identity: &Identity, wanted: &Wanted, recorder: &Recorder) -> Result<Connection, Failure> {
     let proxies = identity
         .proxies()
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
@@ -229,11 +225,7 @@ fn resumable_stream(
     )))
 }
 
-async fn handshake(
-    identity: &Identity,
-    wanted: &Wanted,
-    tcp: TcpStream,
-) -> Result<Connection, Failure> {
+async fn handshake(identity: &Identity, wanted: &Wanted, tcp: TcpStream) -> Result<Connection, Failure> {
     let config = identity
         .service_config(&[ALPN_RESUME, ALPN_IAP])
         .map_err(|error| Failure::failed(format!("{error:#}")))?;

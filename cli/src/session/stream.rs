@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use super::redial::Redial;
 
 /// A connection to an agent. In a box: whatever it is handed through would hold its size once more.
-pub type Connection = Box<ClientStream<TcpStream>>;
+pub(super) type Connection = Box<ClientStream<TcpStream>>;
 
 /// The bytes of a session: over one connection, or over one after the other.
 pub enum SessionStream {

@@ -316,7 +316,7 @@ async fn a_client_is_waited_for_so_long_and_no_longer() {
     let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
     let mut client = Client::begin(&plane, &alice).await;
     client.round_trip("before").await;
-    client.stream.get_mut().0.shutdown().await.unwrap();
+    client.stream.io_mut().shutdown().await.unwrap();
     let end = plane.event("session.end").await;
     assert_eq!(end["close_reason"], "client_lost");
     assert!(

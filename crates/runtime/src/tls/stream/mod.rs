@@ -9,7 +9,7 @@ mod sending;
 
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -55,8 +55,8 @@ pub struct TlsStream<S> {
     is_read_closed: bool,
     /// Whether the peer was told so, or of an error.
     is_write_closed: bool,
-    /// Whether something was wrong: rustls must not be asked to go on.
-    is_failed: bool,
+    /// What was wrong: rustls must not be asked to go on.
+    failure: Option<Error>,
 }
 
 enum Connection {
@@ -125,9 +125,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         }
     }
 
-    /// The stream below.
-    #[cfg(test)]
-    pub(super) fn io_mut(&mut self) -> &mut S {
+    /// The stream below. What is read from it or written to it is lost to the connection.
+    pub fn io_mut(&mut self) -> &mut S {
         &mut self.io
     }
 
@@ -146,7 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             sending: Sending::default(),
             is_read_closed: false,
             is_write_closed: false,
-            is_failed: false,
+            failure: None,
         };
         match poll_fn(|context| stream.poll_handshake(context)).await {
             Ok(()) => Ok(stream),
@@ -210,7 +209,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
 
     /// Tries to send the alert that says what was wrong; the error is what counts.
     fn fail(&mut self, context: &mut Context<'_>, error: Error) -> io::Error {
-        (self.is_failed, self.is_write_closed) = (true, true);
+        self.is_write_closed = true;
+        self.failure = Some(error.clone());
         // Each step takes one message off those that rustls wants sent. Beyond these it would go on with what failed.
         while self.connection.common().wants_write() && self.process(None).is_ok() {}
         let _ = self.poll_send(context);
@@ -235,13 +235,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Makes way for an order: what has arrived comes first for rustls, whether or not somebody asks for it, and
     /// records leave in the order of their encryption.
     fn poll_make_way(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.is_failed {
-            loop {
-                match self.process(None) {
-                    Ok(Progress::Some) => {}
-                    Ok(Progress::NeedsMore | Progress::PeerClosed) => break,
-                    Err(error) => return Poll::Ready(Err(self.fail(context, error))),
-                }
+        while self.failure.is_none() {
+            match self.process(None) {
+                Ok(Progress::Some) => {}
+                Ok(Progress::NeedsMore | Progress::PeerClosed) => break,
+                Err(error) => return Poll::Ready(Err(self.fail(context, error))),
             }
         }
         self.sending.poll_drain(&mut self.io, context)
@@ -388,11 +386,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
             if target.filled().len() > had || target.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
-            if this.is_failed {
-                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            if let Some(error) = &this.failure {
+                return Poll::Ready(Err(invalid(error.clone())));
             }
             if let Err(error) = this.decrypt(target) {
-                return Poll::Ready(Err(this.fail(context, error)));
+                let error = this.fail(context, error);
+                // What came before it is given first.
+                return match target.filled().len() > had || !this.plain.is_empty() {
+                    true => continue,
+                    false => Poll::Ready(Err(error)),
+                };
             }
             if target.filled().len() > had || this.is_read_closed {
                 return Poll::Ready(Ok(()));
@@ -409,6 +412,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.poll_make_way(context))?;
+        if let Some(error) = &this.failure {
+            return Poll::Ready(Err(invalid(error.clone())));
+        }
         if this.is_write_closed {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
@@ -421,6 +427,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(taken)),
         }
+    }
+
+    /// Pieces that are smaller than a record share one.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut together = BUFFERS.take();
+        let mut length = 0;
+        for piece in pieces {
+            let room = together
+                .get_mut(length..RECORDS * FRAGMENT_BYTES_MAX)
+                .unwrap_or_default();
+            let taken = piece.len().min(room.len());
+            for (place, byte) in room.iter_mut().zip(piece.iter().take(taken)) {
+                *place = *byte;
+            }
+            length += taken;
+        }
+        self.poll_write(context, together.get(..length).unwrap_or_default())
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -4,6 +4,7 @@
 mod clients;
 mod servers;
 mod streams;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration as StdDuration;

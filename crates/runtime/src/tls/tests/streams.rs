@@ -113,7 +113,7 @@ async fn read_pieces(stream: &mut (impl AsyncRead + Unpin), piece: usize) -> Vec
     }
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -183,7 +183,7 @@ async fn a_byte_that_was_changed_on_the_way_ends_the_connection_with_an_alert() 
         assert!(alert_received(&heard).is_some(), "{heard}");
         assert_eq!(
             own.read(&mut [0; 300]).await.unwrap_err().kind(),
-            ErrorKind::NotConnected
+            ErrorKind::InvalidData
         );
         assert!(own.write(b"x").await.is_err());
     }
@@ -236,5 +236,23 @@ async fn keys_are_changed_when_the_peer_asks_for_it() {
             assert_eq!(got, [round; 50]);
         }
         assert!(own.is_at_rest());
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_changes_its_keys_and_sends_nothing_is_not_followed_for_ever() {
+    for ours in BOTH {
+        for (updates, is_followed) in [(32, true), (33, false)] {
+            let (mut own, mut other) = pair(ours, 1 << 16).await;
+            for _ in 0..updates {
+                match &mut other {
+                    Usual::Client(stream) => stream.get_mut().1.refresh_traffic_keys().unwrap(),
+                    Usual::Server(stream) => stream.get_mut().1.refresh_traffic_keys().unwrap(),
+                }
+            }
+            other.write_all(b"data").await.unwrap();
+            let read = own.read(&mut [0; 10]).await;
+            assert_eq!(read.is_ok(), is_followed, "{updates} at {ours:?}: {read:?}");
+        }
     }
 }
