@@ -19,6 +19,7 @@ use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tonic::transport::Channel;
 
 use crate::admission::Admission;
@@ -39,6 +40,9 @@ const STOPPING: &str = "the proxy is stopping";
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 /// What calls to the auth server get to end by themselves once the sessions are over. An agent's feed never does.
 const CALLS: Duration = Duration::from_secs(1);
+/// When none of the sessions that can go on elsewhere has left for so long, none will: their clients and agents know no
+/// other proxy, and wait for the one that begins when this one has ended.
+const LEAVING: Duration = Duration::from_secs(1);
 /// For closing what the drain did not see end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -286,10 +290,12 @@ async fn drain(door: &Door, seconds_max: Duration, shutdown: &Shutdown) -> Drain
         "draining"
     );
     let idle = async {
-        until(|| door.admission.taken().0 == 0 && board.sessions() == 0).await;
-        let calls = until(|| door.admission.taken() == (0, 0));
+        until(|| door.admission.taken().0 == 0 && board.not_resumable() == 0).await;
+        // The sessions that are left hold a place each, as calls do.
+        let calls = until(|| door.admission.taken() == (0, board.sessions()));
         // Whoever is cut off here asks again by another proxy, or this one when it is back.
-        let _ = tokio::time::timeout(CALLS, calls).await;
+        let calls = tokio::time::timeout(CALLS, calls);
+        let _ = tokio::join!(calls, until_nobody_leaves(board));
     };
     let in_time = tokio::time::timeout(seconds_max, idle).await;
     let left = board.sessions();
@@ -299,6 +305,21 @@ async fn drain(door: &Door, seconds_max: Duration, shutdown: &Shutdown) -> Drain
     match in_time {
         Ok(()) => ended,
         Err(_) => Drained::Abandoned { tasks: left },
+    }
+}
+
+/// Returns once no session is left, or none has left for a while.
+async fn until_nobody_leaves(board: &Switchboard) {
+    let (mut sessions, mut last_left) = (board.sessions(), Instant::now());
+    while sessions > 0 && last_left.elapsed() < LEAVING {
+        tokio::time::sleep(DRAIN_POLL).await;
+        let now = board.sessions();
+        if now < sessions {
+            (sessions, last_left) = (now, Instant::now());
+        }
+    }
+    if sessions > 0 {
+        tracing::info!(sessions, "they go on once another proxy is there");
     }
 }
 

@@ -67,6 +67,8 @@ struct Session {
     serial: String,
     source: Source,
     judged: bool,
+    /// Its client goes on by another connection when this one ends, as its agent has said.
+    resumable: bool,
     verdict: Verdict,
     cut: Cancellation,
 }
@@ -303,6 +305,7 @@ impl Switchboard {
             serial: line.serial.clone(),
             source: request.source,
             judged: false,
+            resumable: false,
             verdict: verdict.clone(),
             cut: cut.clone(),
         };
@@ -420,6 +423,15 @@ impl Switchboard {
         Some(session.source)
     }
 
+    /// The agent lets the client of this connection go on by another.
+    pub fn resumable(&self, agent: &AgentId, connection_id: &ConnectionId) {
+        if let Some(session) = self.table().sessions.get_mut(connection_id)
+            && session.agent == *agent
+        {
+            session.resumable = true;
+        }
+    }
+
     /// Cuts the lines and sessions of every agent that a lock names, and forgets what it served, what it was asked for
     /// and what it dialled in advance: when this returns, nothing new can begin through it, however long its line takes
     /// to end. Returns how many of each.
@@ -468,6 +480,16 @@ impl Switchboard {
     /// How many sessions run.
     pub fn sessions(&self) -> usize {
         self.table().sessions.len()
+    }
+
+    /// How many of them would be lost with their connections.
+    pub fn not_resumable(&self) -> usize {
+        let table = self.table();
+        table
+            .sessions
+            .values()
+            .filter(|session| !session.resumable)
+            .count()
     }
 
     /// How many agents are on the line.

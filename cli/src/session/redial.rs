@@ -8,6 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use iap_identity::{ServerName, SessionId};
+use iap_runtime::backoff::Backoff;
 use iap_runtime::net::{self, HostPort};
 use iap_runtime::resume::{Arrival, Reconnect};
 use iap_runtime::tls::{self, AlertDescription, HandshakeError};
@@ -128,7 +129,7 @@ async fn come_back(
     patience: Duration,
 ) -> io::Result<Back> {
     let deadline = Instant::now() + patience;
-    let mut pause = AGAIN_AFTER;
+    let mut backoff = Backoff::new(AGAIN_AFTER, AGAIN_AFTER_MAX);
     loop {
         let identity = sessions.for_coming_back().await;
         let attempt = async {
@@ -145,13 +146,13 @@ async fn come_back(
             },
         };
         sessions.say(&format!("not back yet: {why}"));
+        let pause = backoff.next_delay();
         if Instant::now() + pause >= deadline {
             let seconds = patience.as_secs();
             let why = format!("the connection was lost, and there was no other within {seconds} s: {why}");
             return Err(io::Error::new(io::ErrorKind::TimedOut, why));
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(AGAIN_AFTER_MAX);
     }
 }
 

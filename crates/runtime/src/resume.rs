@@ -76,6 +76,11 @@ pub trait Reconnect<C> {
 
     /// Something came over it.
     fn heard(&mut self) {}
+
+    /// Why the connection there is has to be given up, if it has: another comes in its place.
+    fn gives_up(&mut self) -> Option<io::Error> {
+        None
+    }
 }
 
 /// One end of a session, over one connection after the other.
@@ -171,7 +176,10 @@ where
             match self.reconnect.poll_next(context, position) {
                 Poll::Ready(Ok(arrival)) => self.attach(arrival)?,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.die(error))),
-                Poll::Pending if self.connection.is_some() => break,
+                Poll::Pending if self.connection.is_some() => match self.reconnect.gives_up() {
+                    Some(why) => self.lost(&why),
+                    None => break,
+                },
                 Poll::Pending => return Poll::Pending,
             }
         }

@@ -88,6 +88,11 @@ pub enum ControlMessage {
         /// The handshake ended with a valid certificate.
         authenticated: bool,
     },
+    /// Agent to proxy: the client of a connection can go on with its session over another one, as soon as this one ends.
+    Resumable {
+        /// Of the connection.
+        connection_id: ConnectionId,
+    },
     /// Both directions; answered by a `Pong` of the same number.
     Ping(u64),
     /// The answer to a `Ping`.
@@ -131,6 +136,7 @@ impl ControlMessage {
             Self::PoolTokens { .. } => "pool_tokens",
             Self::OpenRefused { .. } => "open_refused",
             Self::Verdict { .. } => "verdict",
+            Self::Resumable { .. } => "resumable",
             Self::Ping(_) => "ping",
             Self::Pong(_) => "pong",
             Self::Drain { .. } => "drain",
@@ -144,7 +150,8 @@ impl ControlMessage {
             Self::Announce { .. }
             | Self::PoolAsk { .. }
             | Self::OpenRefused { .. }
-            | Self::Verdict { .. } => Senders::Only(Side::Agent),
+            | Self::Verdict { .. }
+            | Self::Resumable { .. } => Senders::Only(Side::Agent),
             Self::Announced { .. } | Self::Open { .. } | Self::PoolTokens { .. } | Self::Drain { .. } => {
                 Senders::Only(Side::Proxy)
             }

@@ -25,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::data::{DataMemory, Ways};
 use super::dial::{Line, Memory};
 use super::pool::{PoolEvent, PoolKeeper};
-use super::{Connected, Link};
+use super::{Connected, Link, drain};
 use crate::config::{ControlChoice, DataChoice};
 use crate::dialback::{Entrance, Open};
 use crate::identity::OwnIdentity;
@@ -208,12 +208,15 @@ impl Connector {
         offers.mark_changed();
         let mut ping = tokio::time::interval(PING_EVERY);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut nonce, mut withdrawn) = (0, false);
+        let (mut nonce, mut withdrawn, mut leaving) = (0, false, None);
         loop {
             tokio::select! {
                 message = ear.hear() => match message? {
                     ControlMessage::PoolTokens { tokens, idle_seconds } => {
                         pool.invited(tokens, Duration::from_secs(idle_seconds.into()));
+                    }
+                    ControlMessage::Drain { deadline_seconds } if leaving.is_none() => {
+                        leaving = Some(self.leave(proxy, deadline_seconds));
                     }
                     message => self.handle(message, &link)?,
                 },
@@ -242,6 +245,15 @@ impl Connector {
                 }
             }
         }
+    }
+
+    /// The proxy takes nobody any more; whoever can leaves it, until the handle is dropped.
+    fn leave(&self, proxy: ProxyId, deadline_seconds: u32) -> AbortOnDropHandle<()> {
+        tracing::info!(%proxy, deadline_seconds, "the proxy drains");
+        self.connected.drains(proxy);
+        let (connected, entrance) = (Arc::clone(&self.connected), Arc::clone(&self.entrance));
+        let deadline = Duration::from_secs(deadline_seconds.into());
+        AbortOnDropHandle::new(tokio::spawn(drain::leave(connected, entrance, proxy, deadline)))
     }
 
     fn ways(&self, proxy: ProxyId, quic: Option<Connection>, memory: Arc<DataMemory>) -> Ways {
@@ -291,18 +303,17 @@ impl Connector {
                 Ok(())
             }
             ControlMessage::Ping(nonce) => deliver(link, ControlMessage::Pong(nonce)),
-            ControlMessage::Drain { deadline_seconds } => {
-                tracing::info!(proxy = %link.through.proxy, deadline_seconds, "the proxy drains");
+            // The pool's keeper has taken the tokens before, and nobody has to be told twice to leave.
+            ControlMessage::Pong(_) | ControlMessage::PoolTokens { .. } | ControlMessage::Drain { .. } => {
                 Ok(())
             }
-            // The pool's keeper has taken the tokens before.
-            ControlMessage::Pong(_) | ControlMessage::PoolTokens { .. } => Ok(()),
             // The conversation has refused these already: only an agent sends them.
             ControlMessage::Hello { .. }
             | ControlMessage::Announce { .. }
             | ControlMessage::PoolAsk { .. }
             | ControlMessage::OpenRefused { .. }
-            | ControlMessage::Verdict { .. } => Ok(()),
+            | ControlMessage::Verdict { .. }
+            | ControlMessage::Resumable { .. } => Ok(()),
         }
     }
 }

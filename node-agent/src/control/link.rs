@@ -54,6 +54,11 @@ impl Link {
         });
     }
 
+    /// Tells the proxy that the client of a connection loses nothing when that ends.
+    pub fn resumable(&self, connection_id: ConnectionId) {
+        let _ = self.send(ControlMessage::Resumable { connection_id });
+    }
+
     /// Tells the proxy that nobody will dial back.
     pub fn refuse(&self, connection_id: ConnectionId, reason: &str) {
         let _ = self.send(ControlMessage::OpenRefused {

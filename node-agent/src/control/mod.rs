@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod data;
 mod dial;
+mod drain;
 pub mod link;
 pub mod pool;
 
@@ -41,6 +42,8 @@ pub struct ConnectedProxy {
     pub way: ControlWay,
     /// What sessions run over.
     pub data: DataWay,
+    /// It takes no new clients any more.
+    pub drains: bool,
 }
 
 /// The proxies this agent is connected to now. One lock, the channel's own: whoever looks at them while they
@@ -98,6 +101,26 @@ impl Connected {
         proxies.values().filter(|proxy| proxy.way == way).count()
     }
 
+    /// `proxy` takes no new clients any more.
+    fn drains(&self, proxy: ProxyId) {
+        self.0.send_if_modified(|proxies| match proxies.get_mut(&proxy) {
+            Some(proxy) => !std::mem::replace(&mut proxy.drains, true),
+            None => false,
+        });
+    }
+
+    /// Whether clients of `proxy` could come by another.
+    fn has_other_than(&self, proxy: ProxyId) -> bool {
+        another(&self.0.borrow(), proxy)
+    }
+
+    /// Returns once clients of `proxy` could come by another.
+    async fn other_than(&self, proxy: ProxyId) {
+        let mut proxies = self.0.subscribe();
+        // The sender is here.
+        let _ = proxies.wait_for(|proxies| another(proxies, proxy)).await;
+    }
+
     /// Returns once `proxy` is no longer connected.
     async fn left(&self, proxy: ProxyId) {
         let mut proxies = self.0.subscribe();
@@ -116,7 +139,12 @@ impl Connected {
         let address = address.clone();
         let entered = self.0.send_if_modified(|proxies| match proxies.entry(proxy) {
             Entry::Vacant(place) => {
-                place.insert(ConnectedProxy { address, way, data });
+                place.insert(ConnectedProxy {
+                    address,
+                    way,
+                    data,
+                    drains: false,
+                });
                 true
             }
             Entry::Occupied(_) => false,
@@ -126,6 +154,10 @@ impl Connected {
             proxy,
         })
     }
+}
+
+fn another(proxies: &BTreeMap<ProxyId, ConnectedProxy>, proxy: ProxyId) -> bool {
+    proxies.iter().any(|(id, other)| *id != proxy && !other.drains)
 }
 
 impl Place {

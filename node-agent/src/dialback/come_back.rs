@@ -74,6 +74,7 @@ impl Passage {
         self.record(caller, &resumption);
         if let Some(connection) = stream.take() {
             resumption.hand_over(self.arrival(connection, request, ticket));
+            self.link.resumable(self.open.connection_id);
         }
         Ok(())
     }

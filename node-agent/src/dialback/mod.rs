@@ -41,7 +41,7 @@ use crate::journal::Journal;
 use crate::leaves::Offer;
 use crate::limits::Limits;
 use crate::metrics::{self, Metrics};
-use crate::session::{Live, Registry, Resumptions, Through, review};
+use crate::session::{Live, Registry, Resumption, Resumptions, Through, review};
 use shares::Shares;
 
 /// What a proxy asks the agent to fetch.
@@ -147,6 +147,11 @@ impl Entrance {
         for live in registry.all().into_iter().filter(concerned) {
             review::cut_by_lock_on_proxy(gate, &live);
         }
+    }
+
+    /// The sessions through `proxy` whose clients can come back by another.
+    pub(crate) fn resumable_through(&self, proxy: ProxyId) -> Vec<Arc<Resumption>> {
+        self.resumptions.through(proxy)
     }
 
     fn place(&self, proxy: ProxyId, client: SocketAddr) -> Result<Place, &'static str> {

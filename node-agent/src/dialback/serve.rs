@@ -20,7 +20,7 @@ use super::hello::{read_hello, say_last};
 use super::{DataStream, Entrance, Open};
 use crate::control::Link;
 use crate::decide::{Permit, Refusal};
-use crate::handlers::{self, Client, Visit, farewell};
+use crate::handlers::{self, Client, Returning, Visit, farewell};
 use crate::journal::{Denied, Mismatch};
 use crate::session::{Caller, Live, Resumes, SessionFacts, review, spans};
 
@@ -277,9 +277,13 @@ impl Passage {
         });
         match decided {
             Ok(permit) => {
-                let resumptions = resumable.then(|| self.entrance.resumptions.clone());
+                let returning = resumable.then(|| Returning {
+                    resumptions: self.entrance.resumptions.clone(),
+                    link: self.link.clone(),
+                    connection_id: self.open.connection_id,
+                });
                 Some(Box::new(Admitted {
-                    client: Client::framed(stream, self.recorder.trace(), resumptions),
+                    client: Client::framed(stream, self.recorder.trace(), returning),
                     caller,
                     seed,
                     permit,

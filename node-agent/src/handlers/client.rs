@@ -4,12 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iap_identity::{ClusterName, ServerName, SessionId, TraceId};
+use iap_identity::{ClusterName, ConnectionId, ServerName, SessionId, TraceId};
 use iap_tunnel::Status;
 use iap_tunnel::resume::ResumeOffer;
 
 use super::farewell;
 use super::stream::SessionStream;
+use crate::control::Link;
 use crate::dialback::{ClientStream, say_last, write_status};
 use crate::session::{Live, Resumptions, Started};
 
@@ -20,14 +21,22 @@ pub struct Client {
     speech: Speech,
 }
 
+/// Where a client may come back, and the proxy that is to know that it can.
+#[derive(Debug)]
+pub(crate) struct Returning {
+    pub(crate) resumptions: Resumptions,
+    pub(crate) link: Link,
+    pub(crate) connection_id: ConnectionId,
+}
+
 /// What it understands before bytes flow.
 #[derive(Debug)]
 enum Speech {
     /// `iap/1`, and it waits for its status, with the trace that is recorded.
     Framed {
         trace: Option<TraceId>,
-        /// Where it may come back.
-        resumptions: Option<Resumptions>,
+        /// If it may come back.
+        returning: Option<Box<Returning>>,
     },
     /// PostgreSQL, so that it can be answered once it has begun.
     Postgres { session: SessionId, patience: Duration },
@@ -39,14 +48,11 @@ impl Client {
     /// A client that speaks `iap/1`, or `iap-resume/1` if it may come back, and waits for its status, which names the trace
     /// where one is recorded.
     #[must_use]
-    pub(crate) fn framed(
-        stream: ClientStream,
-        trace: Option<TraceId>,
-        resumptions: Option<Resumptions>,
-    ) -> Self {
+    pub(crate) fn framed(stream: ClientStream, trace: Option<TraceId>, returning: Option<Returning>) -> Self {
+        let returning = returning.map(Box::new);
         Self {
             stream,
-            speech: Speech::Framed { trace, resumptions },
+            speech: Speech::Framed { trace, returning },
         }
     }
 
@@ -78,7 +84,7 @@ impl Client {
         live: &Arc<Live>,
         cluster: &ClusterName,
     ) -> io::Result<SessionStream> {
-        let Speech::Framed { trace, resumptions } = self.speech else {
+        let Speech::Framed { trace, returning } = self.speech else {
             return Ok(SessionStream::Direct(self.stream));
         };
         let granted = |resume: Option<ResumeOffer>| Status::Granted {
@@ -92,13 +98,14 @@ impl Client {
             trace_id: trace,
         };
         let mut stream = self.stream;
-        let Some(resumptions) = resumptions else {
+        let Some(returning) = returning else {
             write_status(&mut stream, &granted(None)).await?;
             return Ok(SessionStream::Direct(stream));
         };
-        let offer = resumptions.offer()?;
+        let offer = returning.resumptions.offer()?;
         write_status(&mut stream, &granted(Some(offer.clone()))).await?;
-        let stream = resumptions.begin(live, &offer, stream)?;
+        let stream = returning.resumptions.begin(live, &offer, stream)?;
+        returning.link.resumable(returning.connection_id);
         Ok(SessionStream::Resumable(Box::new(stream)))
     }
 

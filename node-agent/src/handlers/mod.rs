@@ -18,6 +18,7 @@ use iap_runtime::traces::Recorder;
 use tokio::sync::watch;
 
 pub use client::Client;
+pub(crate) use client::Returning;
 
 use crate::config::LocalService;
 use crate::decide::Permit;

@@ -14,6 +14,6 @@ pub mod started;
 pub use caller::Caller;
 pub use facts::{Ending, Resumes, SessionFacts, Through};
 pub use live::{Live, Presence, Registry};
-pub(crate) use resumption::Resumptions;
+pub(crate) use resumption::{Resumption, Resumptions};
 pub(crate) use spans::SESSION;
 pub use started::Started;

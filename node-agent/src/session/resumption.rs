@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use iap_identity::SessionId;
+use iap_identity::{ProxyId, SessionId};
 use iap_runtime::config::InForce;
 use iap_runtime::resume::{Allowance, Arrival, Budget, Reconnect, Resumable};
 use iap_tunnel::resume::{ResumeOffer, Ticket, Violation};
@@ -40,6 +40,7 @@ pub(crate) struct Resumption {
     tickets: Mutex<Tickets>,
     mailbox: Mutex<Option<Arrival<ClientStream>>>,
     has_mail: AtomicBool,
+    is_sent_away: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -110,6 +111,7 @@ impl Resumptions {
             }),
             mailbox: Mutex::new(None),
             has_mail: AtomicBool::new(false),
+            is_sent_away: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });
         locked(&self.sessions).insert(live.facts.session_id, Arc::clone(&resumption));
@@ -127,6 +129,13 @@ impl Resumptions {
 
     pub(crate) fn find(&self, session: &SessionId) -> Option<Arc<Resumption>> {
         locked(&self.sessions).get(session).cloned()
+    }
+
+    /// Those whose client came through `proxy`.
+    pub(crate) fn through(&self, proxy: ProxyId) -> Vec<Arc<Resumption>> {
+        let sessions = locked(&self.sessions);
+        let concerned = sessions.values().filter(|session| session.is_through(proxy));
+        concerned.cloned().collect()
     }
 
     fn allowance(&self, caller: &Caller) -> Allowance {
@@ -172,6 +181,18 @@ impl Resumption {
         self.has_mail.store(true, Ordering::Release);
         self.waker.wake();
         self.live.facts.resumes.note();
+    }
+
+    /// Gives up the client's connection through `proxy`, if it is still that: the client comes back by another.
+    pub(crate) fn send_away(&self, proxy: ProxyId) {
+        if self.is_through(proxy) {
+            self.is_sent_away.store(true, Ordering::Release);
+            self.waker.wake();
+        }
+    }
+
+    fn is_through(&self, proxy: ProxyId) -> bool {
+        self.live.through().proxy == proxy
     }
 
     fn poll_mailbox(&self, context: &mut Context<'_>) -> Poll<Arrival<ClientStream>> {
@@ -222,6 +243,8 @@ impl Reconnect<ClientStream> for ComingBack {
     fn found(&mut self) {
         self.waits = None;
         self.is_confirmed = false;
+        // That was meant for the connection before.
+        self.resumption.is_sent_away.store(false, Ordering::Release);
     }
 
     fn heard(&mut self) {
@@ -229,6 +252,12 @@ impl Reconnect<ClientStream> for ComingBack {
             self.is_confirmed = true;
             self.resumption.confirm();
         }
+    }
+
+    fn gives_up(&mut self) -> Option<io::Error> {
+        let flag = &self.resumption.is_sent_away;
+        let sent_away = flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::AcqRel);
+        sent_away.then(|| io::Error::other("the proxy that it came through drains"))
     }
 }
 

@@ -107,6 +107,9 @@ fn to_wire(message: ControlMessage) -> Message {
             connection_id: connection_id.as_bytes().to_vec(),
             authenticated,
         }),
+        ControlMessage::Resumable { connection_id } => Message::Resumable(v1::Resumable {
+            connection_id: connection_id.as_bytes().to_vec(),
+        }),
         ControlMessage::Ping(nonce) => Message::Ping(v1::Ping { nonce }),
         ControlMessage::Pong(nonce) => Message::Pong(v1::Pong { nonce }),
         ControlMessage::Drain { deadline_seconds } => Message::Drain(v1::Drain { deadline_seconds }),
@@ -140,6 +143,9 @@ fn from_wire(message: Message) -> Result<ControlMessage, WireError> {
         Message::Verdict(verdict) => ControlMessage::Verdict {
             connection_id: connection("Verdict.connection_id", &verdict.connection_id)?,
             authenticated: verdict.authenticated,
+        },
+        Message::Resumable(resumable) => ControlMessage::Resumable {
+            connection_id: connection("Resumable.connection_id", &resumable.connection_id)?,
         },
         Message::Ping(ping) => ControlMessage::Ping(ping.nonce),
         Message::Pong(pong) => ControlMessage::Pong(pong.nonce),
@@ -261,6 +267,7 @@ mod tests {
                 connection_id,
                 authenticated: true,
             },
+            ControlMessage::Resumable { connection_id },
             ControlMessage::Ping(7),
             ControlMessage::Pong(7),
             ControlMessage::Drain { deadline_seconds: 30 },

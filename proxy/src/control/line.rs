@@ -285,6 +285,10 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
                 self.judged(&connection_id, authenticated);
                 Ok(())
             }
+            ControlMessage::Resumable { connection_id } => {
+                self.door.board.resumable(&self.agent.peer.id, &connection_id);
+                Ok(())
+            }
             ControlMessage::Ping(nonce) => self.send(ControlMessage::Pong(nonce)).await,
             ControlMessage::Pong(_) => Ok(()),
             // The conversation lets none of these through from an agent.

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use iap_identity::ProxyId;
+use iap_identity::{ConnectionId, ProxyId};
 use iap_proxy::{App, AppError};
 use iap_runtime::files::DataDir;
 use iap_runtime::shutdown::Drained;
@@ -15,6 +15,10 @@ use tokio::net::TcpStream;
 
 use crate::support::plane::{Prepared, aged_cluster, signed_locks};
 use crate::support::*;
+
+/// Longer than a test waits.
+const NEVER: Duration = Duration::from_secs(3600);
+const LONGER_THAN_ANYBODY_LEAVES: Duration = Duration::from_millis(1500);
 
 /// One page of the admin address: status line and body.
 async fn page(plane: &Plane, path: &str) -> String {
@@ -141,4 +145,47 @@ async fn a_drain_ends_sessions_that_outlast_it() {
     assert_eq!(soon(plane.run).await.unwrap(), Drained::Abandoned { tasks: 1 });
     rest(&mut client).await;
     rest(&mut fetched).await;
+}
+
+/// A session of `service`, joined with its agent.
+async fn joined(plane: &Plane, agent: &mut TestAgent, service: &str) -> (ConnectionId, TcpStream, TcpStream) {
+    let hello = hello(&plane.cluster, &plane.host(service));
+    let client = dial(plane.address, &hello).await;
+    let (opened, mut fetched) = agent.fetch().await;
+    take(&mut fetched, hello.len()).await;
+    (opened.connection_id, client, fetched)
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_sessions_that_go_on_elsewhere_and_does_not_leave() {
+    let plane = Plane::start_with(|config| config.limits.drain_seconds_max = NEVER).await;
+    let mut agent = TestAgent::serving(&plane, &["db"]).await;
+    let (connection_id, mut client, _fetched) = joined(&plane, &mut agent, "db").await;
+    agent.send(ControlMessage::Resumable { connection_id }).await;
+    agent.settled().await;
+    plane.shutdown.trigger("test");
+    assert_eq!(soon(plane.run).await.unwrap(), Drained::Complete);
+    rest(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_drain_cuts_nobody_while_it_waits_for_a_session_that_cannot_go_on_elsewhere() {
+    let plane = Plane::start_with(|config| config.limits.drain_seconds_max = NEVER).await;
+    let mut agent = TestAgent::serving(&plane, &["db"]).await;
+    let mut other = TestAgent::serving(&plane, &["web"]).await;
+    let (connection_id, mut resumable, mut fetched) = joined(&plane, &mut agent, "db").await;
+    let (stock_id, stock, stock_fetched) = joined(&plane, &mut agent, "db").await;
+    agent.send(ControlMessage::Resumable { connection_id }).await;
+    agent.settled().await;
+    // Not its own to speak of.
+    let connection_id = stock_id;
+    other.send(ControlMessage::Resumable { connection_id }).await;
+    other.settled().await;
+    plane.shutdown.trigger("test");
+    let cut = tokio::time::timeout(LONGER_THAN_ANYBODY_LEAVES, take(&mut fetched, 1));
+    assert!(cut.await.is_err());
+    resumable.write_all(b"still").await.unwrap();
+    assert_eq!(take(&mut fetched, 5).await, b"still");
+    drop((stock, stock_fetched));
+    assert_eq!(soon(plane.run).await.unwrap(), Drained::Complete);
 }

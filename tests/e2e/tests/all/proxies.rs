@@ -1,12 +1,17 @@
 //! Several proxies of one cluster: people and agents know all of them, and the loss of one costs nobody a session
 //! that did not run through it.
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use iap_e2e::{Annex, Background, Plane, wait_until};
 use iap_testkit::free_port;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+
+use crate::stock_clients::environment;
 
 fn local() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port().unwrap()))
@@ -105,25 +110,69 @@ fn a_proxy_that_hangs_holds_nobody_up_where_there_is_another() {
     annex.signal(Signal::CONT).unwrap();
 }
 
+/// `openssl` through the proxy of this address, which knows of no second connection.
+fn stock_session_by(plane: &Plane, address: &str) -> Background {
+    let v = environment(plane, "alice", "echo");
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-quiet", "-verify_return_error"]);
+    for (option, value) in [
+        ("-connect", address),
+        ("-servername", &v["IAP_SERVER_NAME"]),
+        ("-CAfile", &v["IAP_CA"]),
+        ("-cert", &v["IAP_CERT"]),
+        ("-key", &v["IAP_KEY"]),
+    ] {
+        command.args([option, value]);
+    }
+    let piped = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut session = Background(piped.spawn().unwrap());
+    session.round_trip(b"by openssl\n").unwrap();
+    session
+}
+
 #[test]
-fn a_drained_proxy_keeps_its_sessions_until_the_deadline_and_then_they_and_new_ones_go_to_the_other() {
-    let (plane, mut annex, first, second) = plane_with_two("[limits]\ndrain_seconds_max = 6\n");
-    let mut by_second = session_by(&plane, &second);
-    annex.signal(Signal::TERM).unwrap();
-    wait_until("it takes nobody any more", || {
-        Ok(std::net::TcpStream::connect(&second).is_err())
-    })
-    .unwrap();
+fn a_drained_proxy_keeps_stock_sessions_until_the_deadline_and_those_of_iapctl_move_at_once() {
+    let (plane, mut annex, first, second) = plane_with_two("[limits]\ndrain_seconds_max = 8\n");
+    drop(session_by(&plane, &second));
+    let mut command = plane
+        .command("alice", &["-v", "connect", "echo", "--stdio"])
+        .unwrap();
+    let piped = command.stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut by_iapctl = Background(piped.spawn().unwrap());
+    by_iapctl.round_trip(b"before\n").unwrap();
+    let mut by_openssl = stock_session_by(&plane, &second);
     choose(&plane, "alice", &[&second, &first]);
+
+    let drained = Instant::now();
+    annex.signal(Signal::TERM).unwrap();
+    let mut said = BufReader::new(by_iapctl.0.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().ends_with("goes on")));
+    assert!(
+        drained.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        drained.elapsed()
+    );
+    by_iapctl.round_trip(b"by the other\n").unwrap();
     plane
         .echo_session("alice")
         .unwrap()
         .round_trip(b"new ones open\n")
         .unwrap();
-    by_second.round_trip(b"live ones go on\n").unwrap();
+    by_openssl.round_trip(b"goes on where it is\n").unwrap();
+    assert_eq!(annex.ended().unwrap(), None);
+
     wait_until("it has ended", || Ok(annex.ended()?.is_some())).unwrap();
     assert_eq!(annex.ended().unwrap(), Some(0));
-    by_second.round_trip(b"and by the other afterwards\n").unwrap();
+    assert!(
+        drained.elapsed() >= Duration::from_secs(8),
+        "{:?}",
+        drained.elapsed()
+    );
+    assert_eq!(by_openssl.0.stdout.as_mut().unwrap().read(&mut [0]).unwrap(), 0);
+    by_iapctl.round_trip(b"and still\n").unwrap();
 }
 
 #[test]

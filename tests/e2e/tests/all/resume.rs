@@ -60,6 +60,25 @@ fn a_session_outlives_a_proxy_that_is_killed_twice_and_its_records_tell() {
     assert_ne!(records[1]["connection_id"], records[0]["connection_id"]);
 }
 
+/// Its successor begins when it has ended: it does not sit its time out for a session that waits for just that.
+#[test]
+fn a_lone_proxy_that_is_stopped_ends_at_once_and_the_session_goes_on_at_its_successor() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    let mut session = plane.echo_session("alice").unwrap();
+    let (proxy, stopped) = (plane.pid("proxy").unwrap(), Instant::now());
+    plane.signal("proxy", Signal::TERM).unwrap();
+    wait_until("the proxy is started again", || Ok(plane.pid("proxy")? != proxy)).unwrap();
+    assert!(
+        stopped.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        stopped.elapsed()
+    );
+    session.round_trip(b"by its successor\n").unwrap();
+    drop(session.0.stdin.take());
+    assert_eq!(session.finish().unwrap().code, 0);
+}
+
 /// Bytes under way in both directions while the proxy is killed again and again: none is lost, doubled or changed.
 #[test]
 fn a_transfer_arrives_whole_through_a_proxy_that_is_killed_again_and_again() {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use iap_e2e::{Background, Plane, Ran};
 
-fn environment(plane: &Plane, user: &str, service: &str) -> BTreeMap<String, String> {
+pub(crate) fn environment(plane: &Plane, user: &str, service: &str) -> BTreeMap<String, String> {
     let ran = plane.iapctl(user, &["env", service, "--format", "json"]).unwrap();
     serde_json::from_str(ran.succeeded().unwrap()).unwrap()
 }

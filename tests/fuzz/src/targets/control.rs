@@ -83,7 +83,8 @@ fn only_from(message: &ControlMessage) -> Option<Side> {
         ControlMessage::Announce { .. }
         | ControlMessage::PoolAsk { .. }
         | ControlMessage::OpenRefused { .. }
-        | ControlMessage::Verdict { .. } => Some(Side::Agent),
+        | ControlMessage::Verdict { .. }
+        | ControlMessage::Resumable { .. } => Some(Side::Agent),
         ControlMessage::Announced { .. }
         | ControlMessage::Open { .. }
         | ControlMessage::PoolTokens { .. }
@@ -136,6 +137,7 @@ pub(crate) fn seeds() -> Seeds {
             connection_id,
             authenticated: true,
         },
+        ControlMessage::Resumable { connection_id },
         ControlMessage::Ping(7),
     ];
     let from_proxy = vec![
