@@ -159,6 +159,27 @@ async fn stdio_carries_one_session_and_ends_with_it() {
     );
 }
 
+/// What the program says at once need not wait for the answer, and is said again where the answer is another question.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_at_once_goes_out_behind_the_hello() {
+    let plane = Plane::start(granting("tcp")).await;
+    let input = plane.home.path().join("input");
+    std::fs::write(&input, "SSH-2.0-first\n").unwrap();
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_iapctl"))
+        .args(["connect", "echo", "--stdio"])
+        .env("IAPCTL_HOME", plane.home.path())
+        .stdin(std::fs::File::open(&input).unwrap())
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(0), &b"welcome\nSSH-2.0-first\n"[..]),
+        "{output:?}"
+    );
+    assert_eq!(*plane.early.lock().unwrap(), [b"SSH-2.0-first\n"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_prints_its_address_and_ends_when_asked() {
     let plane = Plane::start(granting("tcp")).await;

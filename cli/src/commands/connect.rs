@@ -22,7 +22,7 @@ use crate::failure::{self, Failure};
 use crate::home::ClusterHome;
 use crate::identity::{self, Identity};
 use crate::services::POSTGRES;
-use crate::session::{LocalListener, Serving, Session, Sessions, Wanted, listen_address, stable_port};
+use crate::session::{Early, LocalListener, Serving, Session, Sessions, Wanted, listen_address, stable_port};
 use client::LocalEnvironment;
 
 /// Programs of PostgreSQL's that reach a server through libpq.
@@ -98,16 +98,14 @@ async fn connect(arguments: ConnectArguments, context: &Context) -> anyhow::Resu
     let sessions = Sessions::new(context, identity.clone(), wanted).logged_in_since(began);
     let sessions = Arc::new(sessions);
     sessions.renew_beside();
-    // Before anything else happens: a denial ends here.
-    let first = Box::pin(sessions.open()).await?;
-    context
-        .printer
-        .verbose(&format!("session {}", first.session_id.as_uuid()));
     if arguments.stdio {
-        let ended = stdio::run(first).await;
+        let ended = Box::pin(stdio::run(context, &sessions)).await;
         sessions.end_renewals().await;
         return ended;
     }
+    // Before anything else happens: a denial ends here.
+    let first = Box::pin(sessions.open(&mut Early::none())).await?;
+    say_session(context, &first);
     let names = client::Names::of(&identity, sessions.wanted(), &first);
     if let Some(program) = program {
         let rest = arguments.command.get(1..).unwrap_or_default();
@@ -118,6 +116,11 @@ async fn connect(arguments: ConnectArguments, context: &Context) -> anyhow::Resu
         return start_psql(context, &identity.home, sessions, first, names).await;
     }
     listen_until_interrupted(context, &identity, sessions, first, listen, arguments.output).await
+}
+
+fn say_session(context: &Context, session: &Session) {
+    let said = format!("session {}", session.session_id.as_uuid());
+    context.printer.verbose(&said);
 }
 
 fn wanted(arguments: &ConnectArguments) -> Result<Wanted, Failure> {

@@ -8,11 +8,12 @@ use iap_runtime::net::{self, HostPort};
 use iap_runtime::resume::{Allowance, Patience, Resumable};
 use iap_runtime::tls::{self, AlertDescription, HandshakeError, Replay};
 use iap_runtime::traces::Recorder;
-use iap_tunnel::resume::ResumeOffer;
+use iap_tunnel::resume::{Endpoint, WINDOW_BYTES_MIN};
 use iap_tunnel::{ALPN_IAP, ALPN_RESUME, FRAME_BYTES_MAX, Hello, LengthPrefixed, Status, StepUp};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::early::Early;
 use super::redial::Redial;
 use super::source::{Sessions, Wanted};
 use super::span::{self, SessionSpan};
@@ -58,13 +59,16 @@ pub(super) enum Answer {
 pub(super) async fn dial(
     identity: &Identity,
     sessions: &Arc<Sessions>,
+    early: &mut Early<'_>,
     recorder: &Recorder,
 ) -> Result<Answer, Failure> {
     let wanted = sessions.wanted();
+    // Some streams have nothing to give before they have been asked once.
+    early.said();
     let stream = reach(identity, wanted, recorder).await?;
     let talk = tokio::time::timeout(
         Duration::from_secs(ANSWER_SECONDS_MAX),
-        ask(identity, sessions, stream, recorder),
+        ask(identity, sessions, stream, early, recorder),
     );
     talk.await.map_err(|_| {
         Failure::failed(format!(
@@ -122,11 +126,13 @@ async fn ask(
     identity: &Identity,
     sessions: &Arc<Sessions>,
     mut stream: Connection,
+    early: &mut Early<'_>,
     recorder: &Recorder,
 ) -> Result<Answer, Failure> {
     let mark = recorder.mark();
     let wanted = sessions.wanted();
-    let resumable = stream.get_ref().1.alpn_protocol() == Some(ALPN_RESUME.as_bytes());
+    let mut endpoint = (stream.get_ref().1.alpn_protocol() == Some(ALPN_RESUME.as_bytes()))
+        .then(|| Endpoint::new(WINDOW_BYTES_MIN));
     let explain = |error: std::io::Error| explain(&error, identity, wanted);
     let hello = Hello {
         version: iap_tunnel::status::HELLO_VERSION,
@@ -135,10 +141,14 @@ async fn ask(
         database: wanted.database.clone(),
         resume: None,
     };
-    let frame = hello
+    let mut first = hello
         .encode()
         .map_err(|error| Failure::failed(error.to_string()))?;
-    stream.write_all(&frame).await.map_err(explain)?;
+    match &mut endpoint {
+        Some(endpoint) => push_frames(endpoint, early.said(), &mut first),
+        None => first.extend_from_slice(early.said()),
+    }
+    stream.write_all(&first).await.map_err(explain)?;
     stream.flush().await.map_err(explain)?;
     let (payload, rest) = read_frame(&mut stream).await.map_err(explain)?;
     let status = Status::decode(&payload).map_err(|error| unreadable(error.to_string()))?;
@@ -153,14 +163,18 @@ async fn ask(
             resume,
             trace_id,
         } => {
-            let stream = match (resumable, resume, resume_name) {
-                (true, Some(offer), Some(name)) => {
+            let stream = match (endpoint, resume, resume_name) {
+                (Some(mut endpoint), Some(offer), Some(name)) => {
                     let agent = ServerName::parse(&name, identity.home.cluster())
                         .map_err(|error| unreadable(error.to_string()))?;
-                    resumable_stream(sessions, stream, &rest, session_id, agent, &offer)?
+                    endpoint.agree(offer.window_bytes);
+                    let redial = Redial::new(Arc::clone(sessions), session_id, agent, &offer);
+                    resumable_stream(stream, &rest, endpoint, redial)?
                 }
-                (true, _, _) => return Err(unreadable("it does not say how the session goes on".to_owned())),
-                (false, _, _) => SessionStream::Direct(Box::new(Replay::new(rest, stream))),
+                (Some(_), _, _) => {
+                    return Err(unreadable("it does not say how the session goes on".to_owned()));
+                }
+                (None, _, _) => SessionStream::Direct(Box::new(Replay::new(rest, stream))),
             };
             Ok(Answer::Granted(Box::new(Session {
                 stream,
@@ -209,16 +223,23 @@ fn unreadable(why: String) -> Failure {
     Failure::failed("the agent's answer cannot be read").because(why)
 }
 
+/// Lets a session begin with `bytes`, which need no more than the smallest window, and puts their frames behind `wire`.
+fn push_frames(endpoint: &mut Endpoint, bytes: &[u8], wire: &mut Vec<u8>) {
+    endpoint.write(bytes);
+    while endpoint.has_frames() {
+        let frame = endpoint.transmit().pieces.concat();
+        endpoint.transmitted(frame.len());
+        wire.extend(frame);
+    }
+}
+
 fn resumable_stream(
-    sessions: &Arc<Sessions>,
     stream: Connection,
     read: &[u8],
-    session_id: SessionId,
-    agent: ServerName,
-    offer: &ResumeOffer,
+    endpoint: Endpoint,
+    redial: Redial,
 ) -> Result<SessionStream, Failure> {
-    let redial = Redial::new(Arc::clone(sessions), session_id, agent, offer);
-    let resumable = Resumable::new(stream, read, offer.window_bytes, redial, Allowance::default());
+    let resumable = Resumable::new(stream, read, endpoint, redial, Allowance::default());
     let resumable = resumable.map_err(|violation| unreadable(violation.to_string()))?;
     Ok(SessionStream::Resumable(Box::new(
         resumable.with_patience(Patience::default()),

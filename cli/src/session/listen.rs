@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_runtime::pump::Cancellation;
+use iap_runtime::tls::Replay;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 
 #[cfg(unix)]
 use super::socket::LocalSocket;
-use super::{Session, Sessions, peer, refusal};
+use super::{Early, Session, Sessions, peer, refusal};
 use crate::failure::Failure;
 use crate::home::ClusterHome;
 use crate::printer::Printer;
@@ -225,9 +226,12 @@ impl Serving {
             .warn(&format!("refused a local connection from {from}{more}: {why}"));
     }
 
-    async fn carry<L: AsyncRead + AsyncWrite + Unpin>(&self, mut stream: L, from: &str) {
+    async fn carry<L: AsyncRead + AsyncWrite + Unpin + Send>(&self, mut stream: L, from: &str) {
+        let mut early = Early::of(&mut stream);
         // What is over before the bytes flow is boxed: a session at rest holds its own size alone.
-        match Box::pin(self.session()).await {
+        let opened = Box::pin(self.session(&mut early)).await;
+        let said = early.into_bytes();
+        match opened {
             Ok(session) => {
                 self.printer
                     .verbose(&format!("session {} for {from}", session.session_id.as_uuid()));
@@ -241,6 +245,7 @@ impl Serving {
                 self.printer.warn(&format!("{}: {failure}", self.name()));
                 // Of a service that is not on the user's list the protocol is unknown.
                 if self.protocol == POSTGRES || self.protocol.is_empty() {
+                    let mut stream = Replay::new(said, stream);
                     let told = Box::pin(refusal::tell_postgres(&mut stream, &failure));
                     let _ = tokio::time::timeout(Duration::from_secs(REFUSAL_SECONDS_MAX), told).await;
                 }
@@ -248,14 +253,14 @@ impl Serving {
         }
     }
 
-    async fn session(&self) -> Result<Session, Failure> {
+    async fn session(&self, early: &mut Early<'_>) -> Result<Session, Failure> {
         self.drop_stale_first().await;
         let first = self.first.lock().await.take();
         match first {
             Some((session, _)) => Ok(session),
             None => {
                 self.sessions.renew_beside();
-                Box::pin(self.sessions.open()).await
+                Box::pin(self.sessions.open(early)).await
             }
         }
     }

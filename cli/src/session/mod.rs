@@ -1,6 +1,7 @@
 //! Sessions: dialling a service and carrying local connections to it.
 
 mod dial;
+mod early;
 mod listen;
 mod peer;
 mod port;
@@ -15,6 +16,7 @@ mod span;
 mod stream;
 
 pub use dial::Session;
+pub use early::Early;
 pub use listen::{LocalListener, Serving, listen_address};
 pub use port::stable as stable_port;
 pub use source::{Sessions, Wanted};

@@ -12,6 +12,7 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::dial::{self, Answer, Session};
+use super::early::Early;
 use crate::context::Context;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
@@ -111,22 +112,18 @@ impl Sessions {
         Ok(())
     }
 
-    /// Opens a session. Talks to the auth server only if the login has expired or the agent wants it renewed.
+    /// Opens a session, which begins with what is said early. Talks to the auth server only if the login has expired or the agent wants it renewed.
     ///
     /// # Errors
     /// A failure with its exit status.
-    pub async fn open(self: &Arc<Self>) -> Result<Session, Failure> {
+    pub async fn open(self: &Arc<Self>, early: &mut Early<'_>) -> Result<Session, Failure> {
         let recorder = self.recorder().await;
         let identity = self.current().await?;
-        match self.dial(&identity, &recorder).await? {
+        match dial::dial(&identity, self, early, &recorder).await? {
             Answer::Granted(session) => Ok(*session),
-            Answer::Renew => self.open_renewed(&identity, &recorder).await,
-            Answer::StepUp(needed, text) => self.open_stepped_up(&identity, needed, text).await,
+            Answer::Renew => self.open_renewed(&identity, early, &recorder).await,
+            Answer::StepUp(needed, text) => self.open_stepped_up(&identity, needed, text, early).await,
         }
-    }
-
-    async fn dial(self: &Arc<Self>, identity: &Identity, recorder: &Recorder) -> Result<Answer, Failure> {
-        dial::dial(identity, self, recorder).await
     }
 
     /// Notes what a session takes, its login included if it is the first.
@@ -146,6 +143,7 @@ impl Sessions {
         identity: &Identity,
         needed: StepUp,
         text: String,
+        early: &mut Early<'_>,
     ) -> Result<Session, Failure> {
         if !self.context.interactive {
             return Err(Failure::login_needed(text).next(needed.command()));
@@ -158,7 +156,7 @@ impl Sessions {
         *self.login.lock().await = Some((began, Instant::now()));
         *self.identity.lock().await = Arc::clone(&stronger);
         let recorder = self.recorder().await;
-        match self.dial(&stronger, &recorder).await? {
+        match dial::dial(&stronger, self, early, &recorder).await? {
             Answer::Granted(session) => Ok(*session),
             Answer::Renew => {
                 Err(Failure::login_needed("the policy has changed since you logged in").next("iapctl login"))
@@ -173,6 +171,7 @@ impl Sessions {
     async fn open_renewed(
         self: &Arc<Self>,
         identity: &Identity,
+        early: &mut Early<'_>,
         recorder: &Recorder,
     ) -> Result<Session, Failure> {
         self.context
@@ -187,12 +186,12 @@ impl Sessions {
         recorder.phase("renew", mark, |_| {});
         let renewed = Arc::new(renewed);
         *self.identity.lock().await = Arc::clone(&renewed);
-        match self.dial(&renewed, recorder).await? {
+        match dial::dial(&renewed, self, early, recorder).await? {
             Answer::Granted(session) => Ok(*session),
             Answer::Renew => {
                 Err(Failure::login_needed("the policy has changed since you logged in").next("iapctl login"))
             }
-            Answer::StepUp(needed, text) => self.open_stepped_up(&renewed, needed, text).await,
+            Answer::StepUp(needed, text) => self.open_stepped_up(&renewed, needed, text, early).await,
         }
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct Plane {
     pub(crate) home: TempDir,
     pub(crate) cluster: TestCluster,
     pub(crate) hellos: Arc<Mutex<Vec<Hello>>>,
+    /// What came right behind each hello, before it was answered.
+    pub(crate) early: Arc<Mutex<Vec<Vec<u8>>>>,
     pub(crate) address: SocketAddr,
 }
 
@@ -55,6 +57,7 @@ impl Plane {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let hellos = Arc::new(Mutex::new(Vec::new()));
+        let early = Arc::new(Mutex::new(Vec::new()));
         let agent = Agent {
             bundle: Arc::new(cluster.bundle().clone()),
             identity: Arc::new(FixedIdentity(
@@ -62,12 +65,14 @@ impl Plane {
             )),
             script,
             hellos: Arc::clone(&hellos),
+            early: Arc::clone(&early),
         };
         tokio::spawn(agent.serve(listener));
         let plane = Self {
             home: tempfile::tempdir().unwrap(),
             cluster,
             hellos,
+            early,
             address,
         };
         plane.log_in_since(time::Duration::ZERO);
@@ -201,6 +206,7 @@ struct Agent {
     identity: Arc<FixedIdentity>,
     script: Script,
     hellos: Arc<Mutex<Vec<Hello>>>,
+    early: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl Agent {
@@ -228,6 +234,8 @@ impl Agent {
                 break Hello::decode(&frame)?;
             }
         };
+        let early = frames.into_rest();
+        self.early.lock().unwrap().push(early.clone());
         let number = {
             let mut hellos = self.hellos.lock().unwrap();
             hellos.push(hello.clone());
@@ -238,6 +246,7 @@ impl Agent {
         let mut answer = status.encode()?;
         if matches!(status, Status::Granted { .. }) {
             answer.extend_from_slice(b"welcome\n");
+            answer.extend_from_slice(&early);
         }
         stream.write_all(&answer).await?;
         if matches!(status, Status::Granted { .. }) {

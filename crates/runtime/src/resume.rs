@@ -113,18 +113,18 @@ where
     C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     R: Reconnect<C> + Unpin,
 {
-    /// A session that begins over `connection`, of which `read` was read already. Both ends have the same window.
+    /// A session that begins over `connection`, of which `read` was read already. Whatever of `endpoint` was sent was sent
+    /// over this connection.
     ///
     /// # Errors
     /// When `read` is no beginning.
     pub fn new(
         connection: C,
         read: &[u8],
-        window: usize,
+        mut endpoint: Endpoint,
         reconnect: R,
         allowance: Allowance,
     ) -> Result<Self, Violation> {
-        let mut endpoint = Endpoint::new(window);
         endpoint.push(read)?;
         Ok(Self {
             endpoint,

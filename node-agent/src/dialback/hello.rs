@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use iap_runtime::tls;
 use iap_tunnel::frame::LENGTH_BYTES;
 use iap_tunnel::{Hello, Status, StatusError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -69,9 +70,10 @@ pub(crate) async fn write_status<S: AsyncWrite + Unpin>(stream: &mut S, status: 
     }
 }
 
-/// Answers the hello with something that ends the conversation, and ends it.
-pub(crate) async fn say_last<S: AsyncWrite + Unpin>(stream: &mut S, status: &Status) {
+/// Answers the hello with something that ends the conversation, and ends it. What the client has sent behind its hello
+/// already is read and forgotten.
+pub(crate) async fn say_last<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, status: &Status) {
     if write_status(stream, status).await.is_ok() {
-        let _ = tokio::time::timeout(STATUS_TIMEOUT, stream.shutdown()).await;
+        tls::farewell(stream).await;
     }
 }

@@ -12,7 +12,7 @@ use futures_util::task::AtomicWaker;
 use iap_identity::{ProxyId, SessionId};
 use iap_runtime::config::InForce;
 use iap_runtime::resume::{Allowance, Arrival, Budget, Reconnect, Resumable};
-use iap_tunnel::resume::{ResumeOffer, Ticket, Violation};
+use iap_tunnel::resume::{Endpoint, ResumeOffer, Ticket, Violation};
 use tokio::time::Sleep;
 
 use super::{Caller, Live};
@@ -123,7 +123,8 @@ impl Resumptions {
             resumption,
         };
         let allowance = self.allowance(&caller);
-        let stream = Resumable::new(connection, &[], offer.window_bytes, coming_back, allowance);
+        let endpoint = Endpoint::new(offer.window_bytes);
+        let stream = Resumable::new(connection, &[], endpoint, coming_back, allowance);
         stream.map_err(io::Error::other)
     }
 

@@ -53,6 +53,43 @@ async fn a_denied_caller_is_told_in_a_frame_and_recorded() {
     );
 }
 
+/// A client need not wait for the answer; a refusal reaches it all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_caller_who_went_on_talking_is_told() {
+    let (plane, running) = Plane::started().await;
+    let bob = plane.cluster.user("bob@example.com", &["support"]).unwrap();
+    let (_, stream) = connect_as(&plane, "echo", &host("echo"), Some(&bob), &["iap/1"]).await;
+    let mut stream = stream.unwrap();
+    stream.write_all(&hello().encode().unwrap()).await.unwrap();
+    for _ in 0..16 {
+        stream.write_all(&[7; 1024]).await.unwrap();
+    }
+    let answer = status(&mut stream).await.unwrap();
+    assert!(matches!(answer, Status::Denied { .. }), "{answer:?}");
+    assert_eq!(ending(&mut stream).await, None);
+    running.stop().await;
+}
+
+/// What comes behind the hello waits for the grant, and is the backend's then.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_right_behind_the_hello_reach_the_backend() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let (_, stream) = connect_as(&plane, "echo", &host("echo"), Some(&alice), &["iap/1"]).await;
+    let mut stream = stream.unwrap();
+    let mut first = hello().encode().unwrap();
+    first.extend_from_slice(b"early");
+    stream.write_all(&first).await.unwrap();
+    let answer = status(&mut stream).await.unwrap();
+    assert!(matches!(answer, Status::Granted { .. }), "{answer:?}");
+    let mut back = [0; 5];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"early");
+    echoes(&mut stream, "later").await;
+    drop(stream);
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_denied_raw_client_gets_the_alert_access_denied() {
     let (plane, running) = Plane::started().await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use iap_identity::{LockKind, Profile, SessionId};
 use iap_testkit::Credential;
-use iap_tunnel::resume::{Endpoint, ResumeOffer, ResumeRequest, Ticket};
+use iap_tunnel::resume::{Endpoint, ResumeOffer, ResumeRequest, Ticket, WINDOW_BYTES_MIN};
 use iap_tunnel::{Hello, Status};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -26,6 +26,11 @@ struct Client {
 
 impl Client {
     async fn begin(plane: &Plane, credential: &Credential) -> Self {
+        Self::begin_saying(plane, credential, "").await
+    }
+
+    /// The same; what it says goes out behind the hello, before the window is known.
+    async fn begin_saying(plane: &Plane, credential: &Credential, early: &str) -> Self {
         let (_, stream) = connect_as(
             plane,
             "echo",
@@ -35,7 +40,13 @@ impl Client {
         )
         .await;
         let mut stream = stream.unwrap();
-        stream.write_all(&hello().encode().unwrap()).await.unwrap();
+        let mut endpoint = Endpoint::new(WINDOW_BYTES_MIN);
+        endpoint.write(early.as_bytes());
+        let mut first = hello().encode().unwrap();
+        let frames = endpoint.transmit().pieces.concat();
+        endpoint.transmitted(frames.len());
+        first.extend(frames);
+        stream.write_all(&first).await.unwrap();
         let Status::Granted {
             session_id,
             resume: Some(ResumeOffer {
@@ -48,8 +59,9 @@ impl Client {
             panic!("no session that may be gone on with")
         };
         assert_eq!(resume_name, Some(agent_host(plane)));
+        endpoint.agree(window_bytes);
         Self {
-            endpoint: Endpoint::new(window_bytes),
+            endpoint,
             stream,
             session_id,
             ticket,
@@ -153,6 +165,20 @@ fn code(status: &Status) -> &str {
         Status::Denied { code, .. } => code,
         other => panic!("{other:?}"),
     }
+}
+
+/// What went out behind the hello is kept as any other byte is, and sent again if it did not arrive.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_may_begin_with_bytes_behind_the_hello() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut client = Client::begin_saying(&plane, &alice, "early").await;
+    client.reads("early").await;
+    let answer = client.come_back(&plane, &alice).await;
+    assert!(matches!(answer, Status::Resumed { .. }), "{answer:?}");
+    client.round_trip("later").await;
+    client.finish().await;
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

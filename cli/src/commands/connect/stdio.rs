@@ -1,19 +1,29 @@
 //! `connect --stdio`: one session over stdin and stdout.
 
 use std::fs::File;
+use std::io::IsTerminal as _;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 
+use crate::context::Context;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
-use crate::session::Session;
+use crate::session::{Early, Session, Sessions};
 
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// Carries stdin and stdout until the service ends the session, or somebody this program. The end of stdin is passed on,
-/// and what the service still has to say is awaited.
-pub(super) async fn run(session: Session) -> anyhow::Result<ExitStatus> {
-    let (input, output) = open()?;
+/// Opens a session and carries stdin and stdout until the service ends it, or somebody this program. The end of stdin is
+/// passed on, and what the service still has to say is awaited.
+pub(super) async fn run(context: &Context, sessions: &Arc<Sessions>) -> anyhow::Result<ExitStatus> {
+    let (mut input, output) = open()?;
+    // Whoever types waits for the session, and a terminal has no end that could be found twice.
+    let mut early = match std::io::stdin().is_terminal() {
+        true => Early::none(),
+        false => Early::of(&mut input),
+    };
+    let session = Box::pin(sessions.open(&mut early)).await?;
+    super::say_session(context, &session);
     // The span lasts as long as the session.
     let Session {
         stream, span: _span, ..

@@ -65,7 +65,8 @@ impl Network {
             let (sender, arrivals) = mpsc::unbounded_channel();
             let (stands, seen) = watch::channel(None);
             let way = Way { arrivals, stands };
-            let end = Resumable::new(connection, &[], window, way, Allowance::default()).unwrap();
+            let end =
+                Resumable::new(connection, &[], Endpoint::new(window), way, Allowance::default()).unwrap();
             (end, (sender, seen))
         };
         let ((one, way), (other, other_way)) = (end(one), end(other));
@@ -270,7 +271,7 @@ async fn a_connection_that_swallows_everything_is_given_up() {
         let (_sender, arrivals) = mpsc::unbounded_channel();
         let (stands, mut seen) = watch::channel(None);
         let way = Way { arrivals, stands };
-        let end = Resumable::new(connection, &[], WINDOW, way, Allowance::default()).unwrap();
+        let end = Resumable::new(connection, &[], Endpoint::new(WINDOW), way, Allowance::default()).unwrap();
         let mut end = end.with_patience(patience);
         let began = Instant::now();
         let waiting = tokio::spawn(async move {

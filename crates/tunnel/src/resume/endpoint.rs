@@ -41,6 +41,13 @@ impl Endpoint {
         }
     }
 
+    /// The window that both ends are told of, where the session began before that. What was sent and what arrived counts.
+    pub fn agree(&mut self, window: usize) {
+        let window = window.clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX);
+        self.outgoing.agree(window);
+        self.incoming.agree(window);
+    }
+
     /// How many bytes [`write`](Self::write) would take, if no more than `window` were kept in all. However small that is,
     /// [`WINDOW_BYTES_MIN`] may always be.
     #[must_use]

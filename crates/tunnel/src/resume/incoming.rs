@@ -69,6 +69,10 @@ impl Incoming {
         }
     }
 
+    pub(super) fn agree(&mut self, window: usize) {
+        self.window = window;
+    }
+
     pub(super) fn held(&self) -> usize {
         self.held.len()
     }

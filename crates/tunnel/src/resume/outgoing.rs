@@ -52,6 +52,10 @@ impl Outgoing {
         }
     }
 
+    pub(super) fn agree(&mut self, window: usize) {
+        self.window = window;
+    }
+
     pub(super) fn kept(&self) -> usize {
         self.kept.len()
     }
