@@ -15,7 +15,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::buffers::BUFFER_BYTES;
 use super::idle::Activity;
-use super::pipes::{PIPE_BYTES, Pipe};
+use super::pipes::Pipe;
 use super::{
     Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, buffers, ignore_gone, reason_of,
 };
@@ -186,7 +186,7 @@ impl Direction<'_> {
                 None,
                 pipe.write_end()?,
                 None,
-                PIPE_BYTES,
+                pipe.capacity_bytes(),
                 flags,
             )?)
         });
