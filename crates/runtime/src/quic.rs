@@ -21,6 +21,7 @@ use quinn::{
 
 use crate::tls::{self, CertificateDer};
 use socket::{Counted, ListenerSocket};
+use socket2::SockRef;
 
 pub use quinn::{Connection, RecvStream, SendStream};
 
@@ -46,9 +47,16 @@ pub const STREAMS_MAX: u32 = 1024;
 /// Bytes kept for one client whose handshake has not begun, and for all of them.
 const INCOMING_BUFFER_BYTES: u64 = 16 * 1024;
 const INCOMING_BUFFERS_BYTES: u64 = 8 * 1024 * 1024;
+/// What may wait in a listener's socket until it is read, as far as the system allows (`net.core.rmem_max`): the first
+/// datagrams of a few thousand clients. Those of a fleet come together, when a server is there again, and whose is lost
+/// waits for a second and more before it is sent again.
+const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// How long a client may take to come back and prove its address.
 const RETRY_TOKEN_LIFE: Duration = Duration::from_secs(10);
 
+/// Nothing, so that a whole fleet learns within [`KEEP_ALIVE`] that a server was started again: each one that is told
+/// nothing waits for [`IDLE`]. A reset is shorter than what it answers, and costs a hash.
+const BETWEEN_RESETS: Duration = Duration::ZERO;
 const RESET_INFO: &[u8] = b"iap quic stateless reset";
 const CONNECTION_ID_BYTES: usize = 8;
 /// TLS alerts travel as these codes plus the alert (RFC 9001 §4.8).
@@ -145,6 +153,7 @@ impl Listener {
             .incoming_buffer_size_total(INCOMING_BUFFERS_BYTES)
             .retry_token_lifetime(RETRY_TOKEN_LIFE)
             .validation_token_config(no_later_tokens());
+        widen(&socket);
         let socket = ListenerSocket(TokioRuntime.wrap_udp_socket(socket)?);
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(secret)?,
@@ -332,6 +341,17 @@ pub fn urgent(send: SendStream, recv: RecvStream) -> Stream {
     tokio::io::join(recv, send)
 }
 
+/// Leaves a socket alone that has room enough. The system gives what it allows.
+fn widen(socket: &std::net::UdpSocket) {
+    let socket = SockRef::from(socket);
+    let has = socket.recv_buffer_size().unwrap_or_default();
+    if has < RECEIVE_BUFFER_BYTES
+        && let Err(error) = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)
+    {
+        tracing::debug!(%error, has, "the socket's receive buffer stays as it is");
+    }
+}
+
 async fn in_time(timeout: Duration, connecting: quinn::Connecting) -> Result<Connection, QuicError> {
     match tokio::time::timeout(timeout, connecting).await {
         Ok(connected) => Ok(connected?),
@@ -367,7 +387,9 @@ fn endpoint_config(secret: &[u8]) -> Result<EndpointConfig, QuicError> {
     expanded.fill(&mut reset).map_err(failed)?;
     let reset = hmac::Key::new(hmac::HMAC_SHA256, &reset);
     let mut config = EndpointConfig::new(Arc::new(reset));
-    config.cid_generator(|| Box::new(AnyConnectionId));
+    config
+        .cid_generator(|| Box::new(AnyConnectionId))
+        .min_reset_interval(BETWEEN_RESETS);
     Ok(config)
 }
 
@@ -439,6 +461,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use iap_identity::ProxyId;
     use iap_testkit::{TestCluster, new_uuid};
+    use tokio::net::UdpSocket;
     use tokio::runtime::Runtime;
 
     use super::*;
@@ -554,6 +577,24 @@ mod tests {
             tokio::time::timeout(some, connected.open_bi()).await.is_err(),
             "as many as there may be"
         );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_of_many_unknown_clients_is_told_so_at_once() {
+        let (listener, _accepted, _connected) = pair(LIMITS).await;
+        let address = listener.local_addr().unwrap();
+        let clients: Vec<_> = (0..16).map(|_| UdpSocket::bind("127.0.0.1:0")).collect();
+        let clients: Vec<_> = futures_util::future::join_all(clients).await;
+        let mut packet = [7; 64];
+        // A short header (RFC 9000 §17.3.1) and an id that nobody has.
+        packet[0] = 0x40;
+        for client in &clients {
+            client.as_ref().unwrap().send_to(&packet, address).await.unwrap();
+        }
+        for client in &clients {
+            let told = tokio::time::timeout(PATIENCE, client.as_ref().unwrap().recv(&mut packet)).await;
+            assert!(told.expect("a reset").unwrap() < 64);
+        }
     }
 
     #[test]

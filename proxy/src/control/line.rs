@@ -195,13 +195,19 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         outbox: &mut mpsc::Receiver<Box<ControlMessage>>,
         shutdown: &Shutdown,
     ) -> LineEnd {
-        let mut ticks = tokio::time::interval(self.door.limits.now().control_ping_seconds);
+        let period = self.door.limits.now().control_ping_seconds;
+        // Not at once: everything was judged just now, and many may come together.
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if shutdown.is_triggered() {
             let deadline_seconds = self.door.drain_seconds();
             if let Err(end) = self.send(ControlMessage::Drain { deadline_seconds }).await {
                 return end;
             }
+        }
+        // What came along with the hello.
+        if let Err(end) = self.obey_all(number).await {
+            return end;
         }
         loop {
             let event = match self.next_event(outbox, &mut ticks).await {
@@ -240,11 +246,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             Event::Received => {
                 self.heard_at = Instant::now();
                 self.decode();
-                while let Some(message) = self.next_message()? {
-                    let message = self.conversation.accept(message).map_err(LineEnd::Violation)?;
-                    self.obey(message, number).await?;
-                }
-                Ok(())
+                self.obey_all(number).await
             }
             Event::Outgoing(message) => self.send(*message).await,
             Event::TrustChanged => self.reconsider(number).await,
@@ -263,6 +265,15 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             Event::CertificateExpired => self.reconsider(number).await,
             Event::Cut(reason) => Err(LineEnd::Cut(reason)),
         }
+    }
+
+    /// Every message that is there.
+    async fn obey_all(&mut self, number: LineNumber) -> Result<(), LineEnd> {
+        while let Some(message) = self.next_message()? {
+            let message = self.conversation.accept(message).map_err(LineEnd::Violation)?;
+            self.obey(message, number).await?;
+        }
+        Ok(())
     }
 
     async fn obey(&mut self, message: ControlMessage, number: LineNumber) -> Result<(), LineEnd> {

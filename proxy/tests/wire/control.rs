@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use iap_identity::{AgentId, AgentProfile, LockKind, Profile, ProxyId};
+use iap_identity::{AgentId, AgentProfile, LockKind, Profile, ProxyId, ServerName, ServiceName};
 use iap_proto::encode_control;
 use iap_proxy::metrics::Refusal;
 use iap_runtime::tls::AlertDescription;
 use iap_testkit::{TestCluster, new_uuid};
 use iap_tunnel::{ALPN_CONTROL, ControlMessage};
 use time::OffsetDateTime;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::agent::{control_stream, greeting, line_refusal};
@@ -50,6 +50,25 @@ async fn an_agent_that_does_not_speak_the_protocol_has_no_line() {
     let other = line_refusal(&plane, Some(&agent), &["h2"]).await;
     assert_eq!(other, Some(AlertDescription::NoApplicationProtocol));
     until(|| plane.metrics.refusals(Refusal::Control) == 2).await;
+}
+
+/// What comes along with the hello waits for nothing that comes later.
+#[tokio::test]
+async fn an_agent_may_announce_in_the_breath_of_its_hello() {
+    let never = Duration::from_secs(3600);
+    let plane = Plane::start_with(|config| config.limits.control_ping_seconds = never).await;
+    let id = AgentId::from_uuid(new_uuid());
+    let credential = plane.cluster.agent(id).unwrap();
+    let leaf = plane.cluster.service_leaf(id, "db").unwrap().leaf().to_vec();
+    let services = vec![(ServiceName::parse("db").unwrap(), leaf)];
+    let both = [greeting(None), ControlMessage::Announce { services }].map(|it| encode_control(it).unwrap());
+    let mut stream = control_stream(&plane, Some(&credential), &[ALPN_CONTROL])
+        .await
+        .unwrap();
+    stream.write_all(&both.concat()).await.unwrap();
+    stream.flush().await.unwrap();
+    let name = ServerName::Service(ServiceName::parse("db").unwrap());
+    until(|| plane.board.candidates(&name) == [id]).await;
 }
 
 #[tokio::test]
