@@ -182,7 +182,7 @@ async fn an_agent_gets_leaves_for_its_own_services_only() {
     let issued = leaf(&plane, &agent, "db-prod").await.unwrap();
     let bundle = &plane.context.authority.bundle;
     let named = verify_service_leaf(&issued.chain[0], &id, bundle, OffsetDateTime::now_utc()).unwrap();
-    assert_eq!(named.as_str(), "db-prod");
+    assert_eq!(named.service.as_str(), "db-prod");
     assert_eq!(refused(leaf(&plane, &agent, "echo").await), "denied");
 
     let services_toml = format!("[[service]]\nname = \"echo\"\nagents = [\"{id}\"]\n");

@@ -61,8 +61,8 @@ pub use signed::{SignedError, SignedKind, VerifiedPayload, key_id, signed_messag
 pub use text::{hex, hex_to_32};
 pub use trace::{Anchor, SampleRatio, SampleRatioError, SpanId, TraceId};
 pub use verify::{
-    FirstContactError, verify_client, verify_expired_agent, verify_expired_user, verify_first_contact,
-    verify_server, verify_service_leaf, verify_signed_by_peer,
+    FirstContactError, ServiceLeaf, verify_client, verify_expired_agent, verify_expired_user,
+    verify_first_contact, verify_server, verify_service_leaf, verify_signed_by_peer,
 };
 
 /// SHA-256, as this crate uses it for pins, thumbprints and ids.

@@ -142,21 +142,31 @@ fn verify_expired(
     }
 }
 
+/// A service leaf that was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceLeaf {
+    /// What it is for.
+    pub service: ServiceName,
+    /// The last moment at which it counts.
+    pub not_after: OffsetDateTime,
+}
+
 /// Verifies a service leaf that an agent announces: its own, valid, and for which service.
 pub fn verify_service_leaf(
     leaf_der: &[u8],
     agent: &AgentId,
     bundle: &TrustBundle,
     now: OffsetDateTime,
-) -> Result<ServiceName, PeerError> {
+) -> Result<ServiceLeaf, PeerError> {
     let chain = [CertificateDer::from(leaf_der)];
     let (der, leaf) = read_leaf(&chain, bundle)?;
     path::verify(der, &bundle.anchors(CaClass::System, now), Usage::Server, now)?;
+    let not_after = leaf.not_after;
     let (holder, service) = leaf.service_leaf()?;
     if holder != *agent {
         return Err(PeerError::Inconsistent("it belongs to another agent"));
     }
-    Ok(service)
+    Ok(ServiceLeaf { service, not_after })
 }
 
 /// Verifies a signature made with the key of a certificate that was verified before: the head of an

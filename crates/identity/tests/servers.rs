@@ -117,7 +117,7 @@ fn a_service_leaf_carries_no_identity_extension_and_one_name() {
         let der = forgery.signed_by(&cluster, CaClass::System).unwrap();
         verify_service_leaf(&der, &id, cluster.bundle(), cluster.now)
     };
-    assert_eq!(leaf(|_| {}).unwrap().as_str(), "db-prod");
+    assert_eq!(leaf(|_| {}).unwrap().service.as_str(), "db-prod");
     let two = leaf(|forgery| forgery.dns.push("echo.iap.example.com".to_owned()));
     assert_eq!(
         two,
@@ -159,7 +159,18 @@ fn an_agent_announces_only_its_own_valid_leaves() {
     let (own, other) = (agent_id(), agent_id());
     let leaf = cluster.service_leaf(own, "db-prod").unwrap();
     let verify = |agent: &AgentId, now| verify_service_leaf(leaf.leaf(), agent, cluster.bundle(), now);
-    assert_eq!(verify(&own, cluster.now).unwrap().as_str(), "db-prod");
+    let verified = verify(&own, cluster.now).unwrap();
+    assert_eq!(verified.service.as_str(), "db-prod");
+    assert_eq!(verify(&own, verified.not_after).as_ref(), Ok(&verified));
+    let until = cluster.bundle().system_valid_until(cluster.now);
+    assert!(until > verified.not_after);
+    assert_eq!(cluster.bundle().system_valid_until(until), until);
+    let behind = until + Duration::seconds(1);
+    assert_eq!(
+        cluster.bundle().system_valid_until(behind),
+        behind,
+        "none is valid"
+    );
     assert_eq!(
         verify(&other, cluster.now),
         Err(PeerError::Inconsistent("it belongs to another agent"))

@@ -13,6 +13,8 @@ pub(crate) struct Judged {
     /// Kept with their leaves, to be judged again when time passes or trust changes.
     pub(crate) accepted: Vec<Offered>,
     pub(crate) refused: Vec<RefusedService>,
+    /// The last moment at which all that was accepted still is; absent where nothing was.
+    pub(crate) until: Option<OffsetDateTime>,
 }
 
 impl Judged {
@@ -32,6 +34,7 @@ pub(crate) fn judge(
     let mut judged = Judged {
         accepted: Vec::new(),
         refused: Vec::new(),
+        until: None,
     };
     for (name, leaf) in offers {
         let verdict = if judged.accepted.len() >= services_max {
@@ -44,7 +47,10 @@ pub(crate) fn judge(
             proves(&name, &leaf, agent, bundle, now)
         };
         match verdict {
-            Ok(()) => judged.accepted.push((name, leaf)),
+            Ok(not_after) => {
+                judged.accepted.push((name, leaf));
+                judged.until = Some(judged.until.map_or(not_after, |until| until.min(not_after)));
+            }
             Err(reason) => judged.refused.push(RefusedService { name, reason }),
         }
     }
@@ -57,10 +63,10 @@ fn proves(
     agent: &AgentId,
     bundle: &TrustBundle,
     now: OffsetDateTime,
-) -> Result<(), String> {
+) -> Result<OffsetDateTime, String> {
     match verify_service_leaf(leaf, agent, bundle, now) {
-        Ok(found) if found == *name => Ok(()),
-        Ok(found) => Err(format!("the leaf is for {found}")),
+        Ok(found) if found.service == *name => Ok(found.not_after),
+        Ok(found) => Err(format!("the leaf is for {}", found.service)),
         Err(error) => Err(format!("the leaf is refused: {error}")),
     }
 }

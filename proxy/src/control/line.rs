@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use iap_identity::{AgentId, Class, ClassSet, ConnectionId, PeerError, verify_client};
+use iap_identity::{AgentId, Class, ClassSet, ConnectionId, PeerError, TrustBundle, verify_client};
 use iap_proto::{decode_control, encode_control};
 use iap_runtime::pump::Cancellation;
 use iap_runtime::shutdown::Shutdown;
@@ -27,6 +27,9 @@ use crate::trust::Trust;
 
 /// A line is idle nearly always, and holds room for one read.
 const READ_BYTES: usize = 1024;
+
+/// A tenth of a millisecond each: more are judged on a thread of their own.
+const JUDGED_AT_ONCE_MAX: usize = 4;
 
 /// Why a line ended.
 #[derive(Debug)]
@@ -61,6 +64,19 @@ impl LineEnd {
     }
 }
 
+/// What certificates were found good by, and until when they stay so.
+struct Settled {
+    bundle: Arc<TrustBundle>,
+    since: OffsetDateTime,
+    until: OffsetDateTime,
+}
+
+impl Settled {
+    fn holds(&self, bundle: &Arc<TrustBundle>, now: OffsetDateTime) -> bool {
+        Arc::ptr_eq(&self.bundle, bundle) && self.since <= now && now <= self.until
+    }
+}
+
 /// What a line waits for.
 enum Event {
     Received,
@@ -87,6 +103,8 @@ pub(crate) struct Line<'a, S> {
     offers: Vec<Offered>,
     /// Whether it has said what it serves. Until then it may have the routes of the line it replaced.
     announced: bool,
+    /// Nothing has to be verified again before.
+    settled: Option<Settled>,
     began: Instant,
     heard_at: Instant,
     pings: u64,
@@ -108,6 +126,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             place: Some(place),
             offers: Vec::new(),
             announced: false,
+            settled: None,
             began: Instant::now(),
             heard_at: Instant::now(),
             pings: 0,
@@ -348,7 +367,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
 
     async fn announced(&mut self, services: Vec<Offered>, number: LineNumber) -> Result<(), LineEnd> {
         let judged = self.judge(services).await?;
-        self.announced = true;
+        (self.announced, self.settled) = (true, None);
         let accepted = judged.names();
         tracing::info!(agent = %self.agent.peer.id, ?accepted, refused = ?judged.refused, "announced");
         self.door
@@ -370,6 +389,9 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         if let Some(lock) = trust.lock_on(&peer.id, &peer.serial, now) {
             return Err(LineEnd::Locked(lock.reason.clone()));
         }
+        if (self.settled.as_ref()).is_some_and(|settled| settled.holds(&trust.bundle, now)) {
+            return Ok(());
+        }
         verify_client(
             &self.agent.chain,
             ClassSet::of(&[Class::Agent]),
@@ -379,6 +401,16 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         .map_err(LineEnd::Untrusted)?;
         let held = self.offers.clone();
         let judged = self.judge(held).await?;
+        let until = self
+            .agent
+            .peer
+            .not_after
+            .min(trust.bundle.system_valid_until(now));
+        self.settled = Some(Settled {
+            until: judged.until.map_or(until, |judged| judged.min(until)),
+            since: now,
+            bundle: Arc::clone(&trust.bundle),
+        });
         if judged.refused.is_empty() {
             return Ok(());
         }
@@ -395,17 +427,14 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         .await
     }
 
-    /// On a blocking thread: a full announcement is a thousand signatures.
+    /// On a blocking thread, unless they are few: a full announcement is a thousand signatures.
     async fn judge(&self, offers: Vec<Offered>) -> Result<Judged, LineEnd> {
-        if offers.is_empty() {
-            return Ok(Judged {
-                accepted: Vec::new(),
-                refused: Vec::new(),
-            });
-        }
         let bundle = Arc::clone(&self.trust.borrow().bundle);
         let (agent, services_max) = (self.agent.peer.id, self.door.limits.now().services_per_agent_max);
         let now = OffsetDateTime::now_utc();
+        if offers.len() <= JUDGED_AT_ONCE_MAX {
+            return Ok(judge(offers, &agent, &bundle, services_max, now));
+        }
         let judging = tokio::task::spawn_blocking(move || judge(offers, &agent, &bundle, services_max, now));
         judging
             .await
