@@ -53,8 +53,8 @@ type TlsStream = ServerStream<Replay<TcpStream>>;
 /// An agent whose certificate was verified.
 pub(crate) struct Agent {
     pub(crate) peer: AgentPeer,
-    /// Verified again whenever the trust changes.
-    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// Verified again whenever the trust changes; what came with it counts for nothing.
+    pub(crate) leaf: CertificateDer<'static>,
 }
 
 /// Why somebody at `proxy.<cluster>` is no agent of ours.
@@ -140,9 +140,14 @@ impl ControlDoor {
         if connection.alpn_protocol().is_none() {
             return Err(EstablishError::Protocol);
         }
-        let chain = connection.peer_certificates().unwrap_or_default().to_vec();
+        let leaf = connection
+            .peer_certificates()
+            .unwrap_or_default()
+            .first()
+            .cloned();
         let peer = proven_agent(&verifier)?;
-        Ok((Agent { peer, chain }, stream))
+        let leaf = leaf.ok_or(EstablishError::NotAnAgent)?;
+        Ok((Agent { peer, leaf }, stream))
     }
 
     /// Locked agents learn it from the alert.

@@ -1,7 +1,10 @@
 //! One agent's control connection, from its hello to its end.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Instant;
 
 use iap_identity::{AgentId, Class, ClassSet, ConnectionId, PeerError, TrustBundle, verify_client};
@@ -13,7 +16,7 @@ use iap_tunnel::{
     Side, Violation,
 };
 use time::OffsetDateTime;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 use uuid::Uuid;
@@ -25,7 +28,7 @@ use crate::front::fetch::fresh_token;
 use crate::switchboard::{ConnectError, LineNumber, REPLACED, Switchboard};
 use crate::trust::Trust;
 
-/// A line is idle nearly always, and holds room for one read.
+/// What is read at once.
 const READ_BYTES: usize = 1024;
 
 /// A tenth of a millisecond each: more are judged on a thread of their own.
@@ -92,7 +95,6 @@ pub(crate) struct Line<'a, S> {
     agent: Agent,
     reader: ReadHalf<S>,
     writer: WriteHalf<S>,
-    received: Vec<u8>,
     decoder: LengthPrefixed,
     conversation: Conversation,
     trust: watch::Receiver<Arc<Trust>>,
@@ -118,7 +120,6 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             agent,
             reader,
             writer,
-            received: Vec::with_capacity(READ_BYTES),
             decoder: LengthPrefixed::new(CONTROL_FRAME_BYTES_MAX),
             conversation: Conversation::with(Side::Agent),
             trust: door.trust.clone(),
@@ -203,8 +204,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             if let Some(message) = self.next_message()? {
                 return Ok(message);
             }
-            self.read().await?;
-            self.decode();
+            read_some(&mut self.reader, &mut self.decoder).await?;
         }
     }
 
@@ -255,7 +255,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
                 Err(_) => Ok(Event::Cut(Arc::from("the proxy is stopping"))),
             },
             Some(message) = outbox.recv() => Ok(Event::Outgoing(message)),
-            read = read_some(&mut self.reader, &mut self.received) => read.map(|()| Event::Received),
+            read = read_some(&mut self.reader, &mut self.decoder) => read.map(|()| Event::Received),
             _ = ticks.tick() => Ok(Event::Tick),
         }
     }
@@ -264,7 +264,6 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         match event {
             Event::Received => {
                 self.heard_at = Instant::now();
-                self.decode();
                 self.obey_all(number).await
             }
             Event::Outgoing(message) => self.send(*message).await,
@@ -393,7 +392,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             return Ok(());
         }
         verify_client(
-            &self.agent.chain,
+            std::slice::from_ref(&self.agent.leaf),
             ClassSet::of(&[Class::Agent]),
             &trust.bundle,
             now,
@@ -439,15 +438,6 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         judging
             .await
             .map_err(|error| LineEnd::Io(io::Error::other(error)))
-    }
-
-    async fn read(&mut self) -> Result<(), LineEnd> {
-        read_some(&mut self.reader, &mut self.received).await
-    }
-
-    fn decode(&mut self) {
-        self.decoder.push(&self.received);
-        self.received.clear();
     }
 
     /// The next message that this build knows; others are skipped.
@@ -512,13 +502,25 @@ impl Drop for OnLine<'_> {
     }
 }
 
-/// Loses nothing when it is dropped half-way: bytes are in `received` or still in the socket.
-async fn read_some<S: AsyncRead>(reader: &mut ReadHalf<S>, received: &mut Vec<u8>) -> Result<(), LineEnd> {
-    received.reserve(READ_BYTES);
-    match reader.read_buf(received).await? {
-        0 => Err(LineEnd::Closed),
-        _ => Ok(()),
-    }
+/// Loses nothing when it is dropped half-way: bytes are in the decoder or still in the socket. A line is idle nearly
+/// always, and waits without a buffer.
+async fn read_some<S: AsyncRead>(
+    reader: &mut ReadHalf<S>,
+    decoder: &mut LengthPrefixed,
+) -> Result<(), LineEnd> {
+    poll_fn(|context| {
+        let mut bytes = [0; READ_BYTES];
+        let mut space = ReadBuf::new(&mut bytes);
+        ready!(Pin::new(&mut *reader).poll_read(context, &mut space))?;
+        match space.filled() {
+            [] => Poll::Ready(Err(LineEnd::Closed)),
+            some => {
+                decoder.push(some);
+                Poll::Ready(Ok(()))
+            }
+        }
+    })
+    .await
 }
 
 /// A moment longer than the certificate lives, so that it has expired when the sleep is over.

@@ -86,7 +86,10 @@ impl ControlDoor {
         }
         let agent = Agent {
             peer: proven_agent(&verifier)?,
-            chain: quic::peer_certificates(&connection),
+            leaf: quic::peer_certificates(&connection)
+                .into_iter()
+                .next()
+                .ok_or(EstablishError::NotAnAgent)?,
         };
         match tokio::time::timeout(patience, connection.accept_bi()).await {
             Ok(Ok((send, recv))) => Ok((agent, connection, quic::urgent(send, recv))),
