@@ -36,11 +36,22 @@ impl Pool {
             pool: self,
         }
     }
+
+    /// One of another size that holds these bytes and no more. It does not come back.
+    pub(crate) fn holding(&'static self, bytes: Vec<u8>) -> Buffer {
+        Buffer {
+            bytes: bytes.into_boxed_slice(),
+            pool: self,
+        }
+    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
+        if bytes.len() != self.pool.buffer_bytes {
+            return;
+        }
         let mut unused = self.pool.unused.lock().unwrap_or_else(PoisonError::into_inner);
         if unused.len() < self.pool.unused_max {
             unused.push(bytes);

@@ -10,6 +10,8 @@ pub mod config;
 pub mod descriptors;
 pub mod doctor;
 pub mod files;
+#[cfg(unix)]
+pub mod handover;
 pub mod inherited;
 pub mod keys;
 pub mod manual;

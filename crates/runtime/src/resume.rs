@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 pub use allowance::{Allowance, Budget};
-use iap_tunnel::resume::{Close, Endpoint, Violation};
+use iap_tunnel::resume::{Close, Endpoint, Impossible, Standing, Violation};
 pub use liveness::Patience;
 use liveness::{Liveness, Verdict};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -137,6 +137,45 @@ where
             reader_waits: false,
             dead: None,
         })
+    }
+
+    /// A session that stands where another process left it, and has no connection.
+    ///
+    /// # Errors
+    /// When none can stand there.
+    pub fn restore(
+        standing: &Standing,
+        kept: Vec<u8>,
+        reconnect: R,
+        mut allowance: Allowance,
+    ) -> Result<Self, Impossible> {
+        let endpoint = Endpoint::restore(standing, kept)?;
+        allowance.settle(endpoint.kept());
+        Ok(Self {
+            endpoint,
+            connection: None,
+            reconnect,
+            allowance,
+            liveness: None,
+            acknowledging: None,
+            is_unflushed: false,
+            reader_waits: false,
+            dead: None,
+        })
+    }
+
+    /// Where the session stands, for another process to go on with, and the bytes that it keeps; nothing when there is no
+    /// going on. Holds until anything is read or written.
+    pub fn standing(&self) -> Option<(Standing, [&[u8]; 2])> {
+        match self.dead {
+            None => self.endpoint.standing(),
+            Some(_) => None,
+        }
+    }
+
+    /// Where its connections come from.
+    pub fn reconnect(&self) -> &R {
+        &self.reconnect
     }
 
     /// This end finds out by itself that a connection is dead.

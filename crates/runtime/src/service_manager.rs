@@ -97,7 +97,7 @@ impl ServiceManager {
     }
 }
 
-fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
+pub(crate) fn connect(address: &OsStr) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
     match abstract_name(address) {

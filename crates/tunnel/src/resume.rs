@@ -8,12 +8,14 @@ mod endpoint;
 mod frame;
 mod incoming;
 mod outgoing;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod ticket;
 
 pub use endpoint::{Endpoint, Transmit};
 pub use frame::{CLOSE_BYTES_MAX, Close, DATA_FRAME_BYTES_MAX, HEADER_BYTES};
+pub use standing::{Impossible, Receives, Sends, Standing};
 pub use ticket::{ResumeOffer, ResumeRequest, Ticket};
 
 use thiserror::Error;

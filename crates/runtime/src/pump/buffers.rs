@@ -14,3 +14,8 @@ static BUFFERS: Pool = Pool::new(BUFFER_BYTES, UNUSED_MAX);
 pub(super) fn take() -> buffers::Buffer {
     BUFFERS.take()
 }
+
+/// One that holds these bytes and no more.
+pub(super) fn of(bytes: Vec<u8>) -> buffers::Buffer {
+    BUFFERS.holding(bytes)
+}

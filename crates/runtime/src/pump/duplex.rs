@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::idle::Activity;
+use super::under_way::{Relayed, Stretch, UnderWay, Yielded};
 use super::{
     Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, buffers, ignore_gone, reason_of,
 };
@@ -47,18 +48,46 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let activity = Activity::start();
-    let mut relay = Relay::new(client, backend, counters, &activity);
+    let session = Yielded {
+        client,
+        backend,
+        under_way: UnderWay::default(),
+    };
+    let never = std::future::pending();
+    match go_on(session, limits, counters, cancellation, never, last_words).await {
+        Relayed::Closed(closed) => closed,
+        // Nobody asks for it.
+        Relayed::Yielded(_) => Closed::new(counters, CloseReason::Cancelled("yielded".into())),
+    }
+}
+
+/// The same from where a session stands, until it ends or `asked` is ready: then it is given up as it stands, and neither
+/// end hears of that.
+pub async fn go_on<C, B>(
+    session: Yielded<C, B>,
+    limits: &impl LiveLimits,
+    counters: &Counters,
+    cancellation: &Cancellation,
+    asked: impl Future<Output = ()>,
+    last_words: impl AsyncFnOnce(&mut C, &CloseReason),
+) -> Relayed<C, B>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let activity = Activity::start(session.under_way.rested);
+    let mut relay = Relay::new(session, counters, &activity);
     let reason = tokio::select! {
         biased;
         reason = cancellation.cancelled() => CloseReason::Cancelled(reason),
+        () = asked => return Relayed::Yielded(Box::new(relay.into_yielded())),
         reason = poll_fn(|context| relay.poll(context)) => reason,
         () = activity.ran_out(limits) => CloseReason::Idle,
     };
     let closed = Closed::new(counters, reason);
     // Boxed, so that a session at rest does not hold its size.
     Box::pin(relay.farewell(&closed.reason, last_words)).await;
-    closed
+    Relayed::Closed(closed)
 }
 
 struct Relay<'a, C, B> {
@@ -75,16 +104,39 @@ where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    fn new(client: C, backend: B, counters: &'a Counters, activity: &'a Activity) -> Self {
-        let inward = Direction::new(Side::Client, Side::Backend, &counters.0.to_backend, activity);
-        let outward = Direction::new(Side::Backend, Side::Client, &counters.0.to_client, activity);
+    fn new(session: Yielded<C, B>, counters: &'a Counters, activity: &'a Activity) -> Self {
+        let Yielded {
+            client,
+            backend,
+            under_way,
+        } = session;
+        let mut inward = Direction::new(Side::Client, Side::Backend, &counters.0.to_backend, activity);
+        let mut outward = Direction::new(Side::Backend, Side::Client, &counters.0.to_client, activity);
+        inward.take_up(under_way.inward);
+        outward.take_up(under_way.outward);
+        if under_way.first_closed.is_some() {
+            activity.is_half_closed();
+        }
         Self {
             client,
             backend,
             inward,
             outward,
-            first_closed: None,
+            first_closed: under_way.first_closed,
             activity,
+        }
+    }
+
+    fn into_yielded(self) -> Yielded<C, B> {
+        Yielded {
+            under_way: UnderWay {
+                inward: self.inward.into_stretch(),
+                outward: self.outward.into_stretch(),
+                first_closed: self.first_closed,
+                rested: self.activity.rested(),
+            },
+            client: self.client,
+            backend: self.backend,
         }
     }
 
@@ -155,6 +207,29 @@ impl<'a> Direction<'a> {
             held: None,
             delivered,
             activity,
+        }
+    }
+
+    fn take_up(&mut self, stretch: Stretch) {
+        if !stretch.bytes.is_empty() {
+            self.held = Some(Held {
+                end: stretch.bytes.len(),
+                start: 0,
+                buffer: buffers::of(stretch.bytes),
+            });
+        }
+        if stretch.is_ended {
+            self.flow = Flow::Closing;
+        }
+    }
+
+    /// Closing twice does no harm, so that it does not matter how far that has come.
+    fn into_stretch(self) -> Stretch {
+        let held = self.held.as_ref();
+        let bytes = held.and_then(|held| held.buffer.get(held.start..held.end));
+        Stretch {
+            bytes: bytes.unwrap_or_default().to_vec(),
+            is_ended: self.flow != Flow::Open,
         }
     }
 

@@ -17,9 +17,11 @@ pub(super) struct Activity {
 }
 
 impl Activity {
-    pub(super) fn start() -> Self {
+    /// Nothing has moved for `rested` already.
+    pub(super) fn start(rested: Duration) -> Self {
+        let now = Instant::now();
         Self {
-            started: Instant::now(),
+            started: now.checked_sub(rested).unwrap_or(now),
             last_millis: AtomicU64::new(0),
             half_closed: AtomicBool::new(false),
             changed: Notify::new(),
@@ -37,6 +39,11 @@ impl Activity {
         self.changed.notify_one();
     }
 
+    /// One side had closed before this began.
+    pub(super) fn is_half_closed(&self) {
+        self.half_closed.store(true, Ordering::Relaxed);
+    }
+
     /// Returns when the limit that now holds has passed without a byte.
     pub(super) async fn ran_out(&self, limits: &impl LiveLimits) {
         loop {
@@ -52,6 +59,11 @@ impl Activity {
                 () = current.idle.changed() => {}
             }
         }
+    }
+
+    /// For how long nothing has moved.
+    pub(super) fn rested(&self) -> Duration {
+        self.last().elapsed()
     }
 
     fn last(&self) -> Instant {

@@ -16,16 +16,20 @@ mod splice;
 #[cfg(not(target_os = "linux"))]
 #[path = "splice_portable.rs"]
 mod splice;
+mod under_way;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use cancel::Cancellation;
-pub use duplex::{copy, copy_saying};
+pub use duplex::{copy, copy_saying, go_on};
 pub use idle_limit::IdleLimit;
 pub use splice::splice;
+pub use under_way::{Relayed, Stretch, UnderWay, Yielded};
 
 /// When a session ends for want of traffic.
 #[derive(Debug, Clone)]
@@ -72,6 +76,14 @@ impl Counters {
     /// Starting at zero.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Starting from what was delivered already.
+    pub fn starting_at(bytes_in: u64, bytes_out: u64) -> Self {
+        Self(Arc::new(CounterPair {
+            to_backend: AtomicU64::new(bytes_in),
+            to_client: AtomicU64::new(bytes_out),
+        }))
     }
 
     /// Client to backend.
@@ -138,9 +150,12 @@ impl Closed {
 }
 
 /// The two ends of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// Who asked for it.
     Client,
+    /// Who answers.
     Backend,
 }
 

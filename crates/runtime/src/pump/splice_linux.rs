@@ -37,7 +37,7 @@ pub async fn splice(
     counters: &Counters,
     cancellation: &Cancellation,
 ) -> Closed {
-    let activity = Activity::start();
+    let activity = Activity::start(Duration::ZERO);
     let reason = tokio::select! {
         biased;
         reason = cancellation.cancelled() => CloseReason::Cancelled(reason),

@@ -333,3 +333,90 @@ async fn what_was_written_to_a_buffering_stream_is_flushed() {
     };
     tokio::join!(pump, talk);
 }
+
+/// A session that is given up again and again, in the middle of whatever moves, is gone on with as if nothing had happened.
+#[tokio::test]
+async fn a_session_that_is_given_up_and_gone_on_with_loses_and_doubles_nothing() {
+    const BYTES: usize = 8 << 20;
+    let (client, client_end) = connected().await;
+    let (backend, backend_end) = connected().await;
+    let pump = tokio::spawn(async move {
+        let (counters, cancellation) = (Counters::new(), Cancellation::new());
+        let mut session = Yielded {
+            client: client_end,
+            backend: backend_end,
+            under_way: UnderWay::default(),
+        };
+        let limits = PumpLimits::default();
+        let (mut yields, mut with_bytes) = (0, 0);
+        loop {
+            let asked = tokio::time::sleep(Duration::from_micros(300));
+            let relayed = go_on(session, &limits, &counters, &cancellation, asked, async |_, _| {}).await;
+            match relayed {
+                Relayed::Closed(closed) => return (closed, yields, with_bytes),
+                Relayed::Yielded(yielded) => session = *yielded,
+            }
+            yields += 1;
+            let UnderWay { inward, outward, .. } = &session.under_way;
+            with_bytes += usize::from(!inward.bytes.is_empty() || !outward.bytes.is_empty());
+        }
+    });
+    let says = |stream: TcpStream, seed: u8| async move {
+        let (mut reading, mut writing) = stream.into_split();
+        let writing = tokio::spawn(async move {
+            writing.write_all(&pattern(BYTES, seed)).await.unwrap();
+            writing.shutdown().await.unwrap();
+        });
+        let mut heard = Vec::new();
+        // Slowly, so that the other direction fills up.
+        let mut piece = vec![0; 32 * 1024];
+        loop {
+            let count = reading.read(&mut piece).await.unwrap();
+            if count == 0 {
+                break;
+            }
+            heard.extend_from_slice(piece.get(..count).unwrap());
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+        writing.await.unwrap();
+        heard
+    };
+    let (to_client, to_backend) = tokio::join!(says(client, 1), says(backend, 2));
+    assert!(to_client == pattern(BYTES, 2) && to_backend == pattern(BYTES, 1));
+    let (closed, yields, with_bytes) = pump.await.unwrap();
+    assert_eq!((closed.bytes_in, closed.bytes_out), (BYTES as u64, BYTES as u64));
+    assert!(matches!(
+        closed.reason,
+        CloseReason::ClientClosed | CloseReason::BackendClosed
+    ));
+    assert!(yields > 10 && with_bytes > 0, "{yields} {with_bytes}");
+}
+
+/// What had rested before rests on.
+#[tokio::test]
+async fn a_session_that_is_gone_on_with_may_rest_no_longer_than_another() {
+    let (_client, client_end) = connected().await;
+    let (_backend, backend_end) = connected().await;
+    let session = Yielded {
+        client: client_end,
+        backend: backend_end,
+        under_way: UnderWay {
+            rested: Duration::from_secs(3600),
+            ..UnderWay::default()
+        },
+    };
+    let limits = PumpLimits {
+        idle: IdleLimit::new(Some(Duration::from_secs(3600))),
+        half_closed_idle: None,
+    };
+    let (counters, cancellation) = (Counters::new(), Cancellation::new());
+    let never = std::future::pending();
+    let going_on = go_on(session, &limits, &counters, &cancellation, never, async |_, _| {});
+    let relayed = tokio::time::timeout(Duration::from_secs(20), going_on)
+        .await
+        .unwrap();
+    let Relayed::Closed(closed) = relayed else {
+        panic!("nobody asked for it")
+    };
+    assert!(matches!(closed.reason, CloseReason::Idle));
+}

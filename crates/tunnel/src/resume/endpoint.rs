@@ -8,9 +8,9 @@ use super::{Violation, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
 /// One end of a session, through all its connections.
 #[derive(Debug)]
 pub struct Endpoint {
-    outgoing: Outgoing,
-    incoming: Incoming,
-    peer_closed: Option<Close>,
+    pub(super) outgoing: Outgoing,
+    pub(super) incoming: Incoming,
+    pub(super) peer_closed: Option<Close>,
 }
 
 /// What goes on the wire next, in order; all pieces are empty when there is nothing.

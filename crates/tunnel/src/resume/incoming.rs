@@ -5,6 +5,7 @@ use std::io::Read as _;
 
 use super::Violation;
 use super::frame::{CLOSE_BYTES_MAX, HEADER_BYTES, Header, Kind};
+use super::standing::Receives;
 
 /// An empty buffer that is larger is given back.
 const UNUSED_BYTES_MAX: usize = 1024;
@@ -71,6 +72,25 @@ impl Incoming {
 
     pub(super) fn agree(&mut self, window: usize) {
         self.window = window;
+    }
+
+    /// Where it stands, but for what is held.
+    pub(super) fn standing(&self) -> Receives {
+        Receives {
+            taken: self.taken,
+            acknowledged: self.acknowledged,
+            is_finished: self.is_at_end(),
+        }
+    }
+
+    /// What stands there; it was checked.
+    pub(super) fn restore(window: usize, receives: &Receives) -> Self {
+        Self {
+            taken: receives.taken,
+            acknowledged: receives.acknowledged,
+            is_finished: receives.is_finished,
+            ..Self::new(window)
+        }
     }
 
     pub(super) fn held(&self) -> usize {

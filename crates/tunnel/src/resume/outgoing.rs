@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::frame::{self, Close, DATA_FRAME_BYTES_MAX};
+use super::standing::Sends;
 use super::{Transmit, Violation, WINDOW_BYTES_MIN};
 
 /// An empty buffer that is larger is given back.
@@ -19,6 +20,8 @@ pub(super) struct Outgoing {
     is_finished: bool,
     finish_sent: bool,
     finish_acknowledged: bool,
+    /// The session was closed from this end.
+    is_closed: bool,
     due: Due,
     /// Frames under way; a data frame's header is the last in it.
     head: Vec<u8>,
@@ -45,6 +48,7 @@ impl Outgoing {
             is_finished: false,
             finish_sent: false,
             finish_acknowledged: false,
+            is_closed: false,
             due: Due::default(),
             head: Vec::new(),
             head_sent: 0,
@@ -54,6 +58,39 @@ impl Outgoing {
 
     pub(super) fn agree(&mut self, window: usize) {
         self.window = window;
+    }
+
+    /// Where it stands, and what it keeps; nothing once the session is to be closed.
+    pub(super) fn standing(&self) -> Option<(Sends, [&[u8]; 2])> {
+        if self.is_closed {
+            return None;
+        }
+        let sends = Sends {
+            base: self.base,
+            sent: self.sent,
+            is_finished: self.is_finished,
+            finish_sent: self.finish_sent,
+            finish_acknowledged: self.finish_acknowledged,
+        };
+        let (first, second) = self.kept.as_slices();
+        Some((sends, [first, second]))
+    }
+
+    /// What stands there; it was checked.
+    pub(super) fn restore(window: usize, sends: &Sends, kept: Vec<u8>) -> Self {
+        Self {
+            kept: kept.into(),
+            base: sends.base,
+            sent: sends.sent,
+            is_finished: sends.is_finished,
+            finish_sent: sends.finish_sent,
+            finish_acknowledged: sends.finish_acknowledged,
+            ..Self::new(window)
+        }
+    }
+
+    pub(super) fn window(&self) -> usize {
+        self.window
     }
 
     pub(super) fn kept(&self) -> usize {
@@ -83,6 +120,7 @@ impl Outgoing {
 
     pub(super) fn close(&mut self, close: Close) {
         self.due.close = Some(close);
+        self.is_closed = true;
     }
 
     pub(super) fn acknowledge(&mut self, position: u64) {

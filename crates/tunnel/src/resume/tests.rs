@@ -101,6 +101,15 @@ impl Pair {
         }
     }
 
+    /// Another process goes on with one end.
+    fn hand_over(&mut self, at: usize) {
+        let endpoint = &mut self.ends[at].endpoint;
+        let (standing, kept) = endpoint.standing().unwrap();
+        let text = serde_json::to_string(&standing).unwrap();
+        *endpoint = Endpoint::restore(&serde_json::from_str(&text).unwrap(), kept.concat()).unwrap();
+        self.cut();
+    }
+
     fn resume(&mut self) {
         let positions = [0, 1].map(|at| self.ends[at].endpoint.position());
         for (at, side) in self.ends.iter_mut().enumerate() {
@@ -156,6 +165,7 @@ enum Step {
     Ask(usize),
     Acknowledge(usize),
     Cut,
+    HandOver(usize),
     Resume,
 }
 
@@ -170,6 +180,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => end.clone().prop_map(Step::Ask),
         1 => end.clone().prop_map(Step::Acknowledge),
         1 => Just(Step::Cut),
+        1 => end.clone().prop_map(Step::HandOver),
         2 => Just(Step::Resume),
     ];
     let rare = end.prop_map(Step::Finish);
@@ -190,6 +201,7 @@ proptest! {
                 Step::Ask(at) => pair.ends[at].endpoint.ask(),
                 Step::Acknowledge(at) => pair.ends[at].endpoint.acknowledge(),
                 Step::Cut => pair.cut(),
+                Step::HandOver(at) => pair.hand_over(at),
                 Step::Resume if pair.is_connected => {}
                 Step::Resume => pair.resume(),
             }
@@ -382,4 +394,53 @@ fn a_full_buffer_takes_no_more_and_a_smaller_window_leaves_the_least() {
     assert_eq!((endpoint.room(0), endpoint.room(2 * WINDOW)), (0, WINDOW));
     endpoint.finish();
     assert_eq!(endpoint.room(usize::MAX), 0);
+}
+
+#[test]
+fn nothing_is_handed_over_once_either_end_has_closed() {
+    let mut endpoint = sent(b"hello");
+    assert!(endpoint.standing().is_some());
+    endpoint.push(&frame(4, b"")).unwrap();
+    assert!(endpoint.standing().is_none());
+    let mut endpoint = sent(b"hello");
+    endpoint.close(Close::without_a_word());
+    let bytes = endpoint.transmit().pieces.concat();
+    endpoint.transmitted(bytes.len());
+    assert!(endpoint.standing().is_none(), "also once the other end was told");
+}
+
+#[test]
+fn no_end_stands_where_none_can() {
+    let (standing, kept) = {
+        let endpoint = sent(b"hello");
+        let (standing, kept) = endpoint.standing().unwrap();
+        (standing, kept.concat())
+    };
+    Endpoint::restore(&standing, kept.clone()).unwrap();
+    let spoilt: &[fn(&mut Standing)] = &[
+        |it| it.window = 0,
+        |it| it.window = u64::MAX,
+        |it| it.outgoing.base = u64::MAX - 5,
+        |it| it.outgoing.base = 6,
+        |it| it.outgoing.sent = 6,
+        |it| it.outgoing.finish_sent = true,
+        |it| (it.outgoing.is_finished, it.outgoing.finish_sent, it.outgoing.sent) = (true, true, 4),
+        |it| {
+            (it.outgoing.is_finished, it.outgoing.finish_sent) = (true, true);
+            it.outgoing.finish_acknowledged = true;
+        },
+        |it| it.incoming.acknowledged = 1,
+        |it| (it.incoming.taken, it.incoming.is_finished) = (u64::MAX, true),
+        |it| (it.incoming.taken, it.incoming.acknowledged) = (u64::MAX, u64::MAX),
+    ];
+    for (number, spoil) in spoilt.iter().enumerate() {
+        let mut standing = standing.clone();
+        spoil(&mut standing);
+        assert!(
+            Endpoint::restore(&standing, kept.clone()).is_err(),
+            "number {number}: {standing:?}"
+        );
+    }
+    let beyond = vec![0; WINDOW + 1];
+    assert!(Endpoint::restore(&standing, beyond).is_err());
 }

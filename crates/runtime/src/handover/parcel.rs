@@ -1,0 +1,162 @@
+//! Descriptors that lie in the queue of a socket.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+/// No parcel holds more descriptors.
+pub const PARCEL_DESCRIPTORS_MAX: usize = 4;
+/// Says what lies in the queue.
+const MARK: &[u8] = b"iap-parcel/1";
+
+/// Descriptors that lie in the queue of a socket: whoever gets that one has all of them.
+#[derive(Debug)]
+pub struct Parcel(UnixDatagram);
+
+impl Parcel {
+    /// Puts duplicates of these descriptors, at most [`PARCEL_DESCRIPTORS_MAX`], into a new one.
+    ///
+    /// # Errors
+    /// When there are too many, or the system lets no more lie in queues.
+    pub fn of(descriptors: &[BorrowedFd<'_>]) -> io::Result<Self> {
+        if descriptors.len() > PARCEL_DESCRIPTORS_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (sender, receiver) = UnixDatagram::pair()?;
+        send(&sender, MARK, descriptors)?;
+        Ok(Self(receiver))
+    }
+
+    /// What lies in it, which stays there; nothing once it was emptied.
+    ///
+    /// # Errors
+    /// When this is no parcel.
+    pub fn look(&self) -> io::Result<Option<Vec<OwnedFd>>> {
+        self.receive(RecvFlags::PEEK)
+    }
+
+    /// Takes out what lies in it: also for whoever else holds this descriptor, nothing is left.
+    ///
+    /// # Errors
+    /// When this is no parcel.
+    pub fn empty(&self) -> io::Result<()> {
+        self.receive(RecvFlags::empty()).map(drop)
+    }
+
+    fn receive(&self, flags: RecvFlags) -> io::Result<Option<Vec<OwnedFd>>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PARCEL_DESCRIPTORS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut mark = [0; MARK.len() + 1];
+        let flags = flags | RecvFlags::DONTWAIT | close_on_exec();
+        let received = match recvmsg(&self.0, &mut [IoSliceMut::new(&mut mark)], &mut control, flags) {
+            Ok(received) => received,
+            Err(error) if error == rustix::io::Errno::AGAIN => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut descriptors = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                descriptors.extend(rights);
+            }
+        }
+        match mark.get(..received.bytes) == Some(MARK) {
+            true => Ok(Some(descriptors)),
+            false => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "what lies in it is nothing of ours",
+            )),
+        }
+    }
+}
+
+impl From<OwnedFd> for Parcel {
+    /// Takes any descriptor for one; [`Parcel::look`] says whether it is.
+    fn from(descriptor: OwnedFd) -> Self {
+        Self(descriptor.into())
+    }
+}
+
+impl AsFd for Parcel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Sends one datagram with descriptors, at most [`PARCEL_DESCRIPTORS_MAX`].
+pub(super) fn send(
+    socket: impl AsFd,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PARCEL_DESCRIPTORS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(rustix::io::Errno::INVAL);
+    }
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).map(drop)
+}
+
+#[cfg(target_os = "linux")]
+fn close_on_exec() -> RecvFlags {
+    RecvFlags::CMSG_CLOEXEC
+}
+
+#[cfg(not(target_os = "linux"))]
+fn close_on_exec() -> RecvFlags {
+    RecvFlags::empty()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixStream;
+
+    use super::super::memory::{read_sealed, sealed};
+    use super::*;
+
+    #[test]
+    fn what_lies_in_a_parcel_can_be_looked_at_again_and_again_and_taken_out_once() {
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let state = sealed("state", &[b"state"]).unwrap();
+        let parcel = Parcel::of(&[far.as_fd(), state.as_fd()]).unwrap();
+        // Whoever has put it in is gone.
+        drop((far, state));
+        near.write_all(b"hello").unwrap();
+        let copy = Parcel::from(parcel.as_fd().try_clone_to_owned().unwrap());
+        for _ in 0..2 {
+            let found = copy.look().unwrap().unwrap();
+            assert_eq!(found.len(), 2);
+            let state = found[1].try_clone().unwrap();
+            assert_eq!(read_sealed(state, 5).unwrap(), b"state");
+        }
+        let mut found = copy.look().unwrap().unwrap();
+        parcel.empty().unwrap();
+        assert!(copy.look().unwrap().is_none() && parcel.look().unwrap().is_none());
+        let mut taken = UnixStream::from(found.remove(0));
+        let mut hello = [0; 5];
+        taken.read_exact(&mut hello).unwrap();
+        assert_eq!(&hello, b"hello");
+    }
+
+    #[test]
+    fn anything_else_is_no_parcel() {
+        let (sender, receiver) = UnixDatagram::pair().unwrap();
+        for bytes in [&b""[..], b"iap-parcel", b"iap-parcel/10", &[b'x'; 4000]] {
+            send(&sender, bytes, &[]).unwrap();
+            let other = Parcel::from(OwnedFd::from(receiver.try_clone().unwrap()));
+            assert!(other.look().is_err() && other.empty().is_err(), "{bytes:?}");
+        }
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        assert!(Parcel::from(OwnedFd::from(file)).look().is_err());
+        let (one, _other) = UnixStream::pair().unwrap();
+        let five = [one.as_fd(); PARCEL_DESCRIPTORS_MAX + 1];
+        assert!(Parcel::of(&five).is_err());
+    }
+}
