@@ -19,7 +19,8 @@ use crate::identity::{IdentityError, OwnIdentity};
 use crate::journal::{Journal, JournalError};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::session::Registry;
+use crate::session::handover::handed::Handed;
+use crate::session::{Handover, Inheritance, Registry};
 use crate::state::{Joined, StateDir, StateError};
 use crate::view::{Feed, FeedError};
 use running::Conditions;
@@ -78,6 +79,8 @@ pub struct App {
     services: watch::Sender<Arc<LocalServices>>,
     limits: InForce<Limits>,
     sessions: Arc<Registry>,
+    handover: Option<Handover>,
+    handed: Handed,
 }
 
 /// Changes what a running agent takes over of its own file.
@@ -112,11 +115,31 @@ impl App {
         Self::build_at(config, TrustedClock::default()).await
     }
 
+    /// The same after a predecessor, whose sessions go on.
+    ///
+    /// # Errors
+    /// Why the agent cannot start; what was left stays where it is.
+    pub async fn build_after(config: Config, inheritance: Inheritance) -> Result<Self, BuildError> {
+        Self::build_with(config, TrustedClock::default(), inheritance).await
+    }
+
     /// The same by another clock than the system's.
     ///
     /// # Errors
     /// Why the agent cannot start.
     pub async fn build_at(config: Config, clock: TrustedClock) -> Result<Self, BuildError> {
+        Self::build_with(config, clock, Inheritance::default()).await
+    }
+
+    /// The same by another clock, after a predecessor.
+    ///
+    /// # Errors
+    /// Why the agent cannot start; what was left stays where it is.
+    pub async fn build_with(
+        config: Config,
+        clock: TrustedClock,
+        inheritance: Inheritance,
+    ) -> Result<Self, BuildError> {
         let state = StateDir::open(&config.state_dir)?;
         let joined = state.joined()?;
         let clock = Arc::new(clock);
@@ -133,7 +156,12 @@ impl App {
         };
         let traces = Traces::start(config.traces.as_ref(), &program, metrics.trace_spans())?;
         let (id, limits) = (joined.agent_id, InForce::new(config.limits.clone()));
-        let journal = Journal::open(id, &state, limits.clone(), Arc::clone(&clock), metrics.clone()).await?;
+        let left = inheritance.left;
+        let mut handed = tokio::task::spawn_blocking(move || Handed::look(left, id))
+            .await
+            .map_err(JournalError::Task)?;
+        let (in_force, time, counts) = (limits.clone(), Arc::clone(&clock), metrics.clone());
+        let journal = Journal::open_after(id, &state, in_force, time, counts, &mut handed).await?;
         let identity = Arc::new(identity);
         let services = watch::Sender::new(Arc::new(config.services.clone()));
         Ok(Self {
@@ -150,6 +178,8 @@ impl App {
             services,
             sessions: Arc::new(Registry::new(limits.now().sessions_max)),
             limits,
+            handover: inheritance.store.map(Handover::through),
+            handed,
         })
     }
 

@@ -3,6 +3,7 @@
 mod introduction;
 
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use iap_audit::CloseReason;
 use iap_identity::ClusterName;
-use iap_runtime::net::{self, HostPort};
+use iap_runtime::net::{self, Family, HostPort};
 use serde::{Deserialize, Deserializer, de};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -168,11 +169,47 @@ pub enum BackendStream {
 }
 
 impl BackendStream {
+    /// Goes on with a connection that another process opened.
+    ///
+    /// # Errors
+    /// When it is no connection to a backend.
+    pub(crate) fn take_over(descriptor: OwnedFd) -> std::io::Result<Self> {
+        match Self::check(&descriptor)? {
+            Family::Tcp => {
+                let stream = std::net::TcpStream::from(descriptor);
+                stream.set_nonblocking(true)?;
+                TcpStream::from_std(stream).map(Self::Tcp)
+            }
+            Family::Unix => {
+                let stream = std::os::unix::net::UnixStream::from(descriptor);
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream).map(Self::Unix)
+            }
+        }
+    }
+
+    /// Whether a descriptor is a connection to a backend, and over what.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub(crate) fn check(descriptor: &OwnedFd) -> std::io::Result<Family> {
+        net::stream_family(descriptor)
+    }
+
     /// Where the backend is; a Unix socket has no such address.
     fn peer_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),
             Self::Unix(_) => None,
+        }
+    }
+}
+
+impl AsFd for BackendStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
         }
     }
 }

@@ -179,6 +179,11 @@ impl TrustedClock {
         (before != standing).then_some(standing)
     }
 
+    /// Whether any beat has come over the feed itself.
+    pub(crate) fn has_heard(&self) -> bool {
+        locked(&self.heard).is_some()
+    }
+
     /// How the clocks stand by the beat heard last.
     #[must_use]
     pub fn standing(&self) -> Standing {

@@ -110,6 +110,12 @@ impl Gate {
         self.clock.now()
     }
 
+    /// Whether the auth server has been heard since this agent was started: what it had to say comes before its beat.
+    #[must_use]
+    pub(crate) fn has_heard_feed(&self) -> bool {
+        self.clock.has_heard()
+    }
+
     /// The view decisions are made from.
     #[must_use]
     pub fn view(&self) -> Option<Arc<View>> {

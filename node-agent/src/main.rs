@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use iap_agent::app::Reload;
 use iap_agent::printer;
+use iap_agent::session::Inheritance;
 use iap_agent::{App, Config, config, doctor, join, limits};
 use iap_runtime::config::ConfigErrors;
 use iap_runtime::manual::Manual;
@@ -229,11 +230,12 @@ async fn examine(config: Config, arguments: &Doctor) -> anyhow::Result<()> {
 
 async fn serve(config: Config, path: &Path) -> anyhow::Result<()> {
     let level = telemetry::init(config.log.format, &config.log.level)?;
+    let inheritance = Inheritance::from_environment();
     let shutdown = Shutdown::on_signals()?;
     descriptors::raise_limit();
     let hangups = Hangups::listen()?;
     let drain = config.limits.drain();
-    let app = App::build(config).await?;
+    let app = App::build_after(config, inheritance).await?;
     let reloading = Reloading {
         path: path.to_owned(),
         environment_prefix: config::ENVIRONMENT_PREFIX,

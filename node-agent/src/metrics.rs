@@ -44,6 +44,7 @@ pub struct Metrics(Arc<Inner>);
 struct Inner {
     sessions: Counter,
     session_resumes: Counter,
+    sessions_taken_over: Counter,
     sessions_live: Gauge,
     bytes: Family<DirectionLabel, Counter>,
     denials: Family<Reason, Counter>,
@@ -73,6 +74,11 @@ impl Metrics {
             "session_resumes",
             "Clients that came back to their session over another connection",
             inner.session_resumes.clone(),
+        );
+        all.register(
+            "sessions_taken_over",
+            "Sessions of the agent's predecessor that go on",
+            inner.sessions_taken_over.clone(),
         );
         all.register(
             "sessions_live",
@@ -164,6 +170,12 @@ impl Metrics {
     /// A session is recorded and about to dial.
     pub fn session_started(&self) {
         self.0.sessions.inc();
+        self.0.sessions_live.inc();
+    }
+
+    /// A session of the predecessor goes on.
+    pub fn session_taken_over(&self) {
+        self.0.sessions_taken_over.inc();
         self.0.sessions_live.inc();
     }
 

@@ -42,6 +42,8 @@ kinds! {
     SessionResume = "session.resume", "S1005I";
     /// Somebody who proved who they are wanted to go on with a session that is not theirs, or with a ticket that was used before.
     SessionResumeRefused = "session.resume_refused", "S1006W";
+    /// An agent took a session over from its predecessor.
+    SessionHandover = "session.handover", "S1007I";
     /// An agent began its work.
     AgentStart = "agent.start", "A1000I";
     /// An agent ended its work in order.

@@ -10,11 +10,15 @@ use tokio::net::TcpStream;
 
 pub mod accept;
 pub mod dial;
+#[cfg(unix)]
+pub mod family;
 pub mod http_proxy;
 pub mod no_proxy;
 
 pub use accept::{accept, listen};
 pub use dial::{connect, race};
+#[cfg(unix)]
+pub use family::{Family, stream_family};
 pub use http_proxy::{HttpProxy, HttpProxyError, Route, proxied, reach};
 pub use no_proxy::NoProxy;
 

@@ -45,10 +45,16 @@ impl Slots {
         self.0.taken.load(Ordering::Relaxed) < self.0.max.load(Ordering::Relaxed)
     }
 
+    /// How many are taken now.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.0.taken.load(Ordering::Relaxed)
+    }
+
     /// Whether none is taken now.
     #[must_use]
     pub fn are_all_free(&self) -> bool {
-        self.0.taken.load(Ordering::Relaxed) == 0
+        self.taken() == 0
     }
 
     /// From now on there are `max`. Places taken beyond it stay taken until they are given back.

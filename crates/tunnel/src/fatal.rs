@@ -4,6 +4,7 @@
 //! Sans-IO. [`StartupMachine`] follows a client up to its startup message, behind which an `ErrorResponse` may come;
 //! [`Boundaries`] follows what a backend says, so that one may be put between two of its messages and never into one.
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// PostgreSQL's own bound on a startup message (`MAX_STARTUP_PACKET_LENGTH`).
@@ -153,7 +154,8 @@ impl StartupMachine {
 }
 
 /// Follows what a backend says, message by message, without looking into any.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Boundaries {
     /// Before the first message: one byte may still refuse encryption.
     #[default]
@@ -182,6 +184,16 @@ impl Boundaries {
     #[must_use]
     pub fn new() -> Self {
         Self::Start
+    }
+
+    /// Whether anybody who followed from the beginning can have come here.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        match self {
+            Self::Head { known, .. } => *known < MESSAGE_HEAD_BYTES,
+            Self::Body { left } => *left > 0,
+            Self::Start | Self::Opaque => true,
+        }
     }
 
     /// Takes what was delivered to the client.

@@ -23,10 +23,12 @@ use crate::identity::OwnIdentity;
 use crate::journal::Journal;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::session::{Ending, Registry};
+use crate::session::{Ending, Handover, Registry};
 
 /// What is looked at every second counts no longer when that stops.
 const CONFIRMED_FOR: Duration = Duration::from_secs(15);
+/// How long it may take to leave all sessions that can be left to the successor.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long cut sessions may take to write their end.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the last records may take to reach the auth server; otherwise they wait on disk.
@@ -63,6 +65,7 @@ pub(super) struct Running {
     pub(super) journal: Journal,
     pub(super) uploader: Arc<Uploader>,
     pub(super) traces: Traces,
+    pub(super) handover: Option<Handover>,
     /// Tasks that follow the services end when nobody can publish them any more.
     pub(super) _services: watch::Sender<Arc<LocalServices>>,
 }
@@ -83,9 +86,16 @@ impl Running {
         };
         shutdown.trigger("an essential task ended");
         let grace = limits.now().drain();
-        if tokio::time::timeout(grace, self.sessions.empty()).await.is_err() {
+        if tokio::time::timeout(grace, self.sessions.settled())
+            .await
+            .is_err()
+        {
             let live = self.sessions.len();
             tracing::info!(live, "ending the sessions that are left");
+        }
+        if let Some(handover) = self.handover.as_ref().filter(|_| failure.is_none()) {
+            handover.ask();
+            let _ = tokio::time::timeout(HANDOVER_TIMEOUT, self.sessions.none_can_move()).await;
         }
         // Also when there were none: one may be about to begin.
         self.sessions.cut_all(&Ending::because(
@@ -93,6 +103,9 @@ impl Running {
             "the agent was told to stop",
         ));
         let _ = shutdown.drain(END_TIMEOUT).await;
+        if let Some(handover) = &self.handover {
+            handover.settled().await;
+        }
         self.journal.stop().await;
         let _ = tokio::time::timeout(LAST_UPLOAD_TIMEOUT, self.uploader.finish()).await;
         self.traces.finish(traces::FINISH_TIMEOUT).await;

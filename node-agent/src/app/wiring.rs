@@ -25,8 +25,9 @@ use crate::dialback::{Entrance, EntranceParts};
 use crate::identity::OwnIdentity;
 use crate::leaves::Leaves;
 use crate::limits::Limits;
-use crate::session::Registry;
+use crate::session::handover::handed::Handed;
 use crate::session::review::Reviewer;
+use crate::session::{Handover, Registry};
 use crate::view::View;
 
 /// What most parts look at.
@@ -60,6 +61,8 @@ pub(super) fn start(
         services,
         limits,
         sessions,
+        handover,
+        handed,
     } = app;
     let shared = Shared {
         agent_id: joined.agent_id,
@@ -85,7 +88,9 @@ pub(super) fn start(
         metrics: metrics.clone(),
         traces: traces.clone(),
         shutdown: shutdown.clone(),
+        handover: handover.clone(),
     });
+    take_over(&entrance, handed, handover.clone());
     let connected = Arc::new(Connected::default());
     let connector = Connector {
         identity: Arc::clone(&shared.identity),
@@ -150,10 +155,24 @@ pub(super) fn start(
             journal,
             uploader,
             traces,
+            handover,
             _services: services,
         },
         registry,
     ))
+}
+
+/// Before anybody can come back to one of these sessions.
+fn take_over(entrance: &Arc<Entrance>, handed: Handed, handover: Option<Handover>) {
+    let (sessions, done_with) = handed.into_claimed();
+    if let Some(handover) = handover {
+        tokio::spawn(async move {
+            for name in done_with {
+                handover.forget(name).await;
+            }
+        });
+    }
+    entrance.take_over(sessions);
 }
 
 impl Shared {

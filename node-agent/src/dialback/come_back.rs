@@ -54,6 +54,9 @@ impl Passage {
         let mut refuse = |status| Err(Box::new((stream.take(), status)));
         let session = request.session_id;
         let Some(resumption) = self.entrance.resumptions.find(&session) else {
+            if self.entrance.resumptions.is_expected(&session) {
+                return refuse(self.unavailable("the agent takes its predecessor's sessions over"));
+            }
             return refuse(self.denied(OVER, "The session is over.", Some(session)));
         };
         if !resumption.admits(caller, &request.ticket) {
@@ -99,7 +102,7 @@ impl Passage {
             Err(refusal) if refusal.wants_renewal() => return Err(Box::new(Status::Renew)),
             Err(refusal) => {
                 self.record_denial(caller, &seed, &refusal);
-                if let Some(ending) = review::cut_ending(&refusal, &live.permit()) {
+                if let Some(ending) = review::cut_ending(&refusal, live.permit().grant().rule()) {
                     live.cut(ending);
                 }
                 return Err(Box::new(self.refusal_status(&seed, &refusal)));

@@ -13,6 +13,7 @@ mod hello;
 mod serve;
 mod shares;
 mod stream;
+mod take_over;
 mod verifier;
 
 pub use handshake::ClientStream;
@@ -41,7 +42,7 @@ use crate::journal::Journal;
 use crate::leaves::Offer;
 use crate::limits::Limits;
 use crate::metrics::{self, Metrics};
-use crate::session::{Live, Registry, Resumption, Resumptions, Through, review};
+use crate::session::{Handover, Live, Registry, Resumption, Resumptions, Through, review};
 use shares::Shares;
 
 /// What a proxy asks the agent to fetch.
@@ -104,6 +105,8 @@ pub struct EntranceParts {
     pub traces: Traces,
     /// When to stop letting anyone in; its drain waits for the sessions.
     pub shutdown: Shutdown,
+    /// The way to this agent's successor, if there is one.
+    pub handover: Option<Handover>,
 }
 
 impl Entrance {

@@ -20,9 +20,9 @@ use super::hello::{read_hello, say_last};
 use super::{DataStream, Entrance, Open};
 use crate::control::Link;
 use crate::decide::{Permit, Refusal};
-use crate::handlers::{self, Client, Returning, Visit, farewell};
+use crate::handlers::{self, Client, Course, Outcome, Returning, Visit, farewell};
 use crate::journal::{Denied, Mismatch};
-use crate::session::{Caller, Live, Resumes, SessionFacts, review, spans};
+use crate::session::{Caller, Live, Resumes, SessionFacts, Started, live, review, spans};
 
 /// Serves one connection; `place` is its share of the unauthenticated ones.
 pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place: Place) {
@@ -418,25 +418,23 @@ impl Passage {
         self.recorder.phase("record", mark, |_| {});
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
         let entered = parts.registry.enter(slot, Arc::clone(&live));
-        Box::pin(self.decide_again_if_stale(&permit, &live)).await;
+        Box::pin(self.entrance.decide_again_if_stale(&permit, &live)).await;
         let permit = live.permit();
         parts.metrics.session_started();
         let visit = Visit {
             client,
-            started: &started,
-            live: &live,
             backend: permit.local(),
             cluster: &parts.cluster,
-            limits: &parts.limits,
-            recorder: &self.recorder,
-            audit_full: (mode != AuditMode::BestEffort).then(|| parts.journal.fullness()),
+            course: self.entrance.course(&started, &live, &self.recorder),
         };
-        let ending = Box::pin(handlers::serve(&permit, visit)).await;
-        tracing::info!(session = %facts.session_id, reason = ending.reason.as_str(), "session ended");
-        parts.metrics.session_ended(started.counters());
-        spans::ended(&self.recorder, &facts, started.counters(), &ending);
-        Box::pin(started.end(ending)).await;
-        drop(entered);
+        let outcome = Box::pin(handlers::serve(&permit, visit)).await;
+        let conclusion = Conclusion {
+            entrance: &self.entrance,
+            recorder: &self.recorder,
+            started,
+            entered,
+        };
+        Box::pin(conclusion.of(outcome)).await;
     }
 
     /// Ends what was allowed and cannot begin, for want of `what`.
@@ -447,16 +445,6 @@ impl Passage {
         } = admitted;
         client.unavailable(text, true).await;
         spans::unavailable(&self.recorder, seed.session_id, &seed.service, &caller, what);
-    }
-
-    /// A view published between the decision and the registry's entry was not seen by the reviewer for
-    /// this session.
-    async fn decide_again_if_stale(&self, permit: &Permit, live: &Arc<Live>) {
-        let gate = &self.entrance.parts.gate;
-        if !gate.is_current(permit) {
-            let (gate, live) = (Arc::clone(gate), Arc::clone(live));
-            big_stack::run_async(move || review::review(&gate, &live)).await;
-        }
     }
 
     fn facts(&self, caller: Caller, seed: AttemptSeed, permit: &Permit, asked: Asked) -> SessionFacts {
@@ -475,5 +463,65 @@ impl Passage {
             resumes: Resumes::default(),
             started: self.entrance.parts.gate.now(),
         }
+    }
+}
+
+impl Entrance {
+    /// What a session's handler follows.
+    pub(super) fn course<'a>(
+        &'a self,
+        started: &'a Started,
+        live: &'a Arc<Live>,
+        recorder: &'a Recorder,
+    ) -> Course<'a> {
+        let parts = &self.parts;
+        let mode = live.permit().service().audit;
+        Course {
+            started,
+            live,
+            limits: &parts.limits,
+            recorder,
+            handover: parts.handover.as_ref(),
+            audit_full: (mode != AuditMode::BestEffort).then(|| parts.journal.fullness()),
+        }
+    }
+
+    /// A view published between the decision and the registry's entry was not seen by the reviewer for
+    /// this session.
+    pub(super) async fn decide_again_if_stale(&self, permit: &Permit, live: &Arc<Live>) {
+        let gate = &self.parts.gate;
+        if !gate.is_current(permit) {
+            let (gate, live) = (Arc::clone(gate), Arc::clone(live));
+            big_stack::run_async(move || review::review(&gate, &live)).await;
+        }
+    }
+}
+
+/// What is left to do once a handler has done with a session.
+pub(super) struct Conclusion<'a> {
+    pub(super) entrance: &'a Entrance,
+    pub(super) recorder: &'a Recorder,
+    pub(super) started: Started,
+    pub(super) entered: live::Entered,
+}
+
+impl Conclusion<'_> {
+    /// Records the end, or leaves that to the successor.
+    pub(super) async fn of(self, outcome: Outcome) {
+        let session = self.started.session_id();
+        match outcome {
+            Outcome::Ended(ending) => {
+                tracing::info!(%session, reason = ending.reason.as_str(), "session ended");
+                let counters = self.started.counters();
+                self.entrance.parts.metrics.session_ended(counters);
+                spans::ended(self.recorder, self.started.facts(), counters, &ending);
+                self.started.end(ending).await;
+            }
+            Outcome::HandedOver => {
+                tracing::info!(%session, "the session is left to this agent's successor");
+                self.started.handed_over();
+            }
+        }
+        drop(self.entered);
     }
 }

@@ -165,12 +165,19 @@ pub(crate) struct Delivered<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Delivered<S> {
-    /// `is_postgres`: without it nothing is followed and nothing said.
-    pub(crate) fn new(stream: S, is_postgres: bool) -> Self {
-        Self {
-            stream,
-            boundaries: is_postgres.then(Boundaries::new),
-        }
+    /// Follows on from `boundaries`; without them nothing is followed and nothing said.
+    pub(crate) fn new(stream: S, boundaries: Option<Boundaries>) -> Self {
+        Self { stream, boundaries }
+    }
+
+    /// The stream below.
+    pub(crate) fn inner(&self) -> &S {
+        &self.stream
+    }
+
+    /// How far it has followed.
+    pub(crate) fn boundaries(&self) -> Option<Boundaries> {
+        self.boundaries
     }
 
     /// The stream below.

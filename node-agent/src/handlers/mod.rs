@@ -1,6 +1,6 @@
 //! Protocol handlers: siblings behind one small interface. A handler gets a [`Visit`]: the client's stream,
 //! the proof that the session's start is recorded (without which no backend can be dialled), and the switch
-//! that cuts it. It returns how the session ended.
+//! that cuts it. It returns what became of the session.
 //!
 //! A new protocol is a new folder here and one more arm in [`serve`].
 
@@ -14,36 +14,73 @@ use std::sync::Arc;
 use iap_identity::ClusterName;
 use iap_policy::{Protocol, ServiceFacts};
 use iap_runtime::config::InForce;
+use iap_runtime::pump::UnderWay;
 use iap_runtime::traces::Recorder;
+use iap_tunnel::Boundaries;
 use tokio::sync::watch;
 
 pub use client::Client;
 pub(crate) use client::Returning;
 
+use crate::backend::BackendStream;
 use crate::config::LocalService;
 use crate::decide::Permit;
 use crate::limits::Limits;
-use crate::session::{Ending, Live, Started};
+use crate::session::resumption::ResumableStream;
+use crate::session::{Ending, Handover, Live, Started};
 
 /// Everything a handler gets.
 #[derive(Debug)]
 pub struct Visit<'a> {
     /// The client, who waits to be told that the session runs.
     pub client: Client,
-    /// The recorded start: facts, grant and counters.
-    pub started: &'a Started,
-    /// The switch that cuts the session.
-    pub live: &'a Arc<Live>,
     /// The backend, as this host's own file has it.
     pub backend: &'a LocalService,
     /// The cluster of its names.
     pub cluster: &'a ClusterName,
+    /// What it follows from then on.
+    pub course: Course<'a>,
+}
+
+/// A session that goes on where another process has left it.
+#[derive(Debug)]
+pub(crate) struct GoingOn<'a> {
+    /// The client, who is away.
+    pub(crate) client: ResumableStream,
+    /// The backend, which knows nothing of it.
+    pub(crate) backend: BackendStream,
+    /// What lies between the two.
+    pub(crate) under_way: UnderWay,
+    /// Where a PostgreSQL backend stands between its messages.
+    pub(crate) boundaries: Option<Boundaries>,
+    /// What it follows from then on.
+    pub(crate) course: Course<'a>,
+}
+
+/// What a session follows while its bytes move.
+#[derive(Debug)]
+pub struct Course<'a> {
+    /// The recorded start: facts, grant and counters.
+    pub started: &'a Started,
+    /// The switch that cuts the session.
+    pub live: &'a Arc<Live>,
     /// The agent's bounds.
     pub limits: &'a InForce<Limits>,
     /// Notes what takes how long.
     pub recorder: &'a Recorder,
+    /// The way to the agent's successor.
+    pub handover: Option<&'a Handover>,
     /// Where the session must not outlive its records: whether the spool is full.
     pub audit_full: Option<watch::Receiver<bool>>,
+}
+
+/// What became of a session.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is over.
+    Ended(Ending),
+    /// The agent's successor goes on with it.
+    HandedOver,
 }
 
 /// What this agent can do with a service.
@@ -71,18 +108,23 @@ pub fn can_serve(service: &ServiceFacts) -> bool {
     Kind::of(service).is_some()
 }
 
-/// Serves one session to its end.
-pub async fn serve(permit: &Permit, visit: Visit<'_>) -> Ending {
+/// Goes on with a session of bytes; no other is left by a predecessor.
+pub(crate) async fn go_on(session: GoingOn<'_>) -> Outcome {
+    tcp::go_on(session).await
+}
+
+/// Serves one session to its end, or until the agent's successor goes on with it.
+pub async fn serve(permit: &Permit, visit: Visit<'_>) -> Outcome {
     match Kind::of(&permit.service().facts) {
         Some(Kind::Bytes) => tcp::serve(visit).await,
         None => {
             let reason = iap_audit::CloseReason::ServiceRemoved;
             let text = "the agent cannot serve this kind of service";
             Box::pin(visit.client.unavailable(text, false)).await;
-            Ending::because(
+            Outcome::Ended(Ending::because(
                 reason,
                 "the service asks for inspection, which this agent does not do",
-            )
+            ))
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::clock::TrustedClock;
 use crate::decide::Permit;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::session::handover::handed::Handed;
 use crate::session::{Ending, SessionFacts, Started};
 use crate::state::{StateDir, StateError, names};
 use denials::Denials;
@@ -115,6 +116,22 @@ impl Journal {
         clock: Arc<TrustedClock>,
         metrics: Metrics,
     ) -> Result<Self, JournalError> {
+        Self::open_after(agent_id, state, limits, clock, metrics, &mut Handed::default()).await
+    }
+
+    /// The same, after a predecessor that has left sessions: those that are `handed` over, and that the record knows as
+    /// begun and not over, get no end.
+    ///
+    /// # Errors
+    /// When the spool cannot be used.
+    pub(crate) async fn open_after(
+        agent_id: AgentId,
+        state: &StateDir,
+        limits: InForce<Limits>,
+        clock: Arc<TrustedClock>,
+        metrics: Metrics,
+        handed: &mut Handed,
+    ) -> Result<Self, JournalError> {
         let (path, bounds) = (
             state.path(names::SPOOL),
             spool_limits(limits.now().spool_bytes_max),
@@ -142,7 +159,7 @@ impl Journal {
             stopped: watch::Sender::new(false),
             background: TaskTracker::new(),
         }));
-        let waiting = recover::end_lost_sessions(&journal, state).await?;
+        let waiting = recover::end_lost_sessions(&journal, state, handed).await?;
         if waiting.is_empty() {
             journal.0.recovered.send_replace(true);
         } else {

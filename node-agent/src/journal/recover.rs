@@ -7,6 +7,7 @@ use iap_runtime::spool::{Room, SpoolError};
 use super::live_set::LiveSet;
 use super::{Journal, JournalError};
 use crate::session::facts::lost_event;
+use crate::session::handover::handed::{Handed, unusable};
 use crate::state::StateDir;
 
 const PAGE_RECORDS: usize = 1000;
@@ -14,11 +15,13 @@ const PAGE_BYTES: usize = 1024 * 1024;
 /// Ends that wait for the disk together: whatever waits is synced once.
 const ENDS_AT_ONCE: usize = 1024;
 
-/// Writes `agent_lost` for every session that the file of live sessions and the spool leave open. Returns the
-/// records that found no room: only the auth server can make some, so the agent must run for that.
+/// Writes `agent_lost` for every session that the file of live sessions and the spool leave open and that was not
+/// `handed` over. Returns the records that found no room: only the auth server can make some, so the agent must run for
+/// that.
 pub(super) async fn end_lost_sessions(
     journal: &Journal,
     state: &StateDir,
+    handed: &mut Handed,
 ) -> Result<Vec<Event>, JournalError> {
     let mut set = LiveSet::load(state)?;
     let mut from = 0;
@@ -38,9 +41,13 @@ pub(super) async fn end_lost_sessions(
             }
         }
     }
-    let ends = set.open().map(|start| {
+    let ends = set.open().filter_map(|start| {
         let (now, id) = journal.stamp();
-        lost_event(&start, now, id)
+        match handed.claims(&start) {
+            Ok(()) => None,
+            Err(None) => Some(lost_event(&start, now, id, None)),
+            Err(Some(why)) => Some(lost_event(&start, now, id, unusable(&why).detail)),
+        }
     });
     let ends: Vec<_> = ends.collect();
     let lost = ends.len();

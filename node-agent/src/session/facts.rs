@@ -67,7 +67,12 @@ impl Resumes {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn count(&self) -> u64 {
+    /// So often already.
+    pub(crate) fn starting_at(count: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(count)))
+    }
+
+    pub(crate) fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -157,6 +162,27 @@ impl SessionFacts {
         moved.event(EventKind::SessionResume, now, grant, id)
     }
 
+    /// The record of a session that another process of this agent goes on with; `last` is who was in it, from where.
+    #[must_use]
+    pub(crate) fn handover_event(
+        &self,
+        grant: &Grant,
+        now: OffsetDateTime,
+        id: Uuid,
+        last: &Presence,
+        (inwards, outwards): (u64, u64),
+    ) -> Event {
+        let moved = Self {
+            caller: last.caller.clone(),
+            client: last.client,
+            through: last.through.clone(),
+            ..self.clone()
+        };
+        moved
+            .event(EventKind::SessionHandover, now, grant, id)
+            .bytes(inwards, outwards)
+    }
+
     fn event(&self, kind: EventKind, time: OffsetDateTime, grant: &Grant, id: Uuid) -> Event {
         let decision = DecisionRecord {
             effect: Effect::Allow,
@@ -193,12 +219,18 @@ impl SessionFacts {
 }
 
 /// The end record of a session that was live when its agent died; `start` is its start record or the part of it that
-/// [`carried`](iap_audit::carried) keeps. How much went each way died with the agent, so nothing is said about it.
+/// [`carried`](iap_audit::carried) keeps, and `detail` what else is known of why. How much went each way died with the agent, so nothing is said about it.
 #[must_use]
-pub fn lost_event(start: &Map<String, Value>, now: OffsetDateTime, id: Uuid) -> Event {
-    let detail = "the agent ended without warning while the session ran";
+pub fn lost_event(
+    start: &Map<String, Value>,
+    now: OffsetDateTime,
+    id: Uuid,
+    detail: Option<String>,
+) -> Event {
+    let detail = detail.as_deref();
+    let usual = "the agent ended without warning while the session ran";
     Event::new(EventKind::SessionEnd, now, id)
-        .close(CloseReason::AgentLost, Some(detail))
+        .close(CloseReason::AgentLost, Some(detail.unwrap_or(usual)))
         .answering(start)
 }
 

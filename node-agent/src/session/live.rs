@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ use super::{Caller, Ending, SessionFacts, Through};
 use crate::clock::Witnessed;
 use crate::decide::{Attempt, Permit};
 
+/// How often those that keep a drain waiting are counted.
+const LOOKED_AT_EVERY: Duration = Duration::from_millis(50);
+
 /// One live session as the reviewer sees it.
 #[derive(Debug)]
 pub struct Live {
@@ -26,6 +30,8 @@ pub struct Live {
     cut: Cancellation,
     why: OnceLock<Ending>,
     outage_since: Mutex<Option<Witnessed>>,
+    /// The agent's successor can go on with it.
+    can_move: AtomicBool,
 }
 
 /// Who is in a session, and over what: the same person all the time, with another certificate and from elsewhere once
@@ -56,7 +62,17 @@ impl Live {
             cut: Cancellation::new(),
             why: OnceLock::new(),
             outage_since: Mutex::new(None),
+            can_move: AtomicBool::new(false),
         }
+    }
+
+    /// From now on the agent's successor can go on with it.
+    pub(crate) fn may_move(&self) {
+        self.can_move.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn can_move(&self) -> bool {
+        self.can_move.load(Ordering::Relaxed)
     }
 
     /// Who is in it now.
@@ -88,7 +104,7 @@ impl Live {
         }
     }
 
-    fn presence(&self) -> MutexGuard<'_, Presence> {
+    pub(crate) fn presence(&self) -> MutexGuard<'_, Presence> {
         self.presence.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -251,6 +267,27 @@ impl Registry {
                 return;
             }
             left.await;
+        }
+    }
+
+    /// Returns as soon as there are none but those that a successor can go on with.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            let can_move = self.all().iter().filter(|live| live.can_move()).count();
+            if self.slots.taken() <= can_move {
+                return;
+            }
+            // Nobody says so when one turns into one of those.
+            let _ = tokio::time::timeout(LOOKED_AT_EVERY, left).await;
+        }
+    }
+
+    /// Returns as soon as there is none that a successor could go on with.
+    pub(crate) async fn none_can_move(&self) {
+        while self.all().iter().any(|live| live.can_move()) {
+            let _ = tokio::time::timeout(LOOKED_AT_EVERY, self.left.notified()).await;
         }
     }
 

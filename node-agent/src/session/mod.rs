@@ -1,10 +1,12 @@
 //! A session from its grant to its end record.
 //!
 //! Reading order: [`caller`] (who), [`facts`] (what the records say), [`started`] (the proof that the start
-//! record is durable), [`live`] (the registry of what runs and how it is cut), [`review`] (who cuts it).
+//! record is durable), [`live`] (the registry of what runs and how it is cut), [`review`] (who cuts it),
+//! [`handover`] (how it outlives the agent).
 
 pub mod caller;
 pub mod facts;
+pub(crate) mod handover;
 pub mod live;
 pub(crate) mod resumption;
 pub mod review;
@@ -13,6 +15,7 @@ pub mod started;
 
 pub use caller::Caller;
 pub use facts::{Ending, Resumes, SessionFacts, Through};
+pub use handover::{Handover, Inheritance};
 pub use live::{Live, Presence, Registry};
 pub(crate) use resumption::{Resumption, Resumptions};
 pub(crate) use spans::SESSION;

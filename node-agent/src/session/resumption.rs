@@ -1,6 +1,6 @@
 //! Sessions whose client may come back over another connection: who may, and how it is handed over.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +11,12 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use iap_identity::{ProxyId, SessionId};
 use iap_runtime::config::InForce;
+use iap_runtime::handover::monotonic;
 use iap_runtime::resume::{Allowance, Arrival, Budget, Reconnect, Resumable};
-use iap_tunnel::resume::{Endpoint, ResumeOffer, Ticket, Violation};
-use tokio::time::Sleep;
+use iap_tunnel::resume::{Endpoint, Impossible, ResumeOffer, Ticket, Violation};
+use tokio::time::{Instant, Sleep};
 
-use super::{Caller, Live};
+use super::{Caller, Live, handover};
 use crate::dialback::ClientStream;
 use crate::limits::Limits;
 
@@ -29,6 +30,23 @@ pub(crate) struct Resumptions {
     limits: InForce<Limits>,
     budget: Budget,
     by_user: Arc<Mutex<HashMap<String, Budget>>>,
+    expected: Arc<Mutex<HashSet<SessionId>>>,
+}
+
+/// A session that is about to be taken over.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    session: SessionId,
+    all: Arc<Mutex<HashSet<SessionId>>>,
+}
+
+/// How a session waits for its client, or would if the connection broke now.
+#[derive(Debug)]
+pub(crate) struct Waits {
+    pub(crate) ticket: Ticket,
+    pub(crate) next_ticket: Option<Ticket>,
+    pub(crate) patience: Duration,
+    pub(crate) deadline: Instant,
 }
 
 /// One of them.
@@ -67,6 +85,7 @@ impl Resumptions {
             sessions: Arc::default(),
             budget: Budget::new(limits.now().resume_bytes_max),
             by_user: Arc::default(),
+            expected: Arc::default(),
             limits,
         }
     }
@@ -137,6 +156,59 @@ impl Resumptions {
         let sessions = locked(&self.sessions);
         let concerned = sessions.values().filter(|session| session.is_through(proxy));
         concerned.cloned().collect()
+    }
+
+    /// A session that the predecessor has left will be there in a moment: until the guard is dropped, or after it was
+    /// [taken over](Self::take_over), its client is not told that it is over.
+    pub(crate) fn expect(&self, session: SessionId) -> Expected {
+        locked(&self.expected).insert(session);
+        Expected {
+            session,
+            all: Arc::clone(&self.expected),
+        }
+    }
+
+    pub(crate) fn is_expected(&self, session: &SessionId) -> bool {
+        locked(&self.expected).contains(session)
+    }
+
+    /// A session that the predecessor has left waits for its client for as long as it would have waited there.
+    ///
+    /// # Errors
+    /// When none can stand where this one does.
+    pub(crate) fn take_over(
+        &self,
+        live: &Arc<Live>,
+        facts: &handover::state::Facts,
+        kept: Vec<u8>,
+    ) -> Result<ResumableStream, Impossible> {
+        let began = &live.facts.caller;
+        let resumption = Arc::new(Resumption {
+            live: Arc::clone(live),
+            principal: began.peer().principal(),
+            key_thumbprint: *began.peer().key_thumbprint(),
+            tickets: Mutex::new(Tickets {
+                current: facts.ticket,
+                next: facts.next_ticket,
+            }),
+            mailbox: Mutex::new(None),
+            has_mail: AtomicBool::new(false),
+            is_sent_away: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        });
+        let left = Duration::from_millis(facts.deadline_milliseconds).saturating_sub(monotonic());
+        let patience = Duration::from_secs(facts.patience_seconds);
+        let coming_back = ComingBack {
+            patience,
+            waits: Some(Box::pin(tokio::time::sleep(left.min(patience)))),
+            is_confirmed: true,
+            sessions: Arc::downgrade(&self.sessions),
+            resumption: Arc::clone(&resumption),
+        };
+        let allowance = self.allowance(began);
+        let stream = Resumable::restore(&facts.standing, kept, coming_back, allowance)?;
+        locked(&self.sessions).insert(live.facts.session_id, resumption);
+        Ok(stream)
     }
 
     fn allowance(&self, caller: &Caller) -> Allowance {
@@ -259,6 +331,25 @@ impl Reconnect<ClientStream> for ComingBack {
         let flag = &self.resumption.is_sent_away;
         let sent_away = flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::AcqRel);
         sent_away.then(|| io::Error::other("the proxy that it came through drains"))
+    }
+}
+
+impl ComingBack {
+    pub(crate) fn waits(&self) -> Waits {
+        let tickets = locked(&self.resumption.tickets);
+        let waits = self.waits.as_ref().map(|waits| waits.deadline());
+        Waits {
+            ticket: tickets.current,
+            next_ticket: tickets.next,
+            patience: self.patience,
+            deadline: waits.unwrap_or_else(|| Instant::now() + self.patience),
+        }
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        locked(&self.all).remove(&self.session);
     }
 }
 

@@ -129,7 +129,7 @@ pub fn review(gate: &Gate, live: &Live) {
     match gate.decide_here(&live.attempt()) {
         Ok(permit) => live.renew(permit),
         Err(refusal) => {
-            if let Some(ending) = cut_ending(&refusal, &live.permit()) {
+            if let Some(ending) = cut_ending(&refusal, live.permit().grant().rule()) {
                 live.cut(ending);
             }
         }
@@ -146,8 +146,8 @@ pub fn cut_by_lock_on_proxy(gate: &Gate, live: &Live) -> bool {
     lock.is_some()
 }
 
-/// How a refusal ends a live session; `None` when it has a grace of its own.
-pub(crate) fn cut_ending(refusal: &Refusal, held: &Permit) -> Option<Ending> {
+/// How a refusal ends a live session that was allowed by `rule`; `None` when it has a grace of its own.
+pub(crate) fn cut_ending(refusal: &Refusal, rule: &str) -> Option<Ending> {
     match refusal {
         Refusal::Outage(_) => None,
         Refusal::Locked(lock) => Some(Ending::because(CloseReason::Lock, lock.to_string())),
@@ -165,10 +165,8 @@ pub(crate) fn cut_ending(refusal: &Refusal, held: &Permit) -> Option<Ending> {
                     denial.policy_version, denial.detail
                 ),
                 None => format!(
-                    "rule {:?} no longer allows this session as of policy version {}: {}",
-                    held.grant().rule(),
-                    denial.policy_version,
-                    denial.detail
+                    "rule {rule:?} no longer allows this session as of policy version {}: {}",
+                    denial.policy_version, denial.detail
                 ),
             },
         )),

@@ -38,6 +38,28 @@ impl Started {
         }
     }
 
+    /// A session whose start a predecessor has recorded.
+    pub(crate) fn taken_over(
+        facts: Arc<SessionFacts>,
+        grant: Grant,
+        journal: Journal,
+        counters: Counters,
+    ) -> Self {
+        let mut started = Self::new(facts, grant, journal, Room::Reserve);
+        started.counters = counters;
+        started
+    }
+
+    /// Whether its start is on record, which is what a successor knows it by.
+    pub(crate) fn is_on_record(&self) -> bool {
+        self.end_room == Room::Reserve
+    }
+
+    /// It is the successor's: the end is recorded there.
+    pub(crate) fn handed_over(mut self) {
+        self.ended = true;
+    }
+
     /// The session's id.
     #[must_use]
     pub fn session_id(&self) -> SessionId {

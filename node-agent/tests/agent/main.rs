@@ -14,6 +14,7 @@ mod plane;
 mod proxy;
 
 mod farewells;
+mod handover;
 mod joining;
 mod outage_table;
 mod outages;

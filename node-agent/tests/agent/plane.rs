@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use iap_agent::app::Reload;
 use iap_agent::clock::TrustedClock;
+use iap_agent::session::Inheritance;
 use iap_agent::state::names;
 use iap_agent::{App, Config};
 use iap_identity::{AgentId, GroupName, Lock, LockKind, LoginName, ServiceName};
@@ -217,6 +218,11 @@ impl Plane {
 
     /// The same with this configuration.
     pub async fn start_with(&self, config: Config) -> Running {
+        self.start_after(config, Inheritance::default()).await
+    }
+
+    /// The same after a predecessor.
+    pub async fn start_after(&self, config: Config, inheritance: Inheritance) -> Running {
         if !self.state_dir().join(names::AGENT_ID).exists() {
             self.write_state(OffsetDateTime::now_utc());
         }
@@ -227,7 +233,7 @@ impl Plane {
             .unwrap();
         let moved = self.clock.clone();
         let clock = TrustedClock::new(move || moved.now());
-        let building = runtime.spawn(async { App::build_at(config, clock).await });
+        let building = runtime.spawn(async { App::build_with(config, clock, inheritance).await });
         let app = building.await.unwrap();
         let app = app.unwrap_or_else(|error| panic!("{error}"));
         let (shutdown, reload) = (Shutdown::new(), app.reload());

@@ -13,19 +13,19 @@ use crate::plane::{CLUSTER, Plane};
 use crate::proxy::WAIT;
 
 /// What the backend says at the end.
-const FAREWELL: &str = "bye";
+pub const FAREWELL: &str = "bye";
 const ALPN: &[&str] = &["iap-resume/1"];
 
 /// A client with one end of a session, and a connection while it has one.
-struct Client {
-    endpoint: Endpoint,
-    stream: Stream,
-    session_id: SessionId,
+pub struct Client {
+    pub endpoint: Endpoint,
+    pub stream: Stream,
+    pub session_id: SessionId,
     ticket: Ticket,
 }
 
 impl Client {
-    async fn begin(plane: &Plane, credential: &Credential) -> Self {
+    pub async fn begin(plane: &Plane, credential: &Credential) -> Self {
         Self::begin_saying(plane, credential, "").await
     }
 
@@ -77,7 +77,7 @@ impl Client {
     }
 
     /// Comes back, if it may.
-    async fn come_back(&mut self, plane: &Plane, credential: &Credential) -> Status {
+    pub async fn come_back(&mut self, plane: &Plane, credential: &Credential) -> Status {
         self.endpoint.detach();
         let (mut stream, answer) = ask(plane, credential, self.request()).await;
         if let Status::Resumed { position, ticket, .. } = answer {
@@ -88,7 +88,7 @@ impl Client {
         answer
     }
 
-    async fn send(&mut self) {
+    pub async fn send(&mut self) {
         while self.endpoint.has_frames() {
             let bytes = self.endpoint.transmit().pieces.concat();
             self.stream.write_all(&bytes).await.unwrap();
@@ -97,7 +97,7 @@ impl Client {
         self.stream.flush().await.unwrap();
     }
 
-    async fn reads(&mut self, expected: &str) {
+    pub async fn reads(&mut self, expected: &str) {
         let mut back = vec![0; expected.len()];
         let mut count = 0;
         while count < back.len() {
@@ -113,14 +113,14 @@ impl Client {
         assert_eq!(String::from_utf8(back).unwrap(), expected);
     }
 
-    async fn round_trip(&mut self, text: &str) {
+    pub async fn round_trip(&mut self, text: &str) {
         self.endpoint.write(text.as_bytes());
         self.send().await;
         self.reads(text).await;
     }
 
     /// Ends in order, and hears the backend's farewell.
-    async fn finish(&mut self) {
+    pub async fn finish(&mut self) {
         self.endpoint.finish();
         self.send().await;
         self.reads(FAREWELL).await;
@@ -160,7 +160,7 @@ async fn ask(plane: &Plane, credential: &Credential, request: ResumeRequest) -> 
     (stream, answer)
 }
 
-fn code(status: &Status) -> &str {
+pub fn code(status: &Status) -> &str {
     match status {
         Status::Denied { code, .. } => code,
         other => panic!("{other:?}"),

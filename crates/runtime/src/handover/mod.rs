@@ -5,12 +5,22 @@
 //! arrives without the other, a successor can look at them without taking them, and the manager, which lets go of
 //! descriptors whose other end has hung up, sees nothing of the kind.
 
+mod keeper;
 mod left;
 mod memory;
 mod parcel;
 mod store;
 
+pub use keeper::{Keeper, Lent};
 pub use left::Left;
 pub use memory::{read_sealed, sealed};
 pub use parcel::{PARCEL_DESCRIPTORS_MAX, Parcel};
 pub use store::DescriptorStore;
+
+/// What the host's monotonic clock says, which is the same for every process on it until it is started again.
+#[must_use]
+pub fn monotonic() -> std::time::Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    std::time::Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default())
+}

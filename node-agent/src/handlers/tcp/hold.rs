@@ -92,6 +92,11 @@ impl<S> Held<S> {
     pub(super) fn new(stream: S, hold: Hold) -> Self {
         Self { stream, hold }
     }
+
+    /// The stream below.
+    pub(super) fn inner(&self) -> &S {
+        &self.stream
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Held<S> {

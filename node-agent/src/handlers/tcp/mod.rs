@@ -4,40 +4,43 @@ mod hold;
 
 use iap_audit::CloseReason;
 use iap_policy::Protocol;
-use iap_runtime::pump::{self, PumpLimits};
+use iap_runtime::pump::{self, PumpLimits, Relayed, UnderWay, Yielded};
+use iap_tunnel::Boundaries;
 
-use super::Visit;
 use super::farewell::{self, Delivered};
 use super::stream::SessionStream;
+use super::{Course, GoingOn, Outcome, Visit};
 use crate::backend::{self, BackendStream};
+use crate::session::handover::leaving::Standstill;
 use crate::session::{Ending, Live, SESSION};
 use hold::{Held, Hold};
 
-/// Dials the backend, tells the client, moves bytes until something ends the session.
-pub(super) async fn serve(visit: Visit<'_>) -> Ending {
+/// A session as it lies between its two ends.
+type Session = Yielded<Delivered<SessionStream>, Held<BackendStream>>;
+
+/// Dials the backend, tells the client, moves bytes until something ends the session or the agent's successor goes on with
+/// it.
+pub(super) async fn serve(visit: Visit<'_>) -> Outcome {
     let Visit {
         client,
-        started,
-        live,
         backend,
         cluster,
-        limits,
-        recorder,
-        audit_full,
+        course,
     } = visit;
+    let (started, live, recorder) = (course.started, course.live, course.recorder);
     let mark = recorder.mark();
     // What is over before the bytes flow is boxed: a session at rest holds its own size alone.
     let dialling = Box::pin(backend::dial(
         backend,
         started,
         cluster,
-        limits.now().backend_dial(),
+        course.limits.now().backend_dial(),
     ));
     let dialled = tokio::select! {
         biased;
         _ = live.switch().cancelled() => {
             Box::pin(client.unavailable("the session was ended before it began", true)).await;
-            return cut_ending(live);
+            return Outcome::Ended(cut_ending(live));
         }
         dialled = dialling => dialled,
     };
@@ -51,65 +54,148 @@ pub(super) async fn serve(visit: Visit<'_>) -> Ending {
         Err(failure) => {
             started.connect_failed(failure.text());
             Box::pin(client.unavailable(failure.text(), true)).await;
-            return Ending::plain(failure.close_reason());
+            return Outcome::Ended(Ending::plain(failure.close_reason()));
         }
     };
     let client = match Box::pin(client.granted(started, live, cluster)).await {
         Ok(client) => client,
-        Err(error) => return Ending::because(CloseReason::ClientLost, error.to_string()),
+        Err(error) => return Outcome::Ended(Ending::because(CloseReason::ClientLost, error.to_string())),
     };
     // A session may last for hours; how it began can be seen meanwhile.
     recorder.send_phases(SESSION);
-    let mark = recorder.mark();
-    let hold = Hold::default();
-    let moving = Box::pin(move_bytes(
-        client,
-        Held::new(backend, hold.clone()),
-        started,
-        live,
-    ));
-    let ending = tokio::select! {
-        // First, so that no byte moves once the spool is known to be full.
-        biased;
-        never = hold.while_full(audit_full, limits, live) => match never {},
-        ending = moving => ending,
-    };
-    recorder.phase("relay", mark, |_| {});
-    ending
+    let boundaries = (started.facts().protocol == Protocol::Postgres).then(Boundaries::new);
+    let client = Delivered::new(client, boundaries);
+    Box::pin(course.follow(client, backend, UnderWay::default())).await
 }
 
-async fn move_bytes(
-    client: SessionStream,
-    backend: Held<BackendStream>,
-    started: &crate::session::Started,
-    live: &Live,
-) -> Ending {
-    let limits = PumpLimits {
-        idle: live.idle_limit(),
-        ..PumpLimits::default()
-    };
-    let client = Delivered::new(client, started.facts().protocol == Protocol::Postgres);
-    let last_words = async |client: &mut Delivered<SessionStream>, reason: &pump::CloseReason| {
-        let ending = match reason {
-            pump::CloseReason::Cancelled(_)
-            | pump::CloseReason::Idle
-            | pump::CloseReason::BackendFailed(_) => ending_of(reason, live),
-            pump::CloseReason::ClientClosed
-            | pump::CloseReason::BackendClosed
-            | pump::CloseReason::ClientFailed(_) => return,
-        };
-        let permit = live.permit();
-        let (facts, contact) = (started.facts(), permit.service().contact.as_str());
-        let fatal = farewell::ended(&ending, facts.session_id, &facts.service, contact);
-        if let Some(fatal) = &fatal {
-            client.say(fatal).await;
+/// Goes on with a session that another process has left.
+pub(super) async fn go_on(session: GoingOn<'_>) -> Outcome {
+    let client = SessionStream::Resumable(Box::new(session.client));
+    let client = Delivered::new(client, session.boundaries);
+    session
+        .course
+        .follow(client, session.backend, session.under_way)
+        .await
+}
+
+impl Course<'_> {
+    /// Moves bytes.
+    async fn follow(
+        mut self,
+        client: Delivered<SessionStream>,
+        backend: BackendStream,
+        under_way: UnderWay,
+    ) -> Outcome {
+        if !matches!(client.inner(), SessionStream::Resumable(_)) || !self.started.is_on_record() {
+            self.handover = None;
         }
-        let text = fatal.map(|fatal| fatal.message).unwrap_or_default();
-        client.inner_mut().close(ending.reason.as_str(), &text);
-    };
-    let switch = live.switch();
-    let closed = pump::copy_saying(client, backend, &limits, started.counters(), switch, last_words).await;
-    ending_of(&closed.reason, live)
+        if self.handover.is_some() {
+            self.live.may_move();
+        }
+        let mark = self.recorder.mark();
+        let hold = Hold::default();
+        let session = Yielded {
+            client,
+            backend: Held::new(backend, hold.clone()),
+            under_way,
+        };
+        let audit_full = self.audit_full.take();
+        let moving = Box::pin(self.move_bytes(session));
+        let outcome = tokio::select! {
+            // First, so that no byte moves once the spool is known to be full.
+            biased;
+            never = hold.while_full(audit_full, self.limits, self.live) => match never {},
+            outcome = moving => outcome,
+        };
+        self.recorder.phase("relay", mark, |_| {});
+        outcome
+    }
+
+    async fn move_bytes(&self, session: Session) -> Outcome {
+        let asked = async {
+            match self.handover {
+                Some(handover) => handover.asked().await,
+                None => std::future::pending().await,
+            }
+        };
+        match self.relay(session, asked).await {
+            Relayed::Closed(closed) => Outcome::Ended(ending_of(&closed.reason, self.live)),
+            Relayed::Yielded(session) => Box::pin(self.leave(*session)).await,
+        }
+    }
+
+    async fn relay(
+        &self,
+        session: Session,
+        asked: impl Future<Output = ()>,
+    ) -> Relayed<Delivered<SessionStream>, Held<BackendStream>> {
+        let (live, started) = (self.live, self.started);
+        let limits = PumpLimits {
+            idle: live.idle_limit(),
+            ..PumpLimits::default()
+        };
+        let last_words = async |client: &mut Delivered<SessionStream>, reason: &pump::CloseReason| {
+            let ending = match reason {
+                pump::CloseReason::Cancelled(_)
+                | pump::CloseReason::Idle
+                | pump::CloseReason::BackendFailed(_) => ending_of(reason, live),
+                pump::CloseReason::ClientClosed
+                | pump::CloseReason::BackendClosed
+                | pump::CloseReason::ClientFailed(_) => return,
+            };
+            let permit = live.permit();
+            let (facts, contact) = (started.facts(), permit.service().contact.as_str());
+            let fatal = farewell::ended(&ending, facts.session_id, &facts.service, contact);
+            if let Some(fatal) = &fatal {
+                client.say(fatal).await;
+            }
+            let text = fatal.map(|fatal| fatal.message).unwrap_or_default();
+            client.inner_mut().close(ending.reason.as_str(), &text);
+        };
+        pump::go_on(
+            session,
+            &limits,
+            started.counters(),
+            live.switch(),
+            asked,
+            last_words,
+        )
+        .await
+    }
+
+    /// Leaves the session to the agent's successor, and ends it where that cannot be.
+    async fn leave(&self, session: Session) -> Outcome {
+        match self.give(&session).await {
+            Ok(()) => return Outcome::HandedOver,
+            Err(error) => {
+                let id = self.started.session_id();
+                tracing::warn!(session = %id, %error, "the session cannot be left to this agent's successor");
+                let detail =
+                    format!("the agent was told to stop, and the session could not be handed over: {error}");
+                self.live.cut(Ending::because(CloseReason::Shutdown, detail));
+            }
+        }
+        match self.relay(session, std::future::pending()).await {
+            Relayed::Closed(closed) => Outcome::Ended(ending_of(&closed.reason, self.live)),
+            Relayed::Yielded(_) => Outcome::Ended(cut_ending(self.live)),
+        }
+    }
+
+    async fn give(&self, session: &Session) -> std::io::Result<()> {
+        let (Some(handover), SessionStream::Resumable(client)) = (self.handover, session.client.inner())
+        else {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        };
+        let standstill = Standstill {
+            started: self.started,
+            live: self.live,
+            client,
+            boundaries: session.client.boundaries(),
+            backend: session.backend.inner(),
+            under_way: &session.under_way,
+        };
+        handover.give(standstill).await
+    }
 }
 
 fn ending_of(reason: &pump::CloseReason, live: &Live) -> Ending {

@@ -1,0 +1,193 @@
+//! Sessions that this agent's predecessor has left: each is decided on anew, and then waits for its client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_audit::CloseReason;
+use iap_identity::TraceId;
+use iap_runtime::handover::monotonic;
+use iap_runtime::pump::Counters;
+use iap_runtime::spool::Room;
+use tokio::time::Instant;
+
+use super::Entrance;
+use super::serve::Conclusion;
+use crate::backend::BackendStream;
+use crate::decide::{Attempt, Permit, Refusal};
+use crate::handlers::{self, GoingOn};
+use crate::session::handover::handed::{HandedSession, unusable};
+use crate::session::resumption::Expected;
+use crate::session::{Ending, Live, Started, review};
+
+/// How long the auth server may take to tell this agent what was locked or taken away while there was no agent. If it
+/// does not, what is known counts, as for new sessions.
+const FEED_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether what is waited for has come.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What is to become of a session.
+enum Verdict {
+    GoesOn(Box<Permit>),
+    Ends(Ending),
+    /// This agent is told to stop before it is known: the session lies where it lay.
+    Stays,
+}
+
+impl Entrance {
+    /// Takes sessions over. Once this returns, none of their clients is told that its session is over.
+    pub(crate) fn take_over(self: &Arc<Self>, sessions: Vec<HandedSession>) {
+        for session in sessions {
+            let expected = self.resumptions.expect(session.session_id());
+            let entrance = Arc::clone(self);
+            let shutdown = self.parts.shutdown.clone();
+            shutdown.spawn(async move { entrance.go_on(session, expected).await });
+        }
+    }
+
+    async fn go_on(self: Arc<Self>, session: HandedSession, expected: Expected) {
+        let id = session.session_id();
+        match self.decide_on(&session).await {
+            Verdict::Stays => {}
+            Verdict::Ends(ending) => self.end_handed(session, ending).await,
+            Verdict::GoesOn(permit) => {
+                if let Err((session, ending)) = Box::pin(self.bring_back(session, *permit, expected)).await {
+                    tracing::error!(session = %id, ?ending, "a session cannot be gone on with");
+                    self.end_handed(*session, ending).await;
+                }
+            }
+        }
+    }
+
+    async fn decide_on(&self, session: &HandedSession) -> Verdict {
+        let gate = &self.parts.gate;
+        let heard_by = Instant::now() + FEED_PATIENCE;
+        let gone_by = Instant::now() + self.patience(session);
+        let attempt = Attempt {
+            session_id: session.session_id(),
+            caller: session.last.caller.clone(),
+            service: session.state.facts.service.clone(),
+            client: session.last.client,
+        };
+        loop {
+            if self.parts.shutdown.is_triggered() {
+                return Verdict::Stays;
+            }
+            if gate.has_heard_feed() || Instant::now() >= heard_by {
+                if let Some(lock) = gate.lock_on_proxy(&session.last.through) {
+                    return Verdict::Ends(Ending::because(CloseReason::Lock, lock.to_string()));
+                }
+                match gate.decide(attempt.clone()).await {
+                    Ok(permit) => return Verdict::GoesOn(Box::new(permit)),
+                    Err(refusal) => {
+                        if let Some(ending) = review::cut_ending(&refusal, session.rule()) {
+                            return Verdict::Ends(ending);
+                        }
+                        if let Refusal::Outage(outage) = refusal
+                            && Instant::now() >= gone_by
+                        {
+                            let ending = Ending::because(outage.close_reason(), outage.text());
+                            return Verdict::Ends(ending);
+                        }
+                    }
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// An outage that began before this agent did is not known; no session is waited for longer than its client waits.
+    fn patience(&self, session: &HandedSession) -> Duration {
+        let deadline = Duration::from_millis(session.state.facts.deadline_milliseconds);
+        deadline
+            .saturating_sub(monotonic())
+            .min(self.parts.limits.now().outage_grace())
+    }
+
+    /// From the permit to the end record, or to the next agent.
+    async fn bring_back(
+        &self,
+        mut session: HandedSession,
+        permit: Permit,
+        expected: Expected,
+    ) -> Result<(), (Box<HandedSession>, Ending)> {
+        let parts = &self.parts;
+        let Some(slot) = parts.registry.reserve() else {
+            let ending = Ending::because(
+                CloseReason::Shutdown,
+                "the agent serves as many sessions as it may",
+            );
+            return Err((Box::new(session), ending));
+        };
+        let facts = Arc::new(session.facts());
+        let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
+        live.move_to(session.last.clone());
+        let kept = std::mem::take(&mut session.state.kept);
+        let taken = self
+            .resumptions
+            .take_over(&live, &session.state.facts, kept)
+            .map_err(|error| error.to_string());
+        let taken = taken.and_then(|client| {
+            let backend = session.backend.try_clone().and_then(BackendStream::take_over);
+            Ok((client, backend.map_err(|error| error.to_string())?))
+        });
+        let (client, backend) = match taken {
+            Ok(taken) => taken,
+            Err(why) => return Err((Box::new(session), unusable(&why))),
+        };
+        // From here on nobody else can take it over.
+        if let Err(error) = session.parcel.empty() {
+            return Err((Box::new(session), unusable(&error.to_string())));
+        }
+        self.forget(session.name.clone()).await;
+        let counters = Counters::starting_at(session.state.facts.bytes_in, session.state.facts.bytes_out);
+        let grant = permit.grant().clone();
+        let bytes = (counters.bytes_in(), counters.bytes_out());
+        let started = Started::taken_over(Arc::clone(&facts), grant, parts.journal.clone(), counters);
+        let (now, id) = parts.journal.stamp();
+        parts
+            .journal
+            .note(facts.handover_event(permit.grant(), now, id, &session.last, bytes));
+        let entered = parts.registry.enter(slot, Arc::clone(&live));
+        self.decide_again_if_stale(&permit, &live).await;
+        parts.metrics.session_taken_over();
+        tracing::info!(session = %facts.session_id, from = session.state.facts.agent_version, "a session of the agent's predecessor goes on");
+        let recorder = parts.traces.follow(TraceId::of_connection(&facts.connection_id));
+        let going_on = GoingOn {
+            client,
+            backend,
+            under_way: session.state.under_way(),
+            boundaries: session.state.facts.boundaries,
+            course: self.course(&started, &live, &recorder),
+        };
+        drop((expected, session));
+        let outcome = handlers::go_on(going_on).await;
+        let conclusion = Conclusion {
+            entrance: self,
+            recorder: &recorder,
+            started,
+            entered,
+        };
+        conclusion.of(outcome).await;
+        Ok(())
+    }
+
+    /// Records why a session that was left does not go on, and lets go of what was left.
+    async fn end_handed(&self, session: HandedSession, ending: Ending) {
+        let journal = &self.parts.journal;
+        let (now, id) = journal.stamp();
+        tracing::info!(session = %session.session_id(), reason = ending.reason.as_str(), "session ended");
+        journal
+            .end(session.end_event(now, id, &ending), Room::Reserve)
+            .await;
+        if let Err(error) = session.parcel.empty() {
+            tracing::debug!(%error, "what was left of a session stays where it is");
+        }
+        self.forget(session.name).await;
+    }
+
+    async fn forget(&self, name: String) {
+        if let Some(handover) = &self.parts.handover {
+            handover.forget(name).await;
+        }
+    }
+}
