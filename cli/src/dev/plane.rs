@@ -5,9 +5,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use iap_runtime::handover::Keeper;
 use rustix::process::Signal;
 use tokio::net::TcpListener;
 use tokio::process::Command;
@@ -255,8 +257,18 @@ fn supervise(
         ],
         log: layout.log(name),
         stop_signal: Signal::TERM,
+        store: (name == "agent").then(|| store(layout)).flatten(),
     };
     supervisor.start(program)
+}
+
+/// Where the agent leaves its sessions when it is told to stop, as with systemd.
+fn store(layout: &Layout) -> Option<Arc<Keeper>> {
+    // Only there where a socket's path may be so long.
+    Keeper::listen(&layout.dir.join("agent.notify"))
+        .inspect_err(|error| tracing::warn!(%error, "sessions end when the agent is started again"))
+        .ok()
+        .map(Arc::new)
 }
 
 /// Waits for `/readyz`; a program that ends instead (it says why in its log) ends the start at once.

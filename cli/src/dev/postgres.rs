@@ -138,6 +138,7 @@ impl Installation {
             arguments,
             log: layout.log("postgres"),
             stop_signal: Signal::INT,
+            store: None,
         })
     }
 

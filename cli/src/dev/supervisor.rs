@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use iap_runtime::handover::{Keeper, Lent};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -25,6 +27,8 @@ pub(crate) struct Program {
     pub(crate) log: PathBuf,
     /// What asks it to end: SIGTERM, and for PostgreSQL SIGINT ("fast shutdown").
     pub(crate) stop_signal: Signal,
+    /// What it leaves there it has again when it is started again.
+    pub(crate) store: Option<Arc<Keeper>>,
 }
 
 /// Everything that runs for one plane, so that it can be ended whatever state the plane is in.
@@ -87,8 +91,12 @@ impl Program {
             .append(true)
             .open(&self.log)
             .with_context(|| format!("cannot open {}", self.log.display()))?;
+        // Held until the program runs.
+        let lent = self.store.as_ref().map(|store| store.lend()).transpose()?;
+        let environment = lent.as_ref().map(Lent::environment).unwrap_or_default();
         Command::new(&self.path)
             .args(&self.arguments)
+            .envs(environment)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -99,10 +107,19 @@ impl Program {
     }
 }
 
-async fn keep_running(program: Program, mut child: Child, pid: watch::Sender<u32>, stop: CancellationToken) {
+async fn keep_running(
+    mut program: Program,
+    mut child: Child,
+    pid: watch::Sender<u32>,
+    stop: CancellationToken,
+) {
     loop {
         let status = tokio::select! {
-            () = stop.cancelled() => return end(&program, child).await,
+            () = stop.cancelled() => {
+                // There will be nobody to leave anything to.
+                program.store = None;
+                return end(&program, child).await;
+            }
             status = child.wait() => status,
         };
         tracing::warn!(program = program.name, status = %describe(&status), "a program ended; starting it again");

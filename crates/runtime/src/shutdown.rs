@@ -9,6 +9,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// The reason of a shutdown by SIGINT.
+pub const INTERRUPTED: &str = "SIGINT";
+
 /// Tells every part of a program to stop, and waits for those that have work to finish.
 ///
 /// Clones share the signal. Stopping is final: it happens at most once, and the first reason is kept.
@@ -123,7 +126,7 @@ mod signals {
         pub(super) async fn received(mut self) -> &'static str {
             tokio::select! {
                 _ = self.terminate.recv() => "SIGTERM",
-                _ = self.interrupt.recv() => "SIGINT",
+                _ = self.interrupt.recv() => super::INTERRUPTED,
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use iap_audit::CloseReason;
 use iap_runtime::admin::Condition;
 use iap_runtime::config::InForce;
-use iap_runtime::shutdown::Shutdown;
+use iap_runtime::shutdown::{INTERRUPTED, Shutdown};
 use iap_runtime::traces::{self, Traces};
 use iap_tunnel::ControlWay;
 use tokio::sync::watch;
@@ -93,7 +93,9 @@ impl Running {
             let live = self.sessions.len();
             tracing::info!(live, "ending the sessions that are left");
         }
-        if let Some(handover) = self.handover.as_ref().filter(|_| failure.is_none()) {
+        // Whoever interrupts a program wants an end.
+        let has_successor = failure.is_none() && shutdown.reason() != Some(INTERRUPTED);
+        if let Some(handover) = self.handover.as_ref().filter(|_| has_successor) {
             handover.ask();
             let _ = tokio::time::timeout(HANDOVER_TIMEOUT, self.sessions.none_can_move()).await;
         }

@@ -196,6 +196,13 @@ impl Inner {
     }
 }
 
+impl Drop for Keeper {
+    /// From now on nothing is taken, and whoever gives something is told so.
+    fn drop(&mut self) {
+        let _ = self.0.socket.shutdown(std::net::Shutdown::Both);
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
@@ -241,6 +248,8 @@ mod tests {
                 .success()
         );
         drop((lent, keeper));
+        let parcel = Parcel::of(&[store_end().as_fd()]).unwrap();
+        assert!(store.keep("session-4", parcel.as_fd()).is_err());
         // The thread ends by itself, and what it listened on is gone.
         while path.exists() {
             std::thread::sleep(Duration::from_millis(10));

@@ -1,0 +1,182 @@
+//! Sessions that go on while their agent is started anew: told to stop, it leaves them to the next (`iapctl dev` keeps a
+//! descriptor store for it, as systemd does).
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use iap_e2e::{Background, Plane, wait_until};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Ends the agent by a signal and waits until another is at its place.
+fn restart_agent(plane: &Plane, signal: Signal) {
+    let agent = plane.pid("agent").unwrap();
+    plane.signal("agent", signal).unwrap();
+    wait_until("the agent is started again", || Ok(plane.pid("agent")? != agent)).unwrap();
+}
+
+fn only_session(plane: &Plane) -> Value {
+    plane
+        .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
+        .unwrap()
+        .remove(0)
+}
+
+fn events(plane: &Plane, session: &Value) -> Vec<String> {
+    let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
+    let event = |record: &Value| record["event"].as_str().unwrap().to_owned();
+    records.iter().map(event).collect()
+}
+
+#[test]
+fn an_open_transaction_in_psql_outlives_two_restarts_of_its_agent_and_the_records_tell() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let asked = [
+        "connect",
+        "db-prod",
+        "--",
+        "psql",
+        "-XAtq",
+        "-v",
+        "ON_ERROR_STOP=1",
+    ];
+    let mut command = plane.command("alice", &asked).unwrap();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut psql = Background(command.spawn().unwrap());
+    let mut input = psql.0.stdin.take().unwrap();
+    let mut output = BufReader::new(psql.0.stdout.take().unwrap());
+    let mut asks = |statement: &str| {
+        writeln!(input, "{statement}").unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    };
+    let process = asks(
+        "begin; create temporary table kept (value int); insert into kept values (42); select pg_backend_pid();",
+    );
+    for _ in 0..2 {
+        restart_agent(&plane, Signal::TERM);
+        assert_eq!(asks("select value from kept;"), "42");
+        assert_eq!(asks("select pg_backend_pid();"), process);
+    }
+    assert_eq!(asks("commit; select count(*) from kept;"), "1");
+    drop(input);
+    assert_eq!(psql.finish().unwrap().code, 0);
+    let session = only_session(&plane);
+    assert_eq!(session["close_reason"], "client_closed");
+    let round = ["session.handover", "session.resume"];
+    let told = [
+        &["session.start"][..],
+        &round[..],
+        &round[..],
+        &["session.end"][..],
+    ]
+    .concat();
+    assert_eq!(events(&plane, &session), told);
+}
+
+/// Bytes under way in both directions while the agent is started anew again and again: none is lost, doubled or changed.
+#[test]
+fn a_transfer_arrives_whole_through_an_agent_that_is_started_anew_again_and_again() {
+    const BYTES: usize = 64 << 20;
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let mut session = plane.echo_session("alice").unwrap();
+    session.round_trip(b"ready\n").unwrap();
+    let byte = |number: usize| u8::try_from((number ^ (number >> 8) ^ (number >> 16)) & 0xff).unwrap();
+    let mut input = session.0.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || {
+        let mut number = 0;
+        while number < BYTES {
+            let piece: Vec<u8> = (number..(number + 64 * 1024).min(BYTES)).map(byte).collect();
+            input.write_all(&piece).unwrap();
+            number += piece.len();
+        }
+    });
+    let mut output = session.0.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let (mut number, mut piece) = (0, vec![0; 64 * 1024]);
+        while number < BYTES {
+            let count = output.read(&mut piece).unwrap();
+            assert!(count > 0, "the end after {number} bytes");
+            for (at, got) in piece.iter().take(count).enumerate() {
+                assert_eq!(*got, byte(number + at), "at {}", number + at);
+            }
+            number += count;
+        }
+        let rest = output.read(&mut piece).unwrap();
+        assert_eq!(rest, 0, "more than was sent");
+    });
+    let mut restarts = 0;
+    while !writer.is_finished() && restarts < 4 {
+        std::thread::sleep(Duration::from_millis(300));
+        restart_agent(&plane, Signal::TERM);
+        restarts += 1;
+    }
+    assert!(restarts > 0, "it was over before anything happened");
+    writer.join().unwrap();
+    reader.join().unwrap();
+    assert_eq!(session.finish().unwrap().code, 0);
+    let session = only_session(&plane);
+    let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
+    let end = records.last().unwrap();
+    let moved = (BYTES + b"ping\nready\n".len()) as u64;
+    assert_eq!(
+        (end["bytes_in"].as_u64(), end["bytes_out"].as_u64()),
+        (Some(moved), Some(moved))
+    );
+    let handovers = events(&plane, &session);
+    let handovers = handovers.iter().filter(|event| *event == "session.handover");
+    assert!(handovers.count() > 0);
+}
+
+/// Whoever is locked while there is no agent to hear of it does not go on.
+#[test]
+fn a_lock_that_comes_while_the_agent_is_away_counts() {
+    let plane = Plane::demo().unwrap();
+    for person in ["alice", "admin", "auditor"] {
+        plane.log_in(person).unwrap();
+    }
+    let mut session = plane.echo_session("alice").unwrap();
+    session.round_trip(b"before\n").unwrap();
+    let locked = [
+        "lock",
+        "add",
+        "--user",
+        "alice@example.com",
+        "--reason",
+        "a drill",
+    ];
+    let mut lock = plane.command("admin", &locked).unwrap();
+    let agent = plane.pid("agent").unwrap();
+    plane.signal("agent", Signal::TERM).unwrap();
+    let mut lock = Background(lock.spawn().unwrap());
+    let ended = Instant::now();
+    wait_until("the agent is started again", || Ok(plane.pid("agent")? != agent)).unwrap();
+    assert!(lock.0.wait().unwrap().success());
+    let ran = session.finish().unwrap();
+    assert!(ended.elapsed() < Duration::from_secs(15), "{:?}", ended.elapsed());
+    assert_ne!(ran.code, 0);
+    let session = only_session(&plane);
+    assert_eq!(session["close_reason"], "lock");
+}
+
+/// Whoever interrupts an agent wants its sessions to end, and their clients hear so.
+#[test]
+fn an_agent_that_is_interrupted_ends_its_sessions() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let mut session = plane.echo_session("alice").unwrap();
+    session.round_trip(b"before\n").unwrap();
+    restart_agent(&plane, Signal::INT);
+    let ran = session.finish().unwrap();
+    assert_ne!(ran.code, 0);
+    assert!(ran.stderr.contains("The agent is stopping."), "{}", ran.stderr);
+    let session = only_session(&plane);
+    assert_eq!(session["close_reason"], "shutdown");
+}
