@@ -4,10 +4,13 @@ mod running;
 mod wiring;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use iap_runtime::admin::{self, AdminError, Readiness};
 use iap_runtime::config::InForce;
+use iap_runtime::handover::DescriptorStore;
 use iap_runtime::shutdown::Shutdown;
+use iap_runtime::spool::Spool;
 use iap_runtime::traces::{self, Program, Traces};
 use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::sync::watch;
@@ -20,8 +23,9 @@ use crate::journal::{Journal, JournalError};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::session::handover::handed::Handed;
-use crate::session::{Handover, Inheritance, Registry};
-use crate::state::{Joined, StateDir, StateError};
+use crate::session::handover::succession;
+use crate::session::{Inheritance, Registry};
+use crate::state::{Joined, StateDir, StateError, names};
 use crate::view::{Feed, FeedError};
 use running::Conditions;
 
@@ -62,6 +66,10 @@ pub enum RunError {
     TaskEnded(&'static str),
 }
 
+/// How long a predecessor that has ended may take to let go of its spool, and how often that is looked at.
+const SPOOL_TRIES: u32 = 100;
+const SPOOL_TRY_EVERY: Duration = Duration::from_millis(50);
+
 /// A built agent: everything on disk is loaded and checked, lost sessions have their end records, and nothing
 /// has been dialled yet.
 #[derive(Debug)]
@@ -79,7 +87,7 @@ pub struct App {
     services: watch::Sender<Arc<LocalServices>>,
     limits: InForce<Limits>,
     sessions: Arc<Registry>,
-    handover: Option<Handover>,
+    store: Option<DescriptorStore>,
     handed: Handed,
 }
 
@@ -156,10 +164,17 @@ impl App {
         };
         let traces = Traces::start(config.traces.as_ref(), &program, metrics.trace_spans())?;
         let (id, limits) = (joined.agent_id, InForce::new(config.limits.clone()));
-        let left = inheritance.left;
-        let mut handed = tokio::task::spawn_blocking(move || Handed::look(left, id))
-            .await
-            .map_err(JournalError::Task)?;
+        let Inheritance { left, store } = inheritance;
+        let asks = store.is_none().then(|| state.path(names::SUCCESSOR));
+        let looking = tokio::task::spawn_blocking(move || {
+            let given = asks.and_then(|path| succession::ask(&path));
+            let is_direct = given.is_some();
+            (Handed::look(given.unwrap_or(left), id), is_direct)
+        });
+        let (mut handed, is_direct) = looking.await.map_err(JournalError::Task)?;
+        if is_direct {
+            wait_for_spool(&state).await;
+        }
         let (in_force, time, counts) = (limits.clone(), Arc::clone(&clock), metrics.clone());
         let journal = Journal::open_after(id, &state, in_force, time, counts, &mut handed).await?;
         let identity = Arc::new(identity);
@@ -178,7 +193,7 @@ impl App {
             services,
             sessions: Arc::new(Registry::new(limits.now().sessions_max)),
             limits,
-            handover: inheritance.store.map(Handover::through),
+            store,
             handed,
         })
     }
@@ -215,5 +230,15 @@ impl App {
         }
         serving();
         running.until_stopped(shutdown, &limits).await
+    }
+}
+
+/// Whoever has handed its sessions over is about to end, and to let go of what it holds. If it does not, opening says so.
+async fn wait_for_spool(state: &StateDir) {
+    for _ in 0..SPOOL_TRIES {
+        if Spool::lock(&state.path(names::SPOOL)).is_ok() {
+            return;
+        }
+        tokio::time::sleep(SPOOL_TRY_EVERY).await;
     }
 }

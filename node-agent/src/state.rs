@@ -29,6 +29,8 @@ pub mod names {
     pub const SPOOL: &str = "spool";
     /// Sessions that live while their start records may have left the spool.
     pub const LIVE: &str = "live.jsonl";
+    /// Where a successor asks a running agent for its sessions.
+    pub const SUCCESSOR: &str = "successor";
 }
 
 /// Why the state directory cannot be used.

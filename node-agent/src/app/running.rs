@@ -65,7 +65,7 @@ pub(super) struct Running {
     pub(super) journal: Journal,
     pub(super) uploader: Arc<Uploader>,
     pub(super) traces: Traces,
-    pub(super) handover: Option<Handover>,
+    pub(super) handover: Handover,
     /// Tasks that follow the services end when nobody can publish them any more.
     pub(super) _services: watch::Sender<Arc<LocalServices>>,
 }
@@ -86,17 +86,21 @@ impl Running {
         };
         shutdown.trigger("an essential task ended");
         let grace = limits.now().drain();
-        if tokio::time::timeout(grace, self.sessions.settled())
-            .await
-            .is_err()
-        {
+        // Whoever interrupts a program wants an end.
+        let is_final = failure.is_some() || shutdown.reason() == Some(INTERRUPTED);
+        let hands_over = !is_final && self.handover.has_successor();
+        let drained = async {
+            match hands_over {
+                true => self.sessions.settled().await,
+                false => self.sessions.empty().await,
+            }
+        };
+        if tokio::time::timeout(grace, drained).await.is_err() {
             let live = self.sessions.len();
             tracing::info!(live, "ending the sessions that are left");
         }
-        // Whoever interrupts a program wants an end.
-        let has_successor = failure.is_none() && shutdown.reason() != Some(INTERRUPTED);
-        if let Some(handover) = self.handover.as_ref().filter(|_| has_successor) {
-            handover.ask();
+        if hands_over {
+            self.handover.ask();
             let _ = tokio::time::timeout(HANDOVER_TIMEOUT, self.sessions.none_can_move()).await;
         }
         // Also when there were none: one may be about to begin.
@@ -105,13 +109,12 @@ impl Running {
             "the agent was told to stop",
         ));
         let _ = shutdown.drain(END_TIMEOUT).await;
-        if let Some(handover) = &self.handover {
-            handover.settled().await;
-        }
+        let until_the_end = self.handover.settled().await;
         self.journal.stop().await;
         let _ = tokio::time::timeout(LAST_UPLOAD_TIMEOUT, self.uploader.finish()).await;
         self.traces.finish(traces::FINISH_TIMEOUT).await;
         self.tasks.0.shutdown().await;
+        drop(until_the_end);
         match failure {
             None => Ok(()),
             Some(failure) => Err(failure),

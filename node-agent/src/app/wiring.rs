@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use iap_identity::AgentId;
 use iap_runtime::config::InForce;
+use iap_runtime::handover::Successor;
 use iap_runtime::shutdown::Shutdown;
 use iap_tunnel::RunId;
 use prometheus_client::registry::Registry as MetricsRegistry;
@@ -26,8 +27,10 @@ use crate::identity::OwnIdentity;
 use crate::leaves::Leaves;
 use crate::limits::Limits;
 use crate::session::handover::handed::Handed;
+use crate::session::handover::succession::Succession;
 use crate::session::review::Reviewer;
 use crate::session::{Handover, Registry};
+use crate::state::names;
 use crate::view::View;
 
 /// What most parts look at.
@@ -61,9 +64,19 @@ pub(super) fn start(
         services,
         limits,
         sessions,
-        handover,
+        store,
         handed,
     } = app;
+    let successor = Successor::default();
+    let succession = store.is_none().then(|| Succession {
+        path: state.path(names::SUCCESSOR),
+        successor: successor.clone(),
+        shutdown: shutdown.clone(),
+    });
+    let handover = match store {
+        Some(store) => Handover::through(store),
+        None => Handover::direct(successor),
+    };
     let shared = Shared {
         agent_id: joined.agent_id,
         sessions,
@@ -148,6 +161,9 @@ pub(super) fn start(
     );
     tasks.spawn("renewal", renewal::run(client, shared.identity, shared.clock));
     tasks.spawn("gauges", gauges.run());
+    if let Some(succession) = succession {
+        tasks.spawn("succession", succession.run());
+    }
     Ok((
         Running {
             tasks,
@@ -163,15 +179,13 @@ pub(super) fn start(
 }
 
 /// Before anybody can come back to one of these sessions.
-fn take_over(entrance: &Arc<Entrance>, handed: Handed, handover: Option<Handover>) {
+fn take_over(entrance: &Arc<Entrance>, handed: Handed, handover: Handover) {
     let (sessions, done_with) = handed.into_claimed();
-    if let Some(handover) = handover {
-        tokio::spawn(async move {
-            for name in done_with {
-                handover.forget(name).await;
-            }
-        });
-    }
+    tokio::spawn(async move {
+        for name in done_with {
+            handover.forget(name).await;
+        }
+    });
     entrance.take_over(sessions);
 }
 

@@ -105,8 +105,8 @@ pub struct EntranceParts {
     pub traces: Traces,
     /// When to stop letting anyone in; its drain waits for the sessions.
     pub shutdown: Shutdown,
-    /// The way to this agent's successor, if there is one.
-    pub handover: Option<Handover>,
+    /// The way to this agent's successor.
+    pub handover: Handover,
 }
 
 impl Entrance {

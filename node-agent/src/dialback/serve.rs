@@ -481,7 +481,7 @@ impl Entrance {
             live,
             limits: &parts.limits,
             recorder,
-            handover: parts.handover.as_ref(),
+            handover: Some(&parts.handover),
             audit_full: (mode != AuditMode::BestEffort).then(|| parts.journal.fullness()),
         }
     }

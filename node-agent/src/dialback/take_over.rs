@@ -186,8 +186,6 @@ impl Entrance {
     }
 
     async fn forget(&self, name: String) {
-        if let Some(handover) = &self.parts.handover {
-            handover.forget(name).await;
-        }
+        self.parts.handover.forget(name).await;
     }
 }

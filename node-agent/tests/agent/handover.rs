@@ -11,10 +11,11 @@ use iap_identity::LockKind;
 use iap_runtime::handover::{DescriptorStore, Keeper, Left, Parcel, sealed};
 use iap_tunnel::Status;
 use serde_json::{Map, Value};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::client::{echoes, framed};
 use crate::plane::{Plane, Running};
+use crate::proxy::WAIT;
 use crate::resume::{Client, FAREWELL, code};
 
 /// A plane whose agent has a descriptor store.
@@ -206,7 +207,12 @@ async fn a_session_that_is_half_closed_stays_half_closed() {
         assert!(read > 0, "the connection ended");
         client.endpoint.push(&piece[..read]).unwrap();
     }
-    // Where the client stands says that it has heard the backend's end, too.
+    // Unless where the client stands has said so already, the agent has yet to hear that it knows the end; then it may have
+    // gone.
+    client.endpoint.acknowledge();
+    let last = client.endpoint.transmit().pieces.concat();
+    let _ = client.stream.write_all(&last).await;
+    let _ = client.stream.flush().await;
     let end = managed.end_of(&client).await;
     assert_eq!(end["close_reason"], "client_closed");
     second.stop().await;
@@ -391,6 +397,7 @@ async fn what_is_damaged_or_foreign_stops_no_start_and_the_record_says_what_was_
     let mut client = Client::begin(&managed.plane, &alice).await;
     client.round_trip("a new one").await;
     client.finish().await;
+    managed.end_of(&client).await;
     second.stop().await;
     assert_eq!(managed.names(), ["session-nobody", "something"]);
 }
@@ -489,4 +496,70 @@ async fn a_session_that_the_store_has_no_room_for_ends_and_its_client_is_told() 
         }
     }
     assert_eq!(told.endpoint.peer_closed().unwrap().code, "shutdown");
+}
+
+/// Where there is no store, an agent that is started beside another takes its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_started_beside_another_takes_its_sessions_over() {
+    let (plane, first) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        let mut client = Client::begin(&plane, &alice).await;
+        client.round_trip("before").await;
+        clients.push(client);
+    }
+    let (mut direct, _) = framed(&plane, "echo", &alice).await;
+    echoes(&mut direct, "cannot go on").await;
+    let (second, ()) = tokio::join!(plane.start(), first.ended());
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    for client in &mut clients {
+        loop {
+            match client.come_back(&plane, &alice).await {
+                Status::Resumed { .. } => break,
+                Status::Unavailable { retry: true, .. } => {
+                    tokio::time::sleep(Duration::from_millis(20)).await
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        client.round_trip("after").await;
+        client.finish().await;
+    }
+    let ends = || {
+        let records = plane.auth.records().into_iter();
+        let ends = records.filter(|record| record.event == "session.end");
+        let mut reasons: Vec<_> = ends
+            .map(|end| end.fields["close_reason"].as_str().unwrap().to_owned())
+            .collect();
+        reasons.sort();
+        reasons
+    };
+    let expected = [&["client_closed"; 5][..], &["shutdown"]].concat();
+    iap_testkit::wait_until(|| ends() == expected, WAIT).unwrap();
+    for pair in plane.auth.records().windows(2) {
+        iap_audit::verify_link(Some(&pair[0]), &pair[1]).unwrap();
+    }
+    second.stop().await;
+}
+
+/// Told to stop without a successor, it ends its sessions as ever; one that comes later finds nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_store_and_a_successor_sessions_end_with_their_agent() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (plane, first) = Plane::started().await;
+    let socket = plane.state_dir().join("successor");
+    iap_testkit::wait_until(|| socket.exists(), WAIT).unwrap();
+    let mode = || std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777;
+    iap_testkit::wait_until(|| mode() == 0o600, WAIT).unwrap();
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut client = Client::begin(&plane, &alice).await;
+    client.round_trip("before").await;
+    first.stop().await;
+    let second = plane.start().await;
+    let end = plane.event("session.end").await;
+    assert_eq!(end["close_reason"], "shutdown");
+    plane.proxy.announced(&["echo", "db-prod"]).await;
+    assert_eq!(code(&client.come_back(&plane, &alice).await), "session_over");
+    second.stop().await;
 }

@@ -299,8 +299,13 @@ impl Plane {
 
 impl Running {
     /// Stops in order.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.shutdown.trigger("test");
+        self.ended().await;
+    }
+
+    /// Waits until it has stopped in order, whoever told it to.
+    pub async fn ended(mut self) {
         tokio::time::timeout(WAIT, &mut self.task)
             .await
             .expect("the agent stops")

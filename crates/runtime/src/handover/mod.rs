@@ -1,16 +1,18 @@
 //! What a process leaves to its successor: open sockets, and what has to be known of them, in the descriptor store of the
-//! service manager (`FileDescriptorStoreMax=`, sd_pid_notify_with_fds(3)).
+//! service manager (`FileDescriptorStoreMax=`, sd_pid_notify_with_fds(3)), or given to a successor that is there already.
 //!
 //! Each thing that is left is one [`Parcel`]: a socket in whose queue lie the descriptors that belong together. So none
 //! arrives without the other, a successor can look at them without taking them, and the manager, which lets go of
 //! descriptors whose other end has hung up, sees nothing of the kind.
 
+mod direct;
 mod keeper;
 mod left;
 mod memory;
 mod parcel;
 mod store;
 
+pub use direct::{Successor, ask_predecessor};
 pub use keeper::{Keeper, Lent};
 pub use left::Left;
 pub use memory::{read_sealed, sealed};

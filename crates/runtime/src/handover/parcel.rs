@@ -103,12 +103,12 @@ pub(super) fn send(
 }
 
 #[cfg(target_os = "linux")]
-fn close_on_exec() -> RecvFlags {
+pub(super) fn close_on_exec() -> RecvFlags {
     RecvFlags::CMSG_CLOEXEC
 }
 
 #[cfg(not(target_os = "linux"))]
-fn close_on_exec() -> RecvFlags {
+pub(super) fn close_on_exec() -> RecvFlags {
     RecvFlags::empty()
 }
 

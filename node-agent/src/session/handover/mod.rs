@@ -1,22 +1,25 @@
 //! A session goes on when its agent is replaced: the backend's socket and everything that is to be known of the session go
-//! through the service manager's descriptor store to whatever agent is started next (docs/operate.md).
+//! through the service manager's descriptor store to whatever agent is started next (docs/operate.md), or straight to one
+//! that is started beside it.
 //!
 //! Reading order: [`state`] (what is to be known), [`leaving`] (how the old agent leaves it), [`handed`] (how the new one
-//! finds it).
+//! finds it), [`succession`] (where there is no store: a new agent asks the old one).
 
 pub(crate) mod handed;
 pub(crate) mod leaving;
 mod peer;
 pub(crate) mod state;
+pub(crate) mod succession;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use iap_identity::SessionId;
-use iap_runtime::handover::{DescriptorStore, Left, Parcel};
+use iap_runtime::handover::{DescriptorStore, Left, Parcel, Successor};
 use tokio_util::sync::CancellationToken;
 
 /// How long the service manager may take to note what it was given.
@@ -47,8 +50,17 @@ impl Inheritance {
 /// The way to this agent's successor. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Handover {
-    store: DescriptorStore,
+    way: Way,
     asked: CancellationToken,
+}
+
+/// How what is left gets there.
+#[derive(Debug, Clone)]
+enum Way {
+    /// It lies there until a successor is started.
+    Store(DescriptorStore),
+    /// The successor is there already, if there is one.
+    Direct(Successor),
 }
 
 impl Handover {
@@ -56,8 +68,24 @@ impl Handover {
     #[must_use]
     pub fn through(store: DescriptorStore) -> Self {
         Self {
-            store,
+            way: Way::Store(store),
             asked: CancellationToken::new(),
+        }
+    }
+
+    /// To a successor that asks for it.
+    pub(crate) fn direct(successor: Successor) -> Self {
+        Self {
+            way: Way::Direct(successor),
+            asked: CancellationToken::new(),
+        }
+    }
+
+    /// Whether what is left will be found.
+    pub(crate) fn has_successor(&self) -> bool {
+        match &self.way {
+            Way::Store(_) => true,
+            Way::Direct(successor) => successor.is_here(),
         }
     }
 
@@ -71,23 +99,35 @@ impl Handover {
         self.asked.cancelled().await;
     }
 
-    /// Returns once whatever was left is safe, or known not to be.
-    pub(crate) async fn settled(&self) {
-        let store = self.store.clone();
-        let settled = aside(move || store.settled(SETTLE_TIMEOUT)).await;
-        if let Err(error) = settled {
-            tracing::error!(%error, "the service manager does not say that it has the sessions");
-        }
+    /// Returns once whatever was left is safe, or known not to be. A successor that is there waits until what this returns
+    /// is dropped.
+    pub(crate) async fn settled(&self) -> Option<UnixStream> {
+        let way = self.way.clone();
+        let settled = aside(move || match way {
+            Way::Store(store) => store.settled(SETTLE_TIMEOUT).map(|()| None),
+            Way::Direct(successor) if successor.is_here() => successor.done().map(Some),
+            Way::Direct(_) => Ok(None),
+        });
+        settled
+            .await
+            .inspect_err(|error| tracing::error!(%error, "nobody says that the sessions are safe"))
+            .ok()?
     }
 
     async fn leave(&self, session: SessionId, parcel: Parcel) -> io::Result<()> {
-        let store = self.store.clone();
-        aside(move || store.keep(&name_of(session), parcel.as_fd())).await
+        let way = self.way.clone();
+        aside(move || match way {
+            Way::Store(store) => store.keep(&name_of(session), parcel.as_fd()),
+            Way::Direct(successor) => successor.give(&name_of(session), parcel.as_fd()),
+        })
+        .await
     }
 
     /// Nobody is to find the session any more.
     pub(crate) async fn forget(&self, name: String) {
-        let store = self.store.clone();
+        let Way::Store(store) = self.way.clone() else {
+            return;
+        };
         if let Err(error) = aside(move || store.forget(&name)).await {
             tracing::warn!(%error, "the service manager keeps what it need not");
         }
