@@ -9,9 +9,9 @@ use tokio::time::{Instant, Sleep};
 /// How long silence is borne.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// Until the other end is asked, while it has something to acknowledge.
+    /// Until the other end is asked, while it has something to acknowledge, or something came a moment ago.
     pub outstanding: Duration,
-    /// The same while it has not.
+    /// The longest time until it is asked otherwise: each answer that brings nothing else doubles it.
     pub idle: Duration,
     /// For the answer.
     pub answer: Duration,
@@ -37,6 +37,8 @@ pub(super) enum Verdict {
 pub(super) struct Liveness {
     patience: Patience,
     heard: Instant,
+    /// How long silence is borne now, with nothing to be acknowledged.
+    quiet: Duration,
     asked: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -46,6 +48,7 @@ impl Liveness {
         Self {
             patience,
             heard: now,
+            quiet: patience.outstanding,
             asked: None,
             timer: None,
         }
@@ -53,7 +56,15 @@ impl Liveness {
 
     pub(super) fn heard(&mut self, now: Instant) {
         self.heard = now;
-        self.asked = None;
+        match self.asked.take() {
+            Some(_) => self.quiet = (self.quiet * 2).min(self.patience.idle),
+            // Whoever only receives must find out, too, that no more comes.
+            None if self.quiet > self.patience.outstanding => {
+                self.quiet = self.patience.outstanding;
+                self.outstanding(now);
+            }
+            None => {}
+        }
     }
 
     /// Something is to be acknowledged: silence is borne for less time from now on.
@@ -94,7 +105,31 @@ impl Liveness {
         match self.asked {
             Some(asked) => asked + self.patience.answer,
             None if is_outstanding => self.heard + self.patience.outstanding,
-            None => self.heard + self.patience.idle,
+            None => self.heard + self.quiet,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_borne_longer_the_longer_it_was_and_briefly_once_something_comes() {
+        let seconds = Duration::from_secs;
+        let mut now = Instant::now();
+        let mut liveness = Liveness::new(Patience::default(), now);
+        for borne in [3, 6, 12, 24, 48, 60, 60] {
+            assert_eq!(liveness.due(false), now + seconds(borne));
+            assert_eq!(liveness.due(true), now + seconds(3));
+            now += seconds(borne);
+            liveness.asked = Some(now);
+            assert_eq!(liveness.due(false), now + seconds(5));
+            now += seconds(1);
+            liveness.heard(now);
+        }
+        now += seconds(1);
+        liveness.heard(now);
+        assert_eq!(liveness.due(false), now + seconds(3));
     }
 }

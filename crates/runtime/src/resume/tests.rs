@@ -255,7 +255,7 @@ async fn what_is_read_is_acknowledged_soon_and_no_longer_kept() {
     assert_eq!(one.unwrap().endpoint.kept(), 0);
 }
 
-/// The connection swallows everything: whoever waits for an answer finds out, and whoever waits for nothing does too, later.
+/// The connection swallows everything: whoever waits for an answer finds out, and whoever waits for nothing does too.
 #[tokio::test]
 async fn a_connection_that_swallows_everything_is_given_up() {
     let patience = Patience {
@@ -265,7 +265,7 @@ async fn a_connection_that_swallows_everything_is_given_up() {
     };
     for (writes, within) in [
         (true, patience.outstanding + patience.answer),
-        (false, patience.idle + patience.answer),
+        (false, patience.outstanding + patience.answer),
     ] {
         let (connection, _hole) = tokio::io::duplex(PIPE_BYTES);
         let (_sender, arrivals) = mpsc::unbounded_channel();

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 /// Ends the agent by a signal and waits until another is at its place.
-fn restart_agent(plane: &Plane, signal: Signal) {
+pub(crate) fn restart_agent(plane: &Plane, signal: Signal) {
     let agent = plane.pid("agent").unwrap();
     plane.signal("agent", signal).unwrap();
     wait_until("the agent is started again", || Ok(plane.pid("agent")? != agent)).unwrap();

@@ -102,7 +102,7 @@ fn psql_scp_and_pgbench_outlive_a_new_address_and_the_loss_of_a_proxy() {
         let shown = world.json("auditor", &["sessions", "show", session]);
         shown["records"].as_array().unwrap().clone()
     };
-    tell_the_story(&sessions, records, 1);
+    tell_the_story(&sessions, records, &["session.resume", "session.resume"]);
 }
 
 #[test]
