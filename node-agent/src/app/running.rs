@@ -87,7 +87,7 @@ impl Running {
         shutdown.trigger("an essential task ended");
         let grace = limits.now().drain();
         // Whoever interrupts a program wants an end.
-        let is_final = failure.is_some() || shutdown.reason() == Some(INTERRUPTED);
+        let is_final = shutdown.reason() == Some(INTERRUPTED);
         let hands_over = !is_final && self.handover.has_successor();
         let drained = async {
             match hands_over {

@@ -15,7 +15,7 @@ use super::serve::Conclusion;
 use crate::backend::BackendStream;
 use crate::decide::{Attempt, Permit, Refusal};
 use crate::handlers::{self, GoingOn};
-use crate::session::handover::handed::{HandedSession, unusable};
+use crate::session::handover::handed::{Bundle, HandedSession, unusable};
 use crate::session::resumption::Expected;
 use crate::session::{Ending, Live, Started, review};
 
@@ -138,7 +138,7 @@ impl Entrance {
         if let Err(error) = session.parcel.empty() {
             return Err((Box::new(session), unusable(&error.to_string())));
         }
-        self.forget(session.name.clone()).await;
+        self.forget(&session.bundle).await;
         let counters = Counters::starting_at(session.state.facts.bytes_in, session.state.facts.bytes_out);
         let grant = permit.grant().clone();
         let bytes = (counters.bytes_in(), counters.bytes_out());
@@ -182,10 +182,12 @@ impl Entrance {
         if let Err(error) = session.parcel.empty() {
             tracing::debug!(%error, "what was left of a session stays where it is");
         }
-        self.forget(session.name).await;
+        self.forget(&session.bundle).await;
     }
 
-    async fn forget(&self, name: String) {
-        self.parts.handover.forget(name).await;
+    async fn forget(&self, bundle: &Bundle) {
+        if let Some(name) = bundle.less() {
+            self.parts.handover.forget(name).await;
+        }
     }
 }

@@ -118,7 +118,7 @@ async fn a_session_goes_on_through_two_agents_that_are_replaced_and_its_records_
     client.endpoint.write(b"on the way");
     client.send().await;
     first.stop().await;
-    assert_eq!(managed.names(), [format!("session-{}", client.session_id)]);
+    assert_eq!(managed.names().len(), 1);
     let id = client.session_id.to_string();
     assert_eq!(managed.events(&id), ["session.start"]);
 
@@ -361,26 +361,22 @@ async fn what_is_damaged_or_foreign_stops_no_start_and_the_record_says_what_was_
     // Taken out of the store behind the agent's back; other things are put in.
     let address = managed.keeper.path().to_owned().into();
     let store = DescriptorStore::at(address, 1).unwrap().unwrap();
-    let names: Vec<_> = clients
-        .iter()
-        .map(|client| format!("session-{}", client.session_id))
-        .collect();
-    for name in &names {
-        store.forget(name).unwrap();
+    for name in managed.names() {
+        store.forget(&name).unwrap();
     }
+    let label = |client: &Client| format!("session-{}", client.session_id);
     let (backend, _peer) = UnixStream::pair().unwrap();
     let state = sealed("test", &[b"IAPS", &9u16.to_be_bytes(), &[0; 16]]).unwrap();
-    let newer = Parcel::of(&[backend.as_fd(), state.as_fd()]).unwrap();
-    managed.put(&names[0], newer.as_fd().try_clone_to_owned().unwrap());
-    let alone = Parcel::of(&[state.as_fd()]).unwrap();
-    managed.put(&names[1], alone.as_fd().try_clone_to_owned().unwrap());
-    // The third is just gone; and then there are those that nobody knows.
-    managed.put("session-nobody", backend.try_clone().unwrap());
+    let both = [backend.as_fd(), state.as_fd()];
+    let newer = Parcel::of(&label(&clients[0]), &both).unwrap();
+    let alone = Parcel::of(&label(&clients[1]), &both[1..]).unwrap();
+    let nobodys = Parcel::of("session-00000000-0000-7000-8000-000000000000", &both).unwrap();
+    // The third is just gone, and other things lie beside them.
+    let lie_together = [newer.as_fd(), alone.as_fd(), nobodys.as_fd(), both[0], both[1]];
+    let bundle = Parcel::of("sessions-1", &lie_together).unwrap();
+    managed.put("sessions-1", bundle.as_fd().try_clone_to_owned().unwrap());
+    managed.put("sessions-2", backend.try_clone().unwrap());
     managed.put("something", std::fs::File::open("/proc/self/exe").unwrap());
-    managed.put(
-        "session-00000000-0000-7000-8000-000000000000",
-        newer.as_fd().try_clone_to_owned().unwrap(),
-    );
 
     let second = managed.start().await;
     let says = ["version 9", "1 descriptors", "ended without warning"];
@@ -399,7 +395,11 @@ async fn what_is_damaged_or_foreign_stops_no_start_and_the_record_says_what_was_
     client.finish().await;
     managed.end_of(&client).await;
     second.stop().await;
-    assert_eq!(managed.names(), ["session-nobody", "something"]);
+    assert_eq!(
+        managed.names(),
+        ["sessions-2", "something"],
+        "what is not ours is left alone"
+    );
 }
 
 /// What was left of a session that has its end already is of no use to anybody.
@@ -460,21 +460,20 @@ async fn a_session_that_the_store_has_no_room_for_ends_and_its_client_is_told() 
         .user("alice@example.com", &["engineering"])
         .unwrap();
     let address = managed.keeper.path().to_owned().into();
+    let store = DescriptorStore::at(address, 1).unwrap().unwrap();
+    let (other, _peer) = UnixStream::pair().unwrap();
+    store.keep("other", other.as_fd()).unwrap();
     let inheritance = Inheritance {
         left: Vec::new(),
-        store: DescriptorStore::at(address, 1).unwrap(),
+        store: Some(store),
     };
     let running = managed
         .plane
         .start_after(managed.config.clone(), inheritance)
         .await;
     managed.plane.proxy.announced(&["echo", "db-prod"]).await;
-    let mut clients = Vec::new();
-    for _ in 0..2 {
-        let mut client = Client::begin(&managed.plane, &alice).await;
-        client.round_trip("before").await;
-        clients.push(client);
-    }
+    let mut told = Client::begin(&managed.plane, &alice).await;
+    told.round_trip("before").await;
     running.stop().await;
     let end = managed.plane.event("session.end").await;
     assert_eq!(end["close_reason"], "shutdown");
@@ -482,11 +481,7 @@ async fn a_session_that_the_store_has_no_room_for_ends_and_its_client_is_told() 
         end["close_detail"].as_str().unwrap().contains("store is full"),
         "{end:?}"
     );
-    assert_eq!(managed.names().len(), 1);
-    let told = clients
-        .iter_mut()
-        .find(|client| end["session_id"] == client.session_id.to_string())
-        .unwrap();
+    assert_eq!(managed.names(), ["other"]);
     let mut rest = Vec::new();
     let _ = told.stream.read_to_end(&mut rest).await;
     for byte in rest {
@@ -561,5 +556,36 @@ async fn without_a_store_and_a_successor_sessions_end_with_their_agent() {
     assert_eq!(end["close_reason"], "shutdown");
     plane.proxy.announced(&["echo", "db-prod"]).await;
     assert_eq!(code(&client.come_back(&plane, &alice).await), "session_over");
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_lie_together_in_the_store_and_all_go_on() {
+    const SESSIONS: usize = 12;
+    let managed = Managed::new().await;
+    let alice = managed
+        .plane
+        .cluster
+        .user("alice@example.com", &["engineering"])
+        .unwrap();
+    let first = managed.start().await;
+    let mut clients = Vec::new();
+    for number in 0..SESSIONS {
+        let mut client = Client::begin(&managed.plane, &alice).await;
+        client.round_trip(&number.to_string()).await;
+        clients.push(client);
+    }
+    first.stop().await;
+    assert!(managed.names().len() < SESSIONS / 2, "{:?}", managed.names());
+    let second = managed.start().await;
+    for (number, client) in clients.iter_mut().enumerate() {
+        let answer = comes_back(client, &managed, &alice).await;
+        assert!(matches!(answer, Status::Resumed { .. }), "{number}: {answer:?}");
+        client.round_trip(&number.to_string()).await;
+    }
+    assert_eq!(managed.names(), [""; 0]);
+    let handovers = managed.plane.auth.records().into_iter();
+    let handovers = handovers.filter(|record| record.event == "session.handover");
+    assert_eq!(handovers.count(), SESSIONS);
     second.stop().await;
 }

@@ -160,7 +160,7 @@ mod tests {
 
     fn parcel() -> Parcel {
         let (stream, _) = UnixStream::pair().unwrap();
-        Parcel::of(&[stream.as_fd()]).unwrap()
+        Parcel::of("test", &[stream.as_fd()]).unwrap()
     }
 
     /// What a successor gets from a predecessor that does this.
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(left.len(), 100);
         for (number, left) in left.iter().enumerate() {
             assert_eq!(left.name, format!("session-{number}"));
-            assert_eq!(left.parcel.look().unwrap().unwrap().len(), 1);
+            assert_eq!(left.parcel.look().unwrap().unwrap().descriptors.len(), 1);
         }
     }
 

@@ -224,7 +224,7 @@ mod tests {
         let path = keeper.path().to_owned();
         let store = DescriptorStore::at(path.clone().into(), 10).unwrap().unwrap();
         for name in ["session-1", "session-2", "session-3"] {
-            let parcel = Parcel::of(&[store_end().as_fd()]).unwrap();
+            let parcel = Parcel::of("test", &[store_end().as_fd()]).unwrap();
             store.keep(name, parcel.as_fd()).unwrap();
         }
         store.forget("session-2").unwrap();
@@ -248,7 +248,7 @@ mod tests {
                 .success()
         );
         drop((lent, keeper));
-        let parcel = Parcel::of(&[store_end().as_fd()]).unwrap();
+        let parcel = Parcel::of("test", &[store_end().as_fd()]).unwrap();
         assert!(store.keep("session-4", parcel.as_fd()).is_err());
         // The thread ends by itself, and what it listened on is gone.
         while path.exists() {

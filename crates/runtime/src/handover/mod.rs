@@ -16,7 +16,7 @@ pub use direct::{Successor, ask_predecessor};
 pub use keeper::{Keeper, Lent};
 pub use left::Left;
 pub use memory::{read_sealed, sealed};
-pub use parcel::{PARCEL_DESCRIPTORS_MAX, Parcel};
+pub use parcel::{Content, PARCEL_DESCRIPTORS_MAX, Parcel};
 pub use store::DescriptorStore;
 
 /// What the host's monotonic clock says, which is the same for every process on it until it is started again.

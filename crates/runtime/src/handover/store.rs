@@ -137,7 +137,7 @@ mod tests {
         let manager = UnixDatagram::bind(&path).unwrap();
         assert!(DescriptorStore::at(path.clone().into(), 0).unwrap().is_none());
         let store = DescriptorStore::at(path.into(), 1).unwrap().unwrap();
-        let parcel = Parcel::of(&[manager.as_fd()]).unwrap();
+        let parcel = Parcel::of("test", &[manager.as_fd()]).unwrap();
         store.keep("session-1", parcel.as_fd()).unwrap();
         assert!(
             store.keep("session-2", parcel.as_fd()).is_err(),
@@ -147,7 +147,7 @@ mod tests {
         let (message, mut kept) = received(&manager);
         assert_eq!(message, "FDSTORE=1\nFDNAME=session-1\nFDPOLL=0");
         let kept = Parcel::from(kept.remove(0));
-        assert_eq!(kept.look().unwrap().unwrap().len(), 1);
+        assert_eq!(kept.look().unwrap().unwrap().descriptors.len(), 1);
         store.forget("session-1").unwrap();
         assert_eq!(received(&manager).0, "FDSTOREREMOVE=1\nFDNAME=session-1");
         assert!(store.settled(Duration::from_millis(20)).is_err());

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iap_audit::{CloseReason, Event, EventKind};
 use iap_identity::{AgentId, SessionId};
@@ -11,8 +13,8 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::session_of;
 use super::state::{STATE_BYTES_MAX, SessionState, StateError};
+use super::{SESSIONS_LABEL, session_of};
 use crate::backend::BackendStream;
 use crate::session::{Ending, Presence, Resumes, SessionFacts};
 
@@ -24,8 +26,6 @@ const DESCRIPTORS: usize = 2;
 enum Unusable {
     #[error("{0} descriptors were left for it instead of {DESCRIPTORS}")]
     Descriptors(usize),
-    #[error(transparent)]
-    Parcel(io::Error),
     #[error("its state cannot be read: {0}")]
     Memory(io::Error),
     #[error("its state cannot be read: {0}")]
@@ -51,7 +51,7 @@ pub(crate) struct Handed {
 /// A session to go on with.
 #[derive(Debug)]
 pub(crate) struct HandedSession {
-    pub(crate) name: String,
+    pub(crate) bundle: Arc<Bundle>,
     /// Lies in the store until it is emptied.
     pub(crate) parcel: Parcel,
     pub(crate) state: SessionState,
@@ -62,29 +62,80 @@ pub(crate) struct HandedSession {
     pub(crate) start: Map<String, Value>,
 }
 
+/// Sessions that were stored together, under one name.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    name: String,
+    /// How many of them somebody may still need.
+    needed: AtomicUsize,
+}
+
+impl Bundle {
+    /// One of them is needed no longer. The name, once none is.
+    pub(crate) fn less(&self) -> Option<String> {
+        let was = self.needed.fetch_sub(1, Ordering::Relaxed);
+        (was == 1).then(|| self.name.clone())
+    }
+}
+
 impl Handed {
     /// Looks at what was left, and leaves it where it is. Blocks: up to some megabytes are read for each session.
     pub(crate) fn look(left: Vec<Left>, agent: AgentId) -> Self {
         let mut handed = Self::default();
         for Left { name, parcel } in left {
-            let Some(session) = session_of(&name) else {
-                tracing::warn!(name, "something was left under a name that is no session's");
-                continue;
-            };
-            match HandedSession::look(&name, session, parcel, agent) {
-                Ok(Some(found)) => drop(handed.sessions.insert(session, found)),
-                // An earlier run has it.
-                Ok(None) => drop(handed.done_with.insert(name)),
+            let content = match parcel.look() {
+                Ok(Some(content)) => content,
+                Ok(None) => continue,
                 Err(error) => {
-                    tracing::error!(%session, %error, "a session was left that cannot be gone on with");
-                    handed.unusable.insert(session, error.to_string());
-                    handed.done_with.insert(name);
+                    tracing::warn!(name, %error, "something was left that is nothing of an agent's");
+                    continue;
                 }
+            };
+            let parcels = match content.label.starts_with(SESSIONS_LABEL) {
+                true => content.descriptors.into_iter().map(Parcel::from).collect(),
+                false => vec![parcel],
+            };
+            let bundle = Arc::new(Bundle {
+                name,
+                // This one, while it is looked at, and those that are in it.
+                needed: AtomicUsize::new(1 + parcels.len()),
+            });
+            for parcel in parcels {
+                handed.add(parcel, &bundle, agent);
             }
+            handed.done_with.extend(bundle.less());
         }
         let found = |session: &SessionId| handed.sessions.contains_key(session);
         handed.unusable.retain(|session, _| !found(session));
         handed
+    }
+
+    fn add(&mut self, parcel: Parcel, bundle: &Arc<Bundle>, agent: AgentId) {
+        let looked = match parcel.look() {
+            // An earlier run has it.
+            Ok(None) => None,
+            Ok(Some(content)) => Some((session_of(&content.label), content.descriptors)),
+            Err(error) => {
+                tracing::error!(%error, "a session was left that cannot be gone on with");
+                None
+            }
+        };
+        let Some((Some(session), found)) = looked else {
+            return self.done_with.extend(bundle.less());
+        };
+        match HandedSession::of(session, found, parcel, bundle, agent) {
+            Ok(found) => {
+                // The same session a second time is none.
+                if let Some(other) = self.sessions.insert(session, found) {
+                    self.done_with.extend(other.bundle.less());
+                }
+            }
+            Err(error) => {
+                tracing::error!(%session, %error, "a session was left that cannot be gone on with");
+                self.unusable.insert(session, error.to_string());
+                self.done_with.extend(bundle.less());
+            }
+        }
     }
 
     /// Whether the session, whose start record says `start`, is one to go on with. If something of it was left, and not
@@ -119,21 +170,19 @@ impl Handed {
 
     fn let_go(&mut self, session: &SessionId) {
         if let Some(found) = self.sessions.remove(session) {
-            self.done_with.insert(found.name);
+            self.done_with.extend(found.bundle.less());
         }
     }
 }
 
 impl HandedSession {
-    fn look(
-        name: &str,
+    fn of(
         session: SessionId,
+        found: Vec<OwnedFd>,
         parcel: Parcel,
+        bundle: &Arc<Bundle>,
         agent: AgentId,
-    ) -> Result<Option<Self>, Unusable> {
-        let Some(found) = parcel.look().map_err(Unusable::Parcel)? else {
-            return Ok(None);
-        };
+    ) -> Result<Self, Unusable> {
         let found: [OwnedFd; DESCRIPTORS] = found
             .try_into()
             .map_err(|found: Vec<OwnedFd>| Unusable::Descriptors(found.len()))?;
@@ -150,15 +199,15 @@ impl HandedSession {
         if began.caller.peer().principal() != last.caller.peer().principal() {
             return Err(StateError::Contradiction("two people are in it").into());
         }
-        Ok(Some(Self {
-            name: name.to_owned(),
+        Ok(Self {
+            bundle: Arc::clone(bundle),
             parcel,
             state,
             backend,
             began,
             last,
             start: Map::new(),
-        }))
+        })
     }
 
     pub(crate) fn session_id(&self) -> SessionId {

@@ -9,9 +9,9 @@ use iap_runtime::pump::UnderWay;
 use iap_tunnel::Boundaries;
 use tokio::time::Instant;
 
-use super::Handover;
 use super::peer::Who;
 use super::state::{Facts, encode_head};
+use super::{Handover, label_of};
 use crate::backend::BackendStream;
 use crate::session::resumption::ResumableStream;
 use crate::session::{Live, Started};
@@ -55,7 +55,8 @@ impl Standstill<'_> {
         let head = encode_head(&facts, lengths).map_err(io::Error::other)?;
         let pieces = [&head, kept, more_kept, &inward.bytes, &outward.bytes];
         let state = sealed("iap-session", &pieces)?;
-        Parcel::of(&[self.backend.as_fd(), state.as_fd()])
+        let label = label_of(self.started.session_id());
+        Parcel::of(&label, &[self.backend.as_fd(), state.as_fd()])
     }
 
     fn facts(&self, standing: iap_tunnel::resume::Standing) -> io::Result<Facts> {

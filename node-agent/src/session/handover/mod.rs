@@ -16,16 +16,23 @@ mod tests;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use iap_identity::SessionId;
-use iap_runtime::handover::{DescriptorStore, Left, Parcel, Successor};
+use iap_runtime::handover::{DescriptorStore, Left, PARCEL_DESCRIPTORS_MAX, Parcel, Successor};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// How long the service manager may take to note what it was given.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a session's parcel is called, before its id.
-const NAME_PREFIX: &str = "session-";
+/// What is written on a session's parcel, before its id.
+const SESSION_LABEL: &str = "session-";
+/// What is written on a parcel of sessions' parcels, and what it is stored under, before an id of its own.
+const SESSIONS_LABEL: &str = "sessions-";
+/// For so long sessions are gathered that are to be stored together.
+const GATHER_FOR: Duration = Duration::from_millis(10);
 
 /// What an agent is started with: what its predecessor has left, and where it can leave things itself.
 #[derive(Debug, Default)]
@@ -57,10 +64,19 @@ pub struct Handover {
 /// How what is left gets there.
 #[derive(Debug, Clone)]
 enum Way {
-    /// It lies there until a successor is started.
-    Store(DescriptorStore),
+    /// It lies there until a successor is started. Sessions lie together: the names of what is stored reach the successor as
+    /// one variable of its environment, which the kernel lets be 128 KiB long, and systemd compares each
+    /// descriptor with all that it has.
+    Store(DescriptorStore, Arc<Mutex<Vec<Waiting>>>),
     /// The successor is there already, if there is one.
     Direct(Successor),
+}
+
+/// A session that is about to be stored, and who waits for that.
+#[derive(Debug)]
+struct Waiting {
+    parcel: Parcel,
+    stored: oneshot::Sender<Result<(), String>>,
 }
 
 impl Handover {
@@ -68,7 +84,7 @@ impl Handover {
     #[must_use]
     pub fn through(store: DescriptorStore) -> Self {
         Self {
-            way: Way::Store(store),
+            way: Way::Store(store, Arc::default()),
             asked: CancellationToken::new(),
         }
     }
@@ -84,7 +100,7 @@ impl Handover {
     /// Whether what is left will be found.
     pub(crate) fn has_successor(&self) -> bool {
         match &self.way {
-            Way::Store(_) => true,
+            Way::Store(..) => true,
             Way::Direct(successor) => successor.is_here(),
         }
     }
@@ -104,7 +120,7 @@ impl Handover {
     pub(crate) async fn settled(&self) -> Option<UnixStream> {
         let way = self.way.clone();
         let settled = aside(move || match way {
-            Way::Store(store) => store.settled(SETTLE_TIMEOUT).map(|()| None),
+            Way::Store(store, _) => store.settled(SETTLE_TIMEOUT).map(|()| None),
             Way::Direct(successor) if successor.is_here() => successor.done().map(Some),
             Way::Direct(_) => Ok(None),
         });
@@ -115,17 +131,31 @@ impl Handover {
     }
 
     async fn leave(&self, session: SessionId, parcel: Parcel) -> io::Result<()> {
-        let way = self.way.clone();
-        aside(move || match way {
-            Way::Store(store) => store.keep(&name_of(session), parcel.as_fd()),
-            Way::Direct(successor) => successor.give(&name_of(session), parcel.as_fd()),
-        })
-        .await
+        match &self.way {
+            Way::Store(store, waiting) => {
+                let (stored, told) = oneshot::channel();
+                let is_first = {
+                    let mut waiting = locked(waiting);
+                    waiting.push(Waiting { parcel, stored });
+                    waiting.len() == 1
+                };
+                if is_first {
+                    tokio::time::sleep(GATHER_FOR).await;
+                    let all = std::mem::take(&mut *locked(waiting));
+                    store_all(store, all).await;
+                }
+                told.await.map_err(io::Error::other)?.map_err(io::Error::other)
+            }
+            Way::Direct(successor) => {
+                let successor = successor.clone();
+                aside(move || successor.give(&label_of(session), parcel.as_fd())).await
+            }
+        }
     }
 
     /// Nobody is to find the session any more.
     pub(crate) async fn forget(&self, name: String) {
-        let Way::Store(store) = self.way.clone() else {
+        let Way::Store(store, _) = self.way.clone() else {
             return;
         };
         if let Err(error) = aside(move || store.forget(&name)).await {
@@ -134,12 +164,40 @@ impl Handover {
     }
 }
 
-fn name_of(session: SessionId) -> String {
-    format!("{NAME_PREFIX}{session}")
+/// Stores parcels, as many together as may be, and tells whoever waits.
+async fn store_all(store: &DescriptorStore, mut waiting: Vec<Waiting>) {
+    while !waiting.is_empty() {
+        let rest = waiting.split_off(waiting.len().min(PARCEL_DESCRIPTORS_MAX));
+        let together = std::mem::replace(&mut waiting, rest);
+        let store = store.clone();
+        let storing = aside(move || {
+            let name = format!("{SESSIONS_LABEL}{}", Uuid::now_v7());
+            let parcels: Vec<_> = together.iter().map(|one| one.parcel.as_fd()).collect();
+            let stored = Parcel::of(&name, &parcels).and_then(|all| store.keep(&name, all.as_fd()));
+            let stored = stored.map_err(|error| error.to_string());
+            for one in together {
+                // Whoever does not wait has gone down with the runtime.
+                let _ = one.stored.send(stored.clone());
+            }
+            Ok(())
+        });
+        if let Err(error) = storing.await {
+            tracing::error!(%error, "sessions were not stored");
+        }
+    }
 }
 
-fn session_of(name: &str) -> Option<SessionId> {
-    SessionId::parse(name.strip_prefix(NAME_PREFIX)?).ok()
+fn label_of(session: SessionId) -> String {
+    format!("{SESSION_LABEL}{session}")
+}
+
+fn session_of(label: &str) -> Option<SessionId> {
+    SessionId::parse(label.strip_prefix(SESSION_LABEL)?).ok()
+}
+
+/// Nothing here holds an invariant that a panic elsewhere could break.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs what may block for a moment on a thread of its own.

@@ -8,6 +8,7 @@
 )]
 use iap_identity::{AgentId, ConnectionId, ServiceName, SessionId, verify_client};
 use iap_policy::Protocol;
+use iap_runtime::handover::{DescriptorStore, Keeper, Parcel};
 use iap_runtime::pump::Side;
 use iap_testkit::{Credential, TestCluster};
 use iap_tunnel::resume::{Endpoint, Ticket, WINDOW_BYTES_MAX};
@@ -16,6 +17,7 @@ use uuid::Uuid;
 
 use super::peer::Who;
 use super::state::{Facts, SessionState, StateError, encode_head};
+use super::{Handover, label_of, session_of};
 use crate::session::caller::session_classes;
 use crate::session::{Caller, Through};
 
@@ -36,6 +38,36 @@ fn who(cluster: &TestCluster, credential: &Credential) -> Who {
         (caller, client, through)
     );
     who
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_sessions_take_few_places_in_the_store() {
+    const SESSIONS: usize = 450;
+    let folder = tempfile::tempdir().unwrap();
+    let keeper = Keeper::listen(&folder.path().join("notify")).unwrap();
+    let store = DescriptorStore::at(keeper.path().to_owned().into(), 20).unwrap();
+    let handover = Handover::through(store.unwrap());
+    let leaving = (0..SESSIONS).map(|_| {
+        let session = SessionId::from_uuid(Uuid::now_v7());
+        let parcel = Parcel::of(&label_of(session), &[]).unwrap();
+        handover.leave(session, parcel)
+    });
+    for left in futures_util::future::join_all(leaving).await {
+        left.unwrap();
+    }
+    assert!(handover.settled().await.is_none());
+    let kept = keeper.kept().unwrap();
+    assert!((3..=20).contains(&kept.len()), "{}", kept.len());
+    let mut sessions = std::collections::HashSet::new();
+    for (name, bundle) in kept {
+        let content = Parcel::from(bundle).look().unwrap().unwrap();
+        assert_eq!(content.label, name);
+        for parcel in content.descriptors {
+            let parcel = Parcel::from(parcel).look().unwrap().unwrap();
+            assert!(sessions.insert(session_of(&parcel.label).unwrap()));
+        }
+    }
+    assert_eq!(sessions.len(), SESSIONS);
 }
 
 fn facts() -> Facts {
