@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 enum Verdict {
     GoesOn(Box<Permit>),
     Ends(Ending),
-    /// This agent is told to stop before it is known: the session lies where it lay.
+    /// This agent is told to stop before it is known.
     Stays,
 }
 
@@ -47,7 +47,12 @@ impl Entrance {
     async fn go_on(self: Arc<Self>, session: HandedSession, expected: Expected) {
         let id = session.session_id();
         match self.decide_on(&session).await {
-            Verdict::Stays => {}
+            // It lies where it lay.
+            Verdict::Stays if self.parts.handover.keeps() => {}
+            Verdict::Stays => {
+                let ending = Ending::because(CloseReason::Shutdown, "the agent was told to stop");
+                self.end_handed(session, ending).await;
+            }
             Verdict::Ends(ending) => self.end_handed(session, ending).await,
             Verdict::GoesOn(permit) => {
                 if let Err((session, ending)) = Box::pin(self.bring_back(session, *permit, expected)).await {

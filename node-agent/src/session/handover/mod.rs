@@ -105,6 +105,11 @@ impl Handover {
         }
     }
 
+    /// Whether what was left to this agent is there for the next one, too, until it is taken.
+    pub(crate) fn keeps(&self) -> bool {
+        matches!(self.way, Way::Store(..))
+    }
+
     /// From now on sessions that can be are left to the successor.
     pub(crate) fn ask(&self) {
         self.asked.cancel();
