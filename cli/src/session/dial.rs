@@ -17,7 +17,7 @@ use super::early::Early;
 use super::redial::Redial;
 use super::source::{Sessions, Wanted};
 use super::span::{self, SessionSpan};
-use super::stream::{Connection, SessionStream};
+use super::stream::{Connection, SessionStream, connection};
 use crate::clock;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
@@ -252,7 +252,7 @@ async fn handshake(identity: &Identity, wanted: &Wanted, tcp: TcpStream) -> Resu
         .map_err(|error| Failure::failed(format!("{error:#}")))?;
     let host = ServerName::Service(wanted.service.clone()).host(identity.home.cluster());
     let connecting = tls::connect(tcp, &host, config, Duration::from_secs(ANSWER_SECONDS_MAX));
-    connecting.await.map(Box::new).map_err(|error| match error {
+    connecting.await.map(connection).map_err(|error| match error {
         HandshakeError::Failed(error) => explain(&error, identity, wanted),
         HandshakeError::TimedOut { .. } | HandshakeError::Name { .. } => Failure::failed(error.to_string()),
     })

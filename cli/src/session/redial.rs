@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::dial::read_frame;
 use super::source::Sessions;
-use super::stream::Connection;
+use super::stream::{Connection, connection};
 use crate::identity::Identity;
 
 const CONNECT_SECONDS_MAX: u64 = 5;
@@ -182,7 +182,7 @@ async fn reach(identity: &Identity, agent: &ServerName) -> Result<Connection, Fa
         let patience = Duration::from_secs(ANSWER_SECONDS_MAX);
         tls::connect(tcp, &host, config, patience)
             .await
-            .map(Box::new)
+            .map(connection)
             .map_err(|error| refused(&error))
     };
     let raced = net::race(proxies.into(), attempt, Duration::from_secs(NEXT_PROXY_SECONDS)).await;

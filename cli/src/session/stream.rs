@@ -15,6 +15,12 @@ use super::redial::Redial;
 /// A connection to an agent. In a box: whatever it is handed through would hold its size once more.
 pub(super) type Connection = Box<ClientStream<TcpStream>>;
 
+/// One whose certificates were accepted.
+pub(super) fn connection(mut stream: ClientStream<TcpStream>) -> Connection {
+    stream.forget_certificates();
+    Box::new(stream)
+}
+
 /// The bytes of a session: over one connection, or over one after the other.
 pub enum SessionStream {
     /// With an agent that lets nobody come back.

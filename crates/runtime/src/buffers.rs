@@ -4,12 +4,20 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-/// Buffers of one size.
+/// Buffers of two sizes: small ones as many as are asked for, and large ones, of which there is a number.
 pub(crate) struct Pool {
-    buffer_bytes: usize,
+    small_bytes: usize,
     /// More than this many unused ones are given back to the allocator.
-    unused_max: usize,
-    unused: Mutex<Vec<Box<[u8]>>>,
+    small_unused_max: usize,
+    small: Mutex<Vec<Box<[u8]>>>,
+    large_bytes: usize,
+    large: Mutex<Large>,
+}
+
+struct Large {
+    unused: Vec<Box<[u8]>>,
+    /// So many more may be made.
+    unmade: usize,
 }
 
 /// A buffer that returns to its pool when dropped. Its content is whatever was last in it.
@@ -20,21 +28,47 @@ pub(crate) struct Buffer {
 
 impl Pool {
     /// An empty pool.
-    pub(crate) const fn new(buffer_bytes: usize, unused_max: usize) -> Self {
+    pub(crate) const fn new(
+        small_bytes: usize,
+        small_unused_max: usize,
+        large_bytes: usize,
+        large_max: usize,
+    ) -> Self {
         Self {
-            buffer_bytes,
-            unused_max,
-            unused: Mutex::new(Vec::new()),
+            small_bytes,
+            small_unused_max,
+            small: Mutex::new(Vec::new()),
+            large_bytes,
+            large: Mutex::new(Large {
+                unused: Vec::new(),
+                unmade: large_max,
+            }),
         }
     }
 
-    /// An unused buffer, or a new one.
-    pub(crate) fn take(&'static self) -> Buffer {
-        let pooled = self.unused.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Buffer {
-            bytes: pooled.unwrap_or_else(|| vec![0; self.buffer_bytes].into_boxed_slice()),
-            pool: self,
+    /// The size of a small one.
+    pub(crate) fn small_bytes(&self) -> usize {
+        self.small_bytes
+    }
+
+    /// An unused buffer, or a new one: for those who are busy a large one, while there are any.
+    pub(crate) fn take(&'static self, is_busy: bool) -> Buffer {
+        let large = if is_busy { self.take_large() } else { None };
+        let bytes = large.unwrap_or_else(|| {
+            let pooled = self.small.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            pooled.unwrap_or_else(|| vec![0; self.small_bytes].into_boxed_slice())
+        });
+        Buffer { bytes, pool: self }
+    }
+
+    fn take_large(&self) -> Option<Box<[u8]>> {
+        let mut large = self.large.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(unused) = large.unused.pop() {
+            return Some(unused);
         }
+        large.unmade = large.unmade.checked_sub(1)?;
+        drop(large);
+        Some(vec![0; self.large_bytes].into_boxed_slice())
     }
 
     /// One of another size that holds these bytes and no more. It does not come back.
@@ -49,11 +83,16 @@ impl Pool {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        if bytes.len() != self.pool.buffer_bytes {
+        if bytes.len() == self.pool.large_bytes {
+            let mut large = self.pool.large.lock().unwrap_or_else(PoisonError::into_inner);
+            large.unused.push(bytes);
             return;
         }
-        let mut unused = self.pool.unused.lock().unwrap_or_else(PoisonError::into_inner);
-        if unused.len() < self.pool.unused_max {
+        if bytes.len() != self.pool.small_bytes {
+            return;
+        }
+        let mut unused = self.pool.small.lock().unwrap_or_else(PoisonError::into_inner);
+        if unused.len() < self.pool.small_unused_max {
             unused.push(bytes);
         }
     }
@@ -77,5 +116,26 @@ impl DerefMut for Buffer {
 impl fmt::Debug for Buffer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "Buffer({} bytes)", self.bytes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_so_many_large_buffers_and_no_more_and_they_come_back() {
+        static POOL: Pool = Pool::new(10, 1, 100, 2);
+        for _ in 0..3 {
+            let all = [
+                POOL.take(true),
+                POOL.take(true),
+                POOL.take(true),
+                POOL.take(false),
+            ];
+            assert_eq!(all.map(|buffer| buffer.len()), [100, 100, 10, 10]);
+        }
+        let unused = POOL.small.lock().unwrap_or_else(PoisonError::into_inner).len();
+        assert_eq!(unused, 1, "the rest is given back to the allocator");
     }
 }

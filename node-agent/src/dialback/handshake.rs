@@ -152,7 +152,12 @@ pub(super) async fn shake_hands(
     let config =
         config.map_err(|error| NotEntered::Tls(tls::HandshakeError::Failed(std::io::Error::other(error))))?;
     match tls::answer(greeted.stream, config, patience).await {
-        Ok(stream) => Ok(entered(Box::new(stream), talk, &clients, &decided)?),
+        Ok(stream) => {
+            let mut stream = Box::new(stream);
+            // Who it is has been read out of them.
+            stream.forget_certificates();
+            Ok(entered(stream, talk, &clients, &decided)?)
+        }
         Err(unanswered) => {
             let (error, stream) = unanswered.into_parts();
             let error = explain(error, &clients, &decided);

@@ -315,6 +315,7 @@ async fn no_session_can_be_resumed() {
         .unwrap();
     let tickets = std::sync::Arc::new(Tickets::default());
     config.resumption = rustls::client::Resumption::store(std::sync::Arc::clone(&tickets) as _);
+    config.enable_secret_extraction = true;
     let config = std::sync::Arc::new(config);
     for _ in 0..3 {
         let (_, stream) = plane.proxy.open("echo").await;

@@ -51,6 +51,7 @@ replays! {
     every_proxy_header_keeps_its_properties "proxy_protocol"
     every_iap_frame_keeps_its_properties "frames"
     every_resume_frame_keeps_its_properties "resume"
+    every_tls_record_keeps_its_properties "tls_records"
     every_configuration_keeps_its_properties "configuration"
     every_request_to_the_login_pages_keeps_its_properties "login_pages"
 }
@@ -78,7 +79,7 @@ fn corpora_are_small_and_hold_no_private_key() {
 }
 
 /// Everything else that is signed or encrypted differs from one making to the next.
-const MADE_ALIKE: [&str; 4] = ["preface", "control", "frames", "resume"];
+const MADE_ALIKE: [&str; 5] = ["preface", "control", "frames", "resume", "tls_records"];
 
 #[test]
 fn every_seed_is_committed_as_the_encoders_make_it() {

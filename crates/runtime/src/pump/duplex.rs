@@ -18,6 +18,8 @@ use crate::buffers::Buffer;
 
 /// How long a peer that no longer reads may hold up the last words of a session that is over.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// After a read of so much, the next buffer is a large one.
+const BUSY_BYTES: usize = 48 * 1024;
 
 /// Moves bytes both ways until the session ends. What it returns is final: nothing moves afterwards.
 pub async fn copy<C, B>(
@@ -188,6 +190,8 @@ struct Direction<'a> {
     to: Side,
     flow: Flow,
     held: Option<Held>,
+    /// Whether the last read brought much.
+    is_busy: bool,
     delivered: &'a AtomicU64,
     activity: &'a Activity,
 }
@@ -205,6 +209,7 @@ impl<'a> Direction<'a> {
             to,
             flow: Flow::Open,
             held: None,
+            is_busy: false,
             delivered,
             activity,
         }
@@ -279,10 +284,11 @@ impl<'a> Direction<'a> {
     where
         R: AsyncRead + Unpin,
     {
-        let mut buffer = buffers::take();
+        let mut buffer = buffers::take(self.is_busy);
         let mut space = ReadBuf::new(&mut buffer);
         ready!(Pin::new(from).poll_read(context, &mut space))?;
         let end = space.filled().len();
+        self.is_busy = end >= BUSY_BYTES;
         if end == 0 {
             self.flow = Flow::Closing;
         } else {

@@ -140,7 +140,7 @@ impl Direction<'_> {
     /// The buffer is taken anew at each attempt, so that waiting holds none.
     async fn read_message(&mut self) -> io::Result<(Buffer, usize)> {
         poll_fn(|context| {
-            let mut buffer = buffers::take();
+            let mut buffer = buffers::take(false);
             let mut space = ReadBuf::new(&mut buffer);
             ready!(Pin::new(&mut self.from).poll_read(context, &mut space))?;
             let length = space.filled().len();

@@ -94,6 +94,8 @@ pub fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
+    // The keys of the record layer, for that of `TlsStream`.
+    config.enable_secret_extraction = true;
     config.alpn_protocols = protocols(alpn);
     Ok(Arc::new(config))
 }
@@ -122,6 +124,7 @@ pub fn client_config(
     };
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
+    config.enable_secret_extraction = true;
     config.alpn_protocols = protocols(alpn);
     Ok(Arc::new(config))
 }

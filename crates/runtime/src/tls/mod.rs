@@ -32,7 +32,7 @@ pub use rustls::server::danger::ClientCertVerifier;
 pub use rustls::{AlertDescription, ClientConfig, ServerConfig};
 pub use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 pub use server::{PinVerifier, ServerVerifier};
-pub use stream::TlsStream;
+pub use stream::{Negotiated, TlsStream};
 
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ mod preface;
 mod proxy_protocol;
 mod resume;
 mod snapshot;
+mod tls_records;
 
 /// Inputs by name.
 pub(crate) type Seeds = Vec<(String, Vec<u8>)>;
@@ -77,6 +78,11 @@ pub const TARGETS: &[Target] = &[
         name: "resume",
         run: resume::run,
         seeds: resume::seeds,
+    },
+    Target {
+        name: "tls_records",
+        run: tls_records::run,
+        seeds: tls_records::seeds,
     },
     Target {
         name: "configuration",

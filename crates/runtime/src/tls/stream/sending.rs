@@ -1,17 +1,18 @@
-//! What is encrypted and has not left.
+//! What is sealed and has not left.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustls::unbuffered::{EncodeError, EncryptError};
+use rustls::Error;
+use rustls::unbuffered::EncodeError;
 use tokio::io::AsyncWrite;
 
 use super::BUFFERS;
 use crate::buffers::Buffer;
 
-/// Records in the order in which they were encrypted: a buffer of the caller's bytes, and behind it what the protocol
-/// itself has to say.
+/// Records in the order in which they were sealed: a buffer of the caller's bytes, and behind it what the protocol itself
+/// has to say.
 #[derive(Debug, Default)]
 pub(super) struct Sending {
     bytes: Option<Buffer>,
@@ -22,7 +23,7 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// Puts the protocol's next message behind all others. `encode` says how long it is before it is given room.
+    /// Puts the handshake's next message behind all others. `encode` says how long it is before it is given room.
     pub(super) fn push(&mut self, mut encode: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>) {
         let had = self.messages.len();
         if let Err(EncodeError::InsufficientSize(needed)) = encode(&mut []) {
@@ -33,22 +34,24 @@ impl Sending {
         }
     }
 
-    /// Puts what is encrypted already behind all others.
-    pub(super) fn append(&mut self, record: &[u8]) {
-        self.messages.extend_from_slice(record);
+    /// Messages of the protocol, to which others may be added.
+    pub(super) fn messages(&mut self) -> &mut Vec<u8> {
+        &mut self.messages
     }
 
-    /// Lets `encrypt` fill a buffer. Nothing else may wait: records leave in the order of their encryption.
+    /// Lets `seal` fill a buffer with records of `wanted` bytes of content, as far as it goes; returns how many there are in it.
+    /// Nothing else may wait: records leave in the order in which they were sealed.
     pub(super) fn fill(
         &mut self,
-        encrypt: impl FnOnce(&mut [u8]) -> Result<usize, EncryptError>,
-    ) -> io::Result<()> {
+        wanted: usize,
+        seal: impl FnOnce(&mut [u8]) -> Result<(usize, usize), Error>,
+    ) -> Result<usize, Error> {
         debug_assert!(self.bytes.is_none() && self.messages.is_empty());
-        let mut buffer = BUFFERS.take();
-        self.end = encrypt(&mut buffer).map_err(io::Error::other)?;
-        self.start = 0;
+        let mut buffer = BUFFERS.take(wanted >= BUFFERS.small_bytes());
+        let (taken, filled) = seal(&mut buffer)?;
+        (self.start, self.end) = (0, filled);
         self.bytes = Some(buffer);
-        Ok(())
+        Ok(taken)
     }
 
     #[cfg(test)]
@@ -77,7 +80,9 @@ impl Sending {
         {
             self.messages_sent += ready!(poll_some(io, context, rest))?;
         }
-        (self.messages, self.messages_sent) = (Vec::new(), 0);
+        if self.messages.capacity() > 0 {
+            (self.messages, self.messages_sent) = (Vec::new(), 0);
+        }
         Poll::Ready(Ok(()))
     }
 }

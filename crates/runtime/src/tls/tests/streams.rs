@@ -256,3 +256,37 @@ async fn a_peer_that_changes_its_keys_and_sends_nothing_is_not_followed_for_ever
         }
     }
 }
+
+#[tokio::test]
+async fn keys_that_have_protected_enough_are_changed_and_the_peer_follows() {
+    for ours in BOTH {
+        let (mut own, mut other) = pair(ours, 1 << 16).await;
+        own.change_keys_after(5);
+        let sent = pattern(1_000_000, 3);
+        let (_, got) = tokio::join!(
+            write_pieces(&mut own, &sent, 150_000),
+            read_pieces(&mut other, 20_000)
+        );
+        assert!(got == sent, "{ours:?}");
+    }
+}
+
+#[tokio::test]
+async fn behind_its_close_an_end_answers_no_key_update() {
+    for ours in BOTH {
+        let (mut own, mut other) = pair(ours, 1 << 16).await;
+        own.shutdown().await.unwrap();
+        assert_eq!(other.read(&mut [0; 10]).await.unwrap(), 0);
+        for round in 0..3 {
+            match &mut other {
+                Usual::Client(stream) => stream.get_mut().1.refresh_traffic_keys().unwrap(),
+                Usual::Server(stream) => stream.get_mut().1.refresh_traffic_keys().unwrap(),
+            }
+            other.write_all(&[round; 50]).await.unwrap();
+            let mut got = [0; 50];
+            own.read_exact(&mut got).await.unwrap();
+            assert_eq!(got, [round; 50]);
+            assert!(own.is_at_rest(), "something waits to be sent");
+        }
+    }
+}
