@@ -14,7 +14,7 @@ pub(super) const APPLICATION_DATA: u8 = 23;
 pub(super) const HEADER_BYTES: usize = 5;
 const TAG_BYTES: usize = 16;
 /// What is protected besides the content: its type.
-const TYPE_BYTES: usize = 1;
+pub(super) const TYPE_BYTES: usize = 1;
 /// The most content in one record.
 pub(super) const FRAGMENT_BYTES_MAX: usize = 16 * 1024;
 /// By so much is a record without padding longer than its content.

@@ -25,7 +25,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::buffers::Pool;
-use keys::{FRAGMENT_BYTES_MAX, PROTECTION_BYTES, opened_bytes};
+use keys::{FRAGMENT_BYTES_MAX, PROTECTION_BYTES, TYPE_BYTES, opened_bytes};
 pub use negotiated::Negotiated;
 use received::Received;
 use sending::Sending;
@@ -172,8 +172,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
             let Some(record) = arrived.get_mut(..length) else {
                 break;
             };
-            let fits = opened_bytes(length).is_none_or(|bytes| bytes <= target.remaining());
-            if !fits && target.filled().len() > had {
+            // Where the content fits and its type does not, it is opened in its place and copied: the target is full then.
+            let content = opened_bytes(length).map_or(0, |bytes| bytes.saturating_sub(TYPE_BYTES));
+            if content > target.remaining() && target.filled().len() > had {
                 break;
             }
             let space = target.initialize_unfilled();

@@ -290,3 +290,21 @@ async fn behind_its_close_an_end_answers_no_key_update() {
         }
     }
 }
+
+/// The type of its last record has no room, and needs none.
+#[tokio::test]
+async fn a_target_of_the_contents_own_size_is_filled_at_once() {
+    for ours in BOTH {
+        for length in [1, 1000, 16_384, 4 * 16_384, 4 * 16_384 - 32] {
+            let (mut own, mut other) = pair(ours, 1 << 18).await;
+            let sent = pattern(length, 9);
+            other.write_all(&sent).await.unwrap();
+            other.flush().await.unwrap();
+            let mut got = vec![0; length];
+            // What arrives with one read of the stream below.
+            let arrived = own.read(&mut got).await.unwrap();
+            assert_eq!(arrived, length, "{ours:?}");
+            assert!(got == sent && own.is_at_rest());
+        }
+    }
+}
