@@ -18,6 +18,13 @@ pub(super) fn start(site: &Site<'_>) -> anyhow::Result<Started> {
     start_with(site, &[WITHOUT_RESUME])
 }
 
+/// Sessions are streams of the agent's QUIC connection.
+const OVER_QUIC: (&str, &str) = ("IAP_AGENT__DATA", "quic");
+
+pub(super) fn start_quic(site: &Site<'_>) -> anyhow::Result<Started> {
+    start_with(site, &[WITHOUT_RESUME, OVER_QUIC])
+}
+
 pub(super) fn start_resumable(site: &Site<'_>) -> anyhow::Result<Started> {
     start_with(site, &[])
 }

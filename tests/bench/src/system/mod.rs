@@ -29,6 +29,8 @@ pub(crate) const OURS_RESUMABLE: &str = "iap resume";
 pub(crate) const ALL: &[Kind] = &[
     Kind::of_three(OURS, iap::start),
     Kind::of_three(OURS_RESUMABLE, iap::start_resumable),
+    // Too few sessions at once for those that do nothing to be counted by the thousand.
+    Kind::other("iap quic", iap::start_quic),
     Kind::other("plain", plain::start),
     Kind::other("splice x3", splice::start),
     Kind::of_three("nginx x3", nginx::start),
