@@ -1,32 +1,20 @@
 //! Sessions that go on while their agent is started anew: told to stop, it leaves them to the next (`iapctl dev` keeps a
 //! descriptor store for it, as systemd does).
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use iap_e2e::{Background, Plane, wait_until};
 use rustix::process::Signal;
-use serde_json::Value;
+
+use crate::resume::{TRANSFER_BYTES, events, only_session, transfer_through};
 
 /// Ends the agent by a signal and waits until another is at its place.
 pub(crate) fn restart_agent(plane: &Plane, signal: Signal) {
     let agent = plane.pid("agent").unwrap();
     plane.signal("agent", signal).unwrap();
     wait_until("the agent is started again", || Ok(plane.pid("agent")? != agent)).unwrap();
-}
-
-fn only_session(plane: &Plane) -> Value {
-    plane
-        .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
-        .unwrap()
-        .remove(0)
-}
-
-fn events(plane: &Plane, session: &Value) -> Vec<String> {
-    let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
-    let event = |record: &Value| record["event"].as_str().unwrap().to_owned();
-    records.iter().map(event).collect()
 }
 
 #[test]
@@ -78,53 +66,17 @@ fn an_open_transaction_in_psql_outlives_two_restarts_of_its_agent_and_the_record
     assert_eq!(events(&plane, &session), told);
 }
 
-/// Bytes under way in both directions while the agent is started anew again and again: none is lost, doubled or changed.
 #[test]
 fn a_transfer_arrives_whole_through_an_agent_that_is_started_anew_again_and_again() {
-    const BYTES: usize = 64 << 20;
     let plane = Plane::demo().unwrap();
     plane.log_in("alice").unwrap();
     plane.log_in("auditor").unwrap();
-    let mut session = plane.echo_session("alice").unwrap();
-    session.round_trip(b"ready\n").unwrap();
-    let byte = |number: usize| u8::try_from((number ^ (number >> 8) ^ (number >> 16)) & 0xff).unwrap();
-    let mut input = session.0.stdin.take().unwrap();
-    let writer = std::thread::spawn(move || {
-        let mut number = 0;
-        while number < BYTES {
-            let piece: Vec<u8> = (number..(number + 64 * 1024).min(BYTES)).map(byte).collect();
-            input.write_all(&piece).unwrap();
-            number += piece.len();
-        }
-    });
-    let mut output = session.0.stdout.take().unwrap();
-    let reader = std::thread::spawn(move || {
-        let (mut number, mut piece) = (0, vec![0; 64 * 1024]);
-        while number < BYTES {
-            let count = output.read(&mut piece).unwrap();
-            assert!(count > 0, "the end after {number} bytes");
-            for (at, got) in piece.iter().take(count).enumerate() {
-                assert_eq!(*got, byte(number + at), "at {}", number + at);
-            }
-            number += count;
-        }
-        let rest = output.read(&mut piece).unwrap();
-        assert_eq!(rest, 0, "more than was sent");
-    });
-    let mut restarts = 0;
-    while !writer.is_finished() && restarts < 4 {
-        std::thread::sleep(Duration::from_millis(300));
-        restart_agent(&plane, Signal::TERM);
-        restarts += 1;
-    }
-    assert!(restarts > 0, "it was over before anything happened");
-    writer.join().unwrap();
-    reader.join().unwrap();
-    assert_eq!(session.finish().unwrap().code, 0);
+    let session = plane.echo_session("alice").unwrap();
+    transfer_through(session, 4, || restart_agent(&plane, Signal::TERM));
     let session = only_session(&plane);
     let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
     let end = records.last().unwrap();
-    let moved = (BYTES + b"ping\nready\n".len()) as u64;
+    let moved = (TRANSFER_BYTES + b"ping\n".len()) as u64;
     assert_eq!(
         (end["bytes_in"].as_u64(), end["bytes_out"].as_u64()),
         (Some(moved), Some(moved))

@@ -16,14 +16,14 @@ pub(crate) fn kill_proxy(plane: &Plane) {
     wait_until("the proxy is started again", || Ok(plane.pid("proxy")? != proxy)).unwrap();
 }
 
-fn only_session(plane: &Plane) -> Value {
+pub(crate) fn only_session(plane: &Plane) -> Value {
     plane
         .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
         .unwrap()
         .remove(0)
 }
 
-fn events(plane: &Plane, session: &Value) -> Vec<String> {
+pub(crate) fn events(plane: &Plane, session: &Value) -> Vec<String> {
     let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
     let event = |record: &Value| record["event"].as_str().unwrap().to_owned();
     records.iter().map(event).collect()
@@ -79,20 +79,19 @@ fn a_lone_proxy_that_is_stopped_ends_at_once_and_the_session_goes_on_at_its_succ
     assert_eq!(session.finish().unwrap().code, 0);
 }
 
-/// Bytes under way in both directions while the proxy is killed again and again: none is lost, doubled or changed.
-#[test]
-fn a_transfer_arrives_whole_through_a_proxy_that_is_killed_again_and_again() {
-    const BYTES: usize = 64 << 20;
-    let plane = Plane::demo().unwrap();
-    plane.log_in("alice").unwrap();
-    let mut session = plane.echo_session("alice").unwrap();
-    session.round_trip(b"ready\n").unwrap();
+/// How much goes there and back in [`transfer_through`].
+pub(crate) const TRANSFER_BYTES: usize = 64 << 20;
+
+/// Sends bytes both ways while `disturbance` happens up to so many times: none is lost, doubled or changed. Ends the session.
+pub(crate) fn transfer_through(mut session: Background, times_max: usize, disturbance: impl Fn()) {
     let byte = |number: usize| u8::try_from((number ^ (number >> 8) ^ (number >> 16)) & 0xff).unwrap();
     let mut input = session.0.stdin.take().unwrap();
     let writer = std::thread::spawn(move || {
         let mut number = 0;
-        while number < BYTES {
-            let piece: Vec<u8> = (number..(number + 64 * 1024).min(BYTES)).map(byte).collect();
+        while number < TRANSFER_BYTES {
+            let piece: Vec<u8> = (number..(number + 64 * 1024).min(TRANSFER_BYTES))
+                .map(byte)
+                .collect();
             input.write_all(&piece).unwrap();
             number += piece.len();
         }
@@ -100,7 +99,7 @@ fn a_transfer_arrives_whole_through_a_proxy_that_is_killed_again_and_again() {
     let mut output = session.0.stdout.take().unwrap();
     let reader = std::thread::spawn(move || {
         let (mut number, mut piece) = (0, vec![0; 64 * 1024]);
-        while number < BYTES {
+        while number < TRANSFER_BYTES {
             let count = output.read(&mut piece).unwrap();
             assert!(count > 0, "the end after {number} bytes");
             for (at, got) in piece.iter().take(count).enumerate() {
@@ -111,16 +110,24 @@ fn a_transfer_arrives_whole_through_a_proxy_that_is_killed_again_and_again() {
         let rest = output.read(&mut piece).unwrap();
         assert_eq!(rest, 0, "more than was sent");
     });
-    let mut kills = 0;
-    while !writer.is_finished() && kills < 5 {
+    let mut times = 0;
+    while !writer.is_finished() && times < times_max {
         std::thread::sleep(Duration::from_millis(300));
-        kill_proxy(&plane);
-        kills += 1;
+        disturbance();
+        times += 1;
     }
-    assert!(kills > 0, "it was over before anything happened");
+    assert!(times > 0, "it was over before anything happened");
     writer.join().unwrap();
     reader.join().unwrap();
     assert_eq!(session.finish().unwrap().code, 0);
+}
+
+#[test]
+fn a_transfer_arrives_whole_through_a_proxy_that_is_killed_again_and_again() {
+    let plane = Plane::demo().unwrap();
+    plane.log_in("alice").unwrap();
+    let session = plane.echo_session("alice").unwrap();
+    transfer_through(session, 5, || kill_proxy(&plane));
 }
 
 #[test]
