@@ -401,21 +401,20 @@ impl Session {
     }
 }
 
-/// How long the record at the front of `bytes` is; nothing before its header is there.
+/// How long the record at the front of `bytes` is; nothing before its header is there. What cannot be one is refused as soon
+/// as that is seen.
 pub(super) fn record_bytes(bytes: &[u8]) -> Result<Option<usize>, Fault> {
-    let &[outer, major, _, high, low, ..] = bytes else {
-        return Ok(None);
-    };
-    let length = usize::from(u16::from_be_bytes([high, low]));
-    let wrong = match outer {
-        CHANGE_CIPHER_SPEC..=CONTENT_TYPE_MAX if major != 3 => InvalidMessage::UnknownProtocolVersion,
-        CHANGE_CIPHER_SPEC..=CONTENT_TYPE_MAX if length >= PROTECTED_BYTES_MAX => {
-            InvalidMessage::MessageTooLarge
+    let wrong = match *bytes {
+        [outer, ..] if !(CHANGE_CIPHER_SPEC..=CONTENT_TYPE_MAX).contains(&outer) => {
+            InvalidMessage::InvalidContentType
         }
-        APPLICATION_DATA => return Ok(Some(HEADER_BYTES + length)),
-        CHANGE_CIPHER_SPEC..=CONTENT_TYPE_MAX if length == 0 => InvalidMessage::InvalidEmptyPayload,
-        CHANGE_CIPHER_SPEC..=CONTENT_TYPE_MAX => return Ok(Some(HEADER_BYTES + length)),
-        _ => InvalidMessage::InvalidContentType,
+        [_, major, _, ..] if major != 3 => InvalidMessage::UnknownProtocolVersion,
+        [outer, _, _, high, low, ..] => match usize::from(u16::from_be_bytes([high, low])) {
+            0 if outer != APPLICATION_DATA => InvalidMessage::InvalidEmptyPayload,
+            PROTECTED_BYTES_MAX.. => InvalidMessage::MessageTooLarge,
+            length => return Ok(Some(HEADER_BYTES + length)),
+        },
+        _ => return Ok(None),
     };
     Err(Fault::malformed(wrong))
 }
