@@ -166,8 +166,9 @@ impl App {
         let (id, limits) = (joined.agent_id, InForce::new(config.limits.clone()));
         let Inheritance { left, store } = inheritance;
         let asks = store.is_none().then(|| state.path(names::SUCCESSOR));
+        let drain = config.limits.drain();
         let looking = tokio::task::spawn_blocking(move || {
-            let given = asks.and_then(|path| succession::ask(&path));
+            let given = asks.and_then(|path| succession::ask(&path, drain));
             let is_direct = given.is_some();
             (Handed::look(given.unwrap_or(left), id), is_direct)
         });

@@ -23,7 +23,8 @@ struct Large {
 /// A buffer that returns to its pool when dropped. Its content is whatever was last in it.
 pub(crate) struct Buffer {
     bytes: Box<[u8]>,
-    pool: &'static Pool,
+    /// None for one that holds somebody's own bytes.
+    pool: Option<&'static Pool>,
 }
 
 impl Pool {
@@ -58,7 +59,10 @@ impl Pool {
             let pooled = self.small.lock().unwrap_or_else(PoisonError::into_inner).pop();
             pooled.unwrap_or_else(|| vec![0; self.small_bytes].into_boxed_slice())
         });
-        Buffer { bytes, pool: self }
+        Buffer {
+            bytes,
+            pool: Some(self),
+        }
     }
 
     fn take_large(&self) -> Option<Box<[u8]>> {
@@ -70,12 +74,14 @@ impl Pool {
         drop(large);
         Some(vec![0; self.large_bytes].into_boxed_slice())
     }
+}
 
-    /// One of another size that holds these bytes and no more. It does not come back.
-    pub(crate) fn holding(&'static self, bytes: Vec<u8>) -> Buffer {
-        Buffer {
+impl Buffer {
+    /// One that holds these bytes and no more, and is no pool's.
+    pub(crate) fn holding(bytes: Vec<u8>) -> Self {
+        Self {
             bytes: bytes.into_boxed_slice(),
-            pool: self,
+            pool: None,
         }
     }
 }
@@ -83,16 +89,14 @@ impl Pool {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        if bytes.len() == self.pool.large_bytes {
-            let mut large = self.pool.large.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pool) = self.pool else { return };
+        if bytes.len() > pool.small_bytes {
+            let mut large = pool.large.lock().unwrap_or_else(PoisonError::into_inner);
             large.unused.push(bytes);
             return;
         }
-        if bytes.len() != self.pool.small_bytes {
-            return;
-        }
-        let mut unused = self.pool.small.lock().unwrap_or_else(PoisonError::into_inner);
-        if unused.len() < self.pool.small_unused_max {
+        let mut unused = pool.small.lock().unwrap_or_else(PoisonError::into_inner);
+        if unused.len() < pool.small_unused_max {
             unused.push(bytes);
         }
     }

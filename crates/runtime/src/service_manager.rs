@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::shutdown::Shutdown;
 
 /// What a program may need to end after its drain.
-const END_SECONDS_MAX: Duration = Duration::from_secs(10);
+const END_SECONDS_MAX: Duration = Duration::from_secs(20);
 
 /// The way to the service manager, if there is one.
 #[derive(Debug, Clone, Default)]
@@ -182,7 +182,7 @@ mod tests {
                 }
             }
         });
-        assert_eq!(last.await.unwrap(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=50000000");
+        assert_eq!(last.await.unwrap(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=60000000");
         following.abort();
     }
 

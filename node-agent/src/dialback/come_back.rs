@@ -57,6 +57,9 @@ impl Passage {
             if self.entrance.resumptions.is_expected(&session) {
                 return refuse(self.unavailable("the agent takes its predecessor's sessions over"));
             }
+            if self.entrance.leaves_sessions() {
+                return refuse(self.unavailable("the agent's successor goes on with its sessions"));
+            }
             return refuse(self.denied(OVER, "The session is over.", Some(session)));
         };
         if !resumption.admits(caller, &request.ticket) {

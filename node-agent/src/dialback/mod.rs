@@ -28,7 +28,7 @@ use iap_identity::{AgentId, ClusterName, ConnectionId, ProxyId, ServiceName};
 use iap_runtime::config::InForce;
 use iap_runtime::say_seldom;
 use iap_runtime::seldom::Seldom;
-use iap_runtime::shutdown::Shutdown;
+use iap_runtime::shutdown::{INTERRUPTED, Shutdown};
 use iap_runtime::traces::Traces;
 use iap_runtime::waiting_room::{Place, Source};
 use iap_tunnel::Token;
@@ -110,6 +110,14 @@ pub struct EntranceParts {
 }
 
 impl Entrance {
+    /// Whether sessions go to a successor now, so that one that is not here may be there.
+    pub(crate) fn leaves_sessions(&self) -> bool {
+        let shutdown = &self.parts.shutdown;
+        shutdown.is_triggered()
+            && shutdown.reason() != Some(INTERRUPTED)
+            && self.parts.handover.has_successor()
+    }
+
     /// An entrance to what these parts serve.
     #[must_use]
     pub fn new(parts: EntranceParts) -> Arc<Self> {

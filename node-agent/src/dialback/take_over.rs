@@ -7,6 +7,7 @@ use iap_audit::CloseReason;
 use iap_identity::TraceId;
 use iap_runtime::handover::monotonic;
 use iap_runtime::pump::Counters;
+use iap_runtime::shutdown::INTERRUPTED;
 use iap_runtime::spool::Room;
 use tokio::time::Instant;
 
@@ -16,6 +17,7 @@ use crate::backend::BackendStream;
 use crate::decide::{Attempt, Permit, Refusal};
 use crate::handlers::{self, GoingOn};
 use crate::session::handover::handed::{Bundle, HandedSession, unusable};
+use crate::session::live::Reserved;
 use crate::session::resumption::Expected;
 use crate::session::{Ending, Live, Started, review};
 
@@ -38,24 +40,34 @@ impl Entrance {
     pub(crate) fn take_over(self: &Arc<Self>, sessions: Vec<HandedSession>) {
         for session in sessions {
             let expected = self.resumptions.expect(session.session_id());
+            // Before anybody new can have it; and a shutdown waits for whoever has one.
+            let place = self.parts.registry.reserve();
             let entrance = Arc::clone(self);
             let shutdown = self.parts.shutdown.clone();
-            shutdown.spawn(async move { entrance.go_on(session, expected).await });
+            shutdown.spawn(async move { entrance.go_on(session, expected, place).await });
         }
     }
 
-    async fn go_on(self: Arc<Self>, session: HandedSession, expected: Expected) {
+    async fn go_on(self: Arc<Self>, session: HandedSession, expected: Expected, place: Option<Reserved>) {
         let id = session.session_id();
+        let Some(place) = place else {
+            let why = "the agent serves as many sessions as it may";
+            let ending = Ending::because(CloseReason::Shutdown, why);
+            return self.end_handed(session, ending).await;
+        };
         match self.decide_on(&session).await {
-            // It lies where it lay.
-            Verdict::Stays if self.parts.handover.keeps() => {}
+            // It lies where it lay, unless all are to end.
+            Verdict::Stays
+                if self.parts.handover.keeps() && self.parts.shutdown.reason() != Some(INTERRUPTED) => {}
             Verdict::Stays => {
                 let ending = Ending::because(CloseReason::Shutdown, "the agent was told to stop");
                 self.end_handed(session, ending).await;
             }
             Verdict::Ends(ending) => self.end_handed(session, ending).await,
             Verdict::GoesOn(permit) => {
-                if let Err((session, ending)) = Box::pin(self.bring_back(session, *permit, expected)).await {
+                if let Err((session, ending)) =
+                    Box::pin(self.bring_back(session, *permit, expected, place)).await
+                {
                     tracing::error!(session = %id, ?ending, "a session cannot be gone on with");
                     self.end_handed(*session, ending).await;
                 }
@@ -82,6 +94,11 @@ impl Entrance {
                     return Verdict::Ends(Ending::because(CloseReason::Lock, lock.to_string()));
                 }
                 match gate.decide(attempt.clone()).await {
+                    Ok(_) if self.parts.shutdown.is_triggered() => return Verdict::Stays,
+                    Ok(permit) if !handlers::can_serve(&permit.service().facts) => {
+                        let why = "the service asks for inspection, which this agent does not do";
+                        return Verdict::Ends(Ending::because(CloseReason::ServiceRemoved, why));
+                    }
                     Ok(permit) => return Verdict::GoesOn(Box::new(permit)),
                     Err(refusal) => {
                         if let Some(ending) = review::cut_ending(&refusal, session.rule()) {
@@ -114,15 +131,9 @@ impl Entrance {
         mut session: HandedSession,
         permit: Permit,
         expected: Expected,
+        place: Reserved,
     ) -> Result<(), (Box<HandedSession>, Ending)> {
         let parts = &self.parts;
-        let Some(slot) = parts.registry.reserve() else {
-            let ending = Ending::because(
-                CloseReason::Shutdown,
-                "the agent serves as many sessions as it may",
-            );
-            return Err((Box::new(session), ending));
-        };
         let facts = Arc::new(session.facts());
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
         live.move_to(session.last.clone());
@@ -152,7 +163,7 @@ impl Entrance {
         parts
             .journal
             .note(facts.handover_event(permit.grant(), now, id, &session.last, bytes));
-        let entered = parts.registry.enter(slot, Arc::clone(&live));
+        let entered = parts.registry.enter(place, Arc::clone(&live));
         self.decide_again_if_stale(&permit, &live).await;
         parts.metrics.session_taken_over();
         tracing::info!(session = %facts.session_id, from = session.state.facts.agent_version, "a session of the agent's predecessor goes on");

@@ -70,6 +70,7 @@ impl Client {
             .with_root_certificates(self.roots.clone())
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
         config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        config.enable_secret_extraction = true;
         Ok(Arc::new(config))
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::parcel::{close_on_exec, send};
+use super::parcel::{check_whole, close_on_exec, send};
 use super::{Left, Parcel};
 
 /// A name, filled up with zeros, and one descriptor.
@@ -54,10 +54,15 @@ impl Successor {
     /// # Errors
     /// When there is none, or it does not take it.
     pub fn give(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        let here = self.here();
+        let frame = frame(name)?;
+        let mut here = self.here();
         let stream = here.as_ref().ok_or(io::ErrorKind::NotConnected)?;
-        send(stream, &frame(name)?, &[descriptor])?;
-        Ok(())
+        let sent = send(stream, &frame, &[descriptor]);
+        if sent.is_err() {
+            // One that does not take this takes none; the others need not wait to find out.
+            *here = None;
+        }
+        Ok(sent?)
     }
 
     /// There is no more. The successor goes on once the connection ends: with what this returns, or at the latest with
@@ -80,7 +85,8 @@ impl Successor {
 /// has passed without a word from it. Nothing where nobody listens.
 ///
 /// # Errors
-/// When the predecessor refuses, or breaks off; what it has given by then is closed.
+/// When the predecessor refuses, or stands still; what it has given by then is closed. What one gave that was killed
+/// meanwhile counts.
 pub fn ask_predecessor(path: &Path, patience: Duration) -> io::Result<Option<Vec<Left>>> {
     let mut stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
@@ -96,7 +102,14 @@ pub fn ask_predecessor(path: &Path, patience: Duration) -> io::Result<Option<Vec
     };
     stream.set_read_timeout(Some(patience))?;
     let mut left = Vec::new();
-    while let Some((name, descriptor)) = receive(&stream)? {
+    loop {
+        let (name, descriptor) = match receive(&stream) {
+            Ok(Some(parcel)) => parcel,
+            Ok(None) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if has_ended(&error) && !left.is_empty() => return Ok(Some(left)),
+            Err(error) => return Err(error),
+        };
         if left.len() >= PARCELS_MAX {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -106,11 +119,22 @@ pub fn ask_predecessor(path: &Path, patience: Duration) -> io::Result<Option<Vec
         });
     }
     // Its end is the end of the connection.
-    match stream.read(&mut [0]) {
-        Ok(_) => Ok(Some(left)),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some(left)),
-        Err(error) => Err(error),
+    loop {
+        return match stream.read(&mut [0]) {
+            Ok(_) => Ok(Some(left)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if has_ended(&error) => Ok(Some(left)),
+            Err(error) => Err(error),
+        };
     }
+}
+
+/// Whether the process at the other end is gone.
+fn has_ended(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+    )
 }
 
 /// The next parcel; nothing after the last.
@@ -119,14 +143,15 @@ fn receive(stream: &UnixStream) -> io::Result<Option<(String, OwnedFd)>> {
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [0; FRAME_BYTES];
     let slices = &mut [IoSliceMut::new(&mut bytes)];
-    let count = recvmsg(stream, slices, &mut control, RecvFlags::WAITALL | close_on_exec())?.bytes;
+    let received = recvmsg(stream, slices, &mut control, RecvFlags::WAITALL | close_on_exec())?;
+    check_whole(received.flags)?;
     let mut descriptor = None;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(mut rights) = message {
             descriptor = descriptor.or(rights.next());
         }
     }
-    if count != FRAME_BYTES {
+    if received.bytes != FRAME_BYTES {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     let name = String::from_utf8_lossy(&bytes);
@@ -203,14 +228,14 @@ mod tests {
     }
 
     #[test]
-    fn a_predecessor_that_refuses_or_breaks_off_is_an_error_and_none_is_none() {
+    fn a_predecessor_that_refuses_is_an_error_one_that_is_killed_has_given_what_it_gave_and_none_is_none() {
         assert!(handed(drop).is_err());
         let broken = handed(|stream| {
             let successor = Successor::default();
             successor.came(stream).unwrap();
             successor.give("session-1", parcel().as_fd()).unwrap();
         });
-        assert!(broken.is_err());
+        assert_eq!(broken.unwrap().unwrap().len(), 1);
         let foreign = handed(|mut stream| stream.write_all(&[b'x'; 200]).unwrap());
         assert!(foreign.is_err());
         let folder = tempfile::tempdir().unwrap();

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, recvmsg};
 
 use super::PARCEL_DESCRIPTORS_MAX;
+use super::parcel::close_on_exec;
 
 /// Descriptors kept at one time.
 const KEPT_MAX: usize = 256;
@@ -164,7 +165,7 @@ impl Inner {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = [0; MESSAGE_BYTES_MAX];
         let slices = &mut [IoSliceMut::new(&mut bytes)];
-        let count = recvmsg(self.socket.as_fd(), slices, &mut control, RecvFlags::empty())?.bytes;
+        let count = recvmsg(self.socket.as_fd(), slices, &mut control, close_on_exec())?.bytes;
         // Those of a barrier are closed at the end of this, when everything before it is done.
         let mut descriptors = Vec::new();
         for message in control.drain() {
@@ -183,7 +184,6 @@ impl Inner {
             for descriptor in descriptors.drain(..) {
                 if kept.len() < KEPT_MAX {
                     // Whoever it is given to on purpose gets a duplicate.
-                    fcntl_setfd(&descriptor, FdFlags::CLOEXEC)?;
                     kept.push_back((name.to_owned(), descriptor));
                 }
             }

@@ -15,7 +15,12 @@ pub fn sealed(name: &str, pieces: &[&[u8]]) -> io::Result<OwnedFd> {
 
         use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
-        let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Hardened hosts (`vm.memfd_noexec`) want to be told that it is no program; Linux before 6.3 does not know how.
+        let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+            Err(error) if error == rustix::io::Errno::INVAL => memfd_create(name, flags)?,
+            made => made?,
+        };
         let mut file = File::from(file);
         for piece in pieces {
             file.write_all(piece)?;

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 /// No parcel holds more descriptors; the kernel lets 253 travel together.
@@ -71,6 +71,7 @@ impl Parcel {
             Err(error) if error == rustix::io::Errno::AGAIN => return Ok(None),
             Err(error) => return Err(error.into()),
         };
+        check_whole(received.flags)?;
         let mut descriptors = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -100,6 +101,19 @@ impl From<OwnedFd> for Parcel {
 impl AsFd for Parcel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// The kernel leaves out what a process may not have any more.
+///
+/// # Errors
+/// When it did.
+pub(super) fn check_whole(flags: ReturnFlags) -> io::Result<()> {
+    match flags.contains(ReturnFlags::CTRUNC) {
+        true => Err(io::Error::other(
+            "there are no descriptors left for what lies in it",
+        )),
+        false => Ok(()),
     }
 }
 

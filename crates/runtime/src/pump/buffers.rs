@@ -24,8 +24,3 @@ static BUFFERS: Pool = Pool::new(BUFFER_BYTES, UNUSED_MAX, LARGE_BUFFER_BYTES, L
 pub(super) fn take(is_busy: bool) -> buffers::Buffer {
     BUFFERS.take(is_busy)
 }
-
-/// One that holds these bytes and no more.
-pub(super) fn of(bytes: Vec<u8>) -> buffers::Buffer {
-    BUFFERS.holding(bytes)
-}

@@ -220,7 +220,7 @@ impl<'a> Direction<'a> {
             self.held = Some(Held {
                 end: stretch.bytes.len(),
                 start: 0,
-                buffer: buffers::of(stretch.bytes),
+                buffer: Buffer::holding(stretch.bytes),
             });
         }
         if stretch.is_ended {

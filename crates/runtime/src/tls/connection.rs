@@ -188,7 +188,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Unanswered<S> {
     }
 }
 
-/// Connects as a client over `stream`, asking for `sni`.
+/// Connects as a client over `stream`, asking for `sni`. A configuration that is not of [`client_config`] must have
+/// `enable_secret_extraction`.
 pub async fn connect<S>(
     stream: S,
     sni: &str,

@@ -12,20 +12,20 @@ use tokio::net::UnixListener;
 
 /// Nobody but the agent's own user may connect.
 const SOCKET_MODE: u32 = 0o600;
-/// How long a predecessor may say nothing while its sessions have their grace. Its drain may be longer; then it is not
-/// waited for.
+/// How long a predecessor may say nothing beyond the grace that its sessions have. Its drain may be longer than this
+/// agent's; then it is not waited for.
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(120);
+/// When the system has no descriptor for one who asks.
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// Asks the agent that runs in this state directory for its sessions, if one does. Blocks until it has ended.
-pub(crate) fn ask(path: &Path) -> Option<Vec<Left>> {
-    let asked = ask_predecessor(path, PREDECESSOR_TIMEOUT);
-    match asked {
-        Ok(left) => left,
-        Err(error) => {
-            tracing::warn!(%error, "the agent that runs already leaves nothing");
-            None
-        }
-    }
+/// Asks the agent that runs in this state directory for its sessions, if one does. Blocks until it has ended, or has said
+/// nothing for longer than a `drain` takes.
+pub(crate) fn ask(path: &Path, drain: Duration) -> Option<Vec<Left>> {
+    let asked = ask_predecessor(path, drain.saturating_add(PREDECESSOR_TIMEOUT));
+    asked.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the agent that runs already leaves nothing");
+        Some(Vec::new())
+    })
 }
 
 /// Listens for a successor at `path`, and tells this agent to stop once one asks.
@@ -55,8 +55,16 @@ impl Succession {
         std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
         let own = std::fs::metadata(&self.path)?.uid();
         loop {
-            let (stream, _) = listener.accept().await?;
-            let user = stream.peer_cred()?.uid();
+            let accepted = listener.accept().await;
+            let accepted = accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream)));
+            let (user, stream) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "a successor asked in vain");
+                    tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
+                    continue;
+                }
+            };
             if user != own {
                 tracing::warn!(user, "another user asked for this agent's sessions");
                 continue;

@@ -91,7 +91,7 @@ impl<S> TlsStream<S> {
         &mut self.io
     }
 
-    /// Lets go of the peer's certificates, for who has looked at them and keeps the connection for hours.
+    /// Lets go of this copy of the peer's certificates (rustls' key schedule has its own), for who has looked at them and keeps the connection for hours.
     pub fn forget_certificates(&mut self) {
         self.negotiated.forget_certificates();
     }
@@ -202,7 +202,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
                     self.received.forget();
                 }
             }
-            if empty_handed == EMPTY_HANDED_MAX && target.filled().len() == had {
+            if empty_handed == EMPTY_HANDED_MAX {
+                if target.filled().len() > had {
+                    break;
+                }
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -247,7 +250,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         }
         let session = &mut self.session;
         let sealed = self.sending.fill(wanted, |space| session.seal(pieces, space));
-        let taken = sealed.map_err(io::Error::other)?;
+        let taken = match sealed {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.is_write_closed = true;
+                self.failure = Some(Box::new(error.clone()));
+                return Poll::Ready(Err(invalid(error)));
+            }
+        };
         // What does not leave now leaves before anything else does.
         match self.sending.poll_drain(&mut self.io, context) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

@@ -281,8 +281,15 @@ impl Session {
             self.take_message(kind, body, behind.is_empty(), answer)?;
             rest = behind;
         }
-        // A copy of what is left alone: most often that is nothing.
-        self.handshake = rest.to_vec();
+        let done = messages.len() - rest.len();
+        if done < messages.len() {
+            messages.drain(..done);
+            if done > 0 {
+                messages.shrink_to_fit();
+            }
+            // With its capacity: a message in a thousand records is not copied a thousand times.
+            self.handshake = messages;
+        }
         Ok(())
     }
 

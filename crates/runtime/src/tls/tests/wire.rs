@@ -330,6 +330,34 @@ async fn tickets_without_end_are_ignored_and_the_reader_yields() {
     assert_eq!(&buffer[..7], b"at last");
 }
 
+/// Nor do they hold up what came before them, or cost more the more pieces a message is in.
+#[tokio::test]
+async fn what_came_before_many_tickets_is_given_first_and_one_in_many_pieces_is_one() {
+    let (mut stream, mut peer) = meet(Subject::Ours, End::Client).await;
+    let mut wire = peer.sealing.seal(b"x", DATA, 0);
+    for _ in 0..200 {
+        wire.extend(peer.sealing.seal(&ticket(), HANDSHAKE, 0));
+    }
+    wire.extend(peer.sealing.seal(b"behind", DATA, 0));
+    peer.write(&wire).await;
+    let mut buffer = [0; 100];
+    assert_eq!(stream.read(&mut buffer).await.unwrap(), 1);
+    assert_eq!(stream.read(&mut buffer).await.unwrap(), 6);
+    let long = [vec![4, 0, 0x20, 0], vec![0; 0x2000]].concat();
+    let (last, front) = long.split_last().unwrap();
+    for byte in front {
+        let record = peer.sealing.seal(&[*byte], HANDSHAKE, 0);
+        peer.write(&record).await;
+        let nothing = tokio::time::timeout(std::time::Duration::ZERO, stream.read(&mut buffer)).await;
+        assert!(nothing.is_err());
+    }
+    let record = peer.sealing.seal(&[*last], HANDSHAKE, 0);
+    peer.write(&record).await;
+    // No ticket looks like that.
+    let error = stream.read(&mut buffer).await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
+}
+
 /// Application data that comes with the last message of the handshake.
 #[tokio::test]
 async fn what_rides_with_finished_is_not_lost() {

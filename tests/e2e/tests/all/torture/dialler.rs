@@ -54,6 +54,7 @@ impl Dialler {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)?;
         config.alpn_protocols = vec![b"iap/1".to_vec()];
+        config.enable_secret_extraction = true;
         Ok(Self(Arc::new(config)))
     }
 
