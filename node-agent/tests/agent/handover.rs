@@ -9,6 +9,7 @@ use iap_agent::Config;
 use iap_agent::session::Inheritance;
 use iap_identity::LockKind;
 use iap_runtime::handover::{DescriptorStore, Keeper, Left, Parcel, sealed};
+use iap_testkit::Credential;
 use iap_tunnel::Status;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -28,6 +29,21 @@ struct Managed {
 impl Managed {
     async fn new() -> Self {
         Self::of(Plane::new().await)
+    }
+
+    /// With an agent, and a session of alice's that has carried a word.
+    async fn with_a_session() -> (Self, Credential, Running, Client) {
+        let managed = Self::new().await;
+        let alice = managed.alice();
+        let first = managed.start().await;
+        let mut client = Client::begin(&managed.plane, &alice).await;
+        client.round_trip("before").await;
+        (managed, alice, first, client)
+    }
+
+    fn alice(&self) -> Credential {
+        let groups = &["engineering"];
+        self.plane.cluster.user("alice@example.com", groups).unwrap()
     }
 
     fn of(plane: Plane) -> Self {
@@ -94,7 +110,7 @@ impl Managed {
 }
 
 /// Once the successor has made up its mind.
-async fn comes_back(client: &mut Client, managed: &Managed, credential: &iap_testkit::Credential) -> Status {
+async fn comes_back(client: &mut Client, managed: &Managed, credential: &Credential) -> Status {
     loop {
         match client.come_back(&managed.plane, credential).await {
             Status::Unavailable { retry: true, .. } => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -105,15 +121,7 @@ async fn comes_back(client: &mut Client, managed: &Managed, credential: &iap_tes
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_goes_on_through_two_agents_that_are_replaced_and_its_records_tell() {
-    let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
-    let first = managed.start().await;
-    let mut client = Client::begin(&managed.plane, &alice).await;
-    client.round_trip("before").await;
+    let (managed, alice, first, mut client) = Managed::with_a_session().await;
     // It has sent what it does not know the fate of, and reads no answer on this connection.
     client.endpoint.write(b"on the way");
     client.send().await;
@@ -181,15 +189,7 @@ async fn a_session_goes_on_through_two_agents_that_are_replaced_and_its_records_
 /// Half of the session is over already, and its end is on the way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_is_half_closed_stays_half_closed() {
-    let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
-    let first = managed.start().await;
-    let mut client = Client::begin(&managed.plane, &alice).await;
-    client.round_trip("before").await;
+    let (managed, alice, first, mut client) = Managed::with_a_session().await;
     client.endpoint.finish();
     client.send().await;
     // The backend has said its last word, and it was read; nobody has acknowledged it.
@@ -220,15 +220,7 @@ async fn a_session_that_is_half_closed_stays_half_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_was_locked_while_there_was_no_agent_does_not_go_on() {
-    let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
-    let first = managed.start().await;
-    let mut client = Client::begin(&managed.plane, &alice).await;
-    client.round_trip("before").await;
+    let (managed, alice, first, mut client) = Managed::with_a_session().await;
     first.stop().await;
     managed.plane.lock(LockKind::User, "alice@example.com", "a drill");
     let second = managed.start().await;
@@ -252,15 +244,7 @@ async fn whoever_was_locked_while_there_was_no_agent_does_not_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rule_that_was_taken_away_meanwhile_is_the_reason_of_the_end() {
-    let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
-    let first = managed.start().await;
-    let mut client = Client::begin(&managed.plane, &alice).await;
-    client.round_trip("before").await;
+    let (managed, _, first, client) = Managed::with_a_session().await;
     first.stop().await;
     managed
         .plane
@@ -283,11 +267,7 @@ async fn a_client_that_never_comes_back_is_waited_for_no_longer_than_before() {
     let mut plane = Plane::new().await;
     plane.limits = "resume_seconds_max = 3".to_owned();
     let managed = Managed::of(plane);
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
+    let alice = managed.alice();
     let first = managed.start().await;
     let mut client = Client::begin(&managed.plane, &alice).await;
     client.round_trip("before").await;
@@ -312,15 +292,7 @@ async fn a_client_that_never_comes_back_is_waited_for_no_longer_than_before() {
 /// Told to stop again before it has heard from the auth server, an agent leaves what was left where it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_replaced_at_once_leaves_the_session_to_the_next() {
-    let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
-    let first = managed.start().await;
-    let mut client = Client::begin(&managed.plane, &alice).await;
-    client.round_trip("before").await;
+    let (managed, alice, first, mut client) = Managed::with_a_session().await;
     first.stop().await;
     for _ in 0..2 {
         let hurried = managed
@@ -345,11 +317,7 @@ async fn an_agent_that_is_replaced_at_once_leaves_the_session_to_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_damaged_or_foreign_stops_no_start_and_the_record_says_what_was_wrong() {
     let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
+    let alice = managed.alice();
     let first = managed.start().await;
     let mut clients = Vec::new();
     for _ in 0..3 {
@@ -405,15 +373,7 @@ async fn what_is_damaged_or_foreign_stops_no_start_and_the_record_says_what_was_
 /// What was left of a session that has its end already is of no use to anybody.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_is_over_by_the_record_does_not_rise_again() {
-    let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
-    let first = managed.start().await;
-    let mut client = Client::begin(&managed.plane, &alice).await;
-    client.round_trip("before").await;
+    let (managed, alice, first, mut client) = Managed::with_a_session().await;
     first.stop().await;
     // An agent that knows nothing of the store.
     let without = managed.plane.start_with(managed.config.clone()).await;
@@ -435,11 +395,7 @@ async fn a_session_that_is_over_by_the_record_does_not_rise_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_cannot_come_back_is_told_that_the_agent_stops() {
     let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
+    let alice = managed.alice();
     let running = managed.start().await;
     let (mut stream, status) = framed(&managed.plane, "echo", &alice).await;
     assert!(matches!(status, Status::Granted { .. }));
@@ -454,11 +410,7 @@ async fn a_client_that_cannot_come_back_is_told_that_the_agent_stops() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_the_store_has_no_room_for_ends_and_its_client_is_told() {
     let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
+    let alice = managed.alice();
     let address = managed.keeper.path().to_owned().into();
     let store = DescriptorStore::at(address, 1).unwrap().unwrap();
     let (other, _peer) = UnixStream::pair().unwrap();
@@ -563,11 +515,7 @@ async fn without_a_store_and_a_successor_sessions_end_with_their_agent() {
 async fn sessions_lie_together_in_the_store_and_all_go_on() {
     const SESSIONS: usize = 12;
     let managed = Managed::new().await;
-    let alice = managed
-        .plane
-        .cluster
-        .user("alice@example.com", &["engineering"])
-        .unwrap();
+    let alice = managed.alice();
     let first = managed.start().await;
     let mut clients = Vec::new();
     for number in 0..SESSIONS {

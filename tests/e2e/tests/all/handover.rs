@@ -1,14 +1,13 @@
 //! Sessions that go on while their agent is started anew: told to stop, it leaves them to the next (`iapctl dev` keeps a
 //! descriptor store for it, as systemd does).
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use iap_e2e::{Background, Plane, wait_until};
 use rustix::process::Signal;
 
 use crate::resume::{TRANSFER_BYTES, events, only_session, transfer_through};
+use crate::survival::psql::Psql;
 
 /// Ends the agent by a signal and waits until another is at its place.
 pub(crate) fn restart_agent(plane: &Plane, signal: Signal) {
@@ -22,37 +21,13 @@ fn an_open_transaction_in_psql_outlives_two_restarts_of_its_agent_and_the_record
     let plane = Plane::demo().unwrap();
     plane.log_in("alice").unwrap();
     plane.log_in("auditor").unwrap();
-    let asked = [
-        "connect",
-        "db-prod",
-        "--",
-        "psql",
-        "-XAtq",
-        "-v",
-        "ON_ERROR_STOP=1",
-    ];
-    let mut command = plane.command("alice", &asked).unwrap();
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut psql = Background(command.spawn().unwrap());
-    let mut input = psql.0.stdin.take().unwrap();
-    let mut output = BufReader::new(psql.0.stdout.take().unwrap());
-    let mut asks = |statement: &str| {
-        writeln!(input, "{statement}").unwrap();
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        line.trim().to_owned()
-    };
-    let process = asks(
-        "begin; create temporary table kept (value int); insert into kept values (42); select pg_backend_pid();",
-    );
-    for _ in 0..2 {
+    let command = plane.command("alice", &[&["connect", "db-prod", "--"], Psql::COMMAND].concat());
+    let mut psql = Psql::start(command.unwrap());
+    for round in ["the first restart", "the second"] {
         restart_agent(&plane, Signal::TERM);
-        assert_eq!(asks("select value from kept;"), "42");
-        assert_eq!(asks("select pg_backend_pid();"), process);
+        psql.is_as_it_was(round);
     }
-    assert_eq!(asks("commit; select count(*) from kept;"), "1");
-    drop(input);
-    assert_eq!(psql.finish().unwrap().code, 0);
+    psql.finish();
     let session = only_session(&plane);
     assert_eq!(session["close_reason"], "client_closed");
     let round = ["session.handover", "session.resume"];

@@ -9,6 +9,8 @@ use iap_e2e::{Background, Plane, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::survival::psql::Psql;
+
 /// Kills the proxy and waits until another is at its place.
 pub(crate) fn kill_proxy(plane: &Plane) {
     let proxy = plane.pid("proxy").unwrap();
@@ -134,39 +136,11 @@ fn a_transfer_arrives_whole_through_a_proxy_that_is_killed_again_and_again() {
 fn an_open_transaction_in_psql_outlives_a_proxy_that_is_killed() {
     let plane = Plane::demo().unwrap();
     plane.log_in("alice").unwrap();
-    let mut command = plane
-        .command(
-            "alice",
-            &[
-                "connect",
-                "db-prod",
-                "--",
-                "psql",
-                "-XAtq",
-                "-v",
-                "ON_ERROR_STOP=1",
-            ],
-        )
-        .unwrap();
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut psql = Background(command.spawn().unwrap());
-    let mut input = psql.0.stdin.take().unwrap();
-    let mut output = BufReader::new(psql.0.stdout.take().unwrap());
-    let mut asks = |statement: &str| {
-        writeln!(input, "{statement}").unwrap();
-        let mut line = String::new();
-        output.read_line(&mut line).unwrap();
-        line.trim().to_owned()
-    };
-    let process = asks(
-        "begin; create temporary table kept (value int); insert into kept values (42); select pg_backend_pid();",
-    );
+    let command = plane.command("alice", &[&["connect", "db-prod", "--"], Psql::COMMAND].concat());
+    let mut psql = Psql::start(command.unwrap());
     kill_proxy(&plane);
-    assert_eq!(asks("select value from kept;"), "42");
-    assert_eq!(asks("select pg_backend_pid();"), process);
-    assert_eq!(asks("commit; select count(*) from kept;"), "1");
-    drop(input);
-    assert_eq!(psql.finish().unwrap().code, 0);
+    psql.is_as_it_was("behind the kill");
+    psql.finish();
 }
 
 /// Whoever was locked while their connection was lost is told so, and the session is over.

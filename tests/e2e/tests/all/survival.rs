@@ -2,6 +2,7 @@
 //! `pgbench`. The three are at work together, and are disturbed together.
 
 pub(crate) mod jobs;
+pub(crate) mod psql;
 
 use std::process::Command;
 

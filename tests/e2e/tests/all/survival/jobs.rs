@@ -1,11 +1,12 @@
 //! `psql`, `scp` and `pgbench` at work, by way of `iapctl`.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use iap_e2e::{Background, Plane, Ran, Sshd, program};
+
+use super::psql::Psql;
 
 const FILE_BYTES: u64 = 1 << 30;
 /// So that the file is under way for as long as it takes to disturb it, in kbit/s.
@@ -61,7 +62,7 @@ impl Jobs {
         initialised.unwrap().succeeded().unwrap();
         let mut bench = desk.with_database(&["pgbench", "-n", "-T", BENCH_SECONDS]);
         let bench = bench.args(["-c", &BENCH_CLIENTS.to_string()]).spawn().unwrap();
-        let psql = Psql::start(desk);
+        let psql = Psql::start(desk.with_database(Psql::COMMAND));
         let scp = Scp::start(desk);
         Self { psql, scp, bench }
     }
@@ -95,50 +96,6 @@ impl Jobs {
         let ran = finish(bench);
         let said = ran.succeeded().unwrap();
         assert!(said.contains("number of failed transactions: 0 "), "{said}");
-    }
-}
-
-/// An open transaction with something in it that no other connection sees.
-struct Psql {
-    process: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    backend: String,
-}
-
-impl Psql {
-    fn start(desk: &Desk<'_>) -> Self {
-        let mut command = desk.with_database(&["psql", "-XAtq", "-v", "ON_ERROR_STOP=1"]);
-        let mut process = command.stdin(Stdio::piped()).spawn().unwrap();
-        let mut psql = Self {
-            input: process.stdin.take().unwrap(),
-            output: BufReader::new(process.stdout.take().unwrap()),
-            process,
-            backend: String::new(),
-        };
-        psql.backend = psql.asks(
-            "begin; create temporary table kept (value int); insert into kept values (42); select pg_backend_pid();",
-        );
-        psql
-    }
-
-    fn asks(&mut self, statement: &str) -> String {
-        writeln!(self.input, "{statement}").unwrap();
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim().to_owned()
-    }
-
-    fn is_as_it_was(&mut self, what: &str) {
-        let answer = self.asks("select value || ' ' || pg_backend_pid() from kept;");
-        assert_eq!(answer, format!("42 {}", self.backend), "{what}");
-    }
-
-    fn finish(mut self) {
-        assert_eq!(self.asks("commit; select count(*) from kept;"), "1");
-        let Self { process, input, .. } = self;
-        drop(input);
-        finish(process).succeeded().unwrap();
     }
 }
 
