@@ -95,8 +95,19 @@ impl Results {
             let (_, part) = missing_in(name)?;
             parts.iter().find(|one| one.word() == part)
         };
+        // A command of which nothing is left.
+        let is_over = |name: &str| {
+            let words = name
+                .strip_prefix("command (")
+                .and_then(|rest| rest.strip_suffix(')'));
+            words.is_some_and(|words| {
+                words
+                    .split(',')
+                    .all(|word| parts.iter().any(|part| part.word() == word))
+            })
+        };
         for (name, version) in earlier.versions {
-            if measured(&name).is_none() {
+            if measured(&name).is_none() && !is_over(&name) {
                 self.versions.entry(name).or_insert(version);
             }
         }
@@ -132,6 +143,9 @@ mod tests {
         earlier
             .versions
             .insert("command (scale)".to_owned(), "x".to_owned());
+        for command in ["command (rtt)", "command (bulk,rtt)"] {
+            earlier.versions.insert(command.to_owned(), "x".to_owned());
+        }
         earlier.failed("gone", Part::Rtt, &anyhow::anyhow!("broken"));
         earlier.failed("absent", Part::Bulk, &anyhow::anyhow!("not there"));
         let mut results = Results::default();
@@ -140,7 +154,8 @@ mod tests {
         assert_eq!(results.value("rtt_p50_us_64b_1", "iap"), Some(2.0));
         assert_eq!(results.value("rtt_p50_us_64b_1", "gone"), None);
         assert_eq!(results.value("agents_back_s", "iap"), Some(9.0));
-        assert!(results.versions.contains_key("command (scale)"));
+        let has = |command: &str| results.versions.contains_key(command);
+        assert!(has("command (scale)") && has("command (bulk,rtt)") && !has("command (rtt)"));
         assert!(results.has_failed("absent") && !results.has_failed("gone"));
     }
 

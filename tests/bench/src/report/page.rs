@@ -81,7 +81,10 @@ impl Results {
             return "–".to_owned();
         };
         match self.value(figure, OURS) {
-            Some(own) if system != OURS => format!("{} ({:.2})", shown(value), own / value),
+            // Of nothing there is no ratio.
+            Some(own) if system != OURS && own.min(value) > 0.0 => {
+                format!("{} ({:.2})", shown(value), own / value)
+            }
             Some(_) | None => shown(value),
         }
     }
@@ -130,11 +133,14 @@ mod tests {
         results.add("path_cpu_s_per_gib_1", "nginx x3", 3.0, "CPU-s/GiB");
         results.add("throughput_gbit_1", "iap", 120.4, "Gbit/s");
         results.add("policy_us_1000", "iap", 1.25, "µs");
+        results.add("auth_cpu_s_per_gib_1", "iap", 0.0, "CPU-s/GiB");
+        results.add("auth_cpu_s_per_gib_1", "nginx x3", 0.0, "CPU-s/GiB");
         let expected = "\n## Many bytes\n\n\
             | figure | unit | iap | nginx x3 |\n\
             | --- | --- | --- | --- |\n\
             | `path_cpu_s_per_gib_1` | CPU-s/GiB | 1.50 | 3.00 (0.50) |\n\
             | `throughput_gbit_1` | Gbit/s | 120 | – |\n\
+            | `auth_cpu_s_per_gib_1` | CPU-s/GiB | 0.00 | 0.00 |\n\
             \n## Decisions and snapshots\n\n\
             | figure | value | unit |\n\
             | --- | --- | --- |\n\
