@@ -335,10 +335,8 @@ where
 
     /// Reads frames until there are none or so many bytes are held, while nobody reads those.
     fn poll_frames(&mut self, context: &mut Context<'_>, held_max: usize) -> io::Result<()> {
-        while self.endpoint.held() < held_max
-            && self.endpoint.peer_closed().is_none()
-            && self.poll_connected(context)?.is_ready()
-        {
+        // Behind the last frame comes the end of the connection, which is no loss then.
+        while self.endpoint.held() < held_max && !self.is_over() && self.poll_connected(context)?.is_ready() {
             if self.poll_frame(context)?.is_pending() {
                 break;
             }

@@ -255,6 +255,27 @@ async fn what_is_read_is_acknowledged_soon_and_no_longer_kept() {
     assert_eq!(one.unwrap().endpoint.kept(), 0);
 }
 
+/// The end of a connection behind the last frame of both ends is no loss: nobody looks for another.
+#[tokio::test]
+async fn a_session_that_is_over_looks_for_no_connection() {
+    let (mut one, mut other, network) = Network::pair(WINDOW);
+    let leaving = tokio::spawn(async move {
+        other.write_all(b"bye").await.unwrap();
+        let (mut reader, mut writer) = tokio::io::split(other);
+        let mut said = Vec::new();
+        let (read, written) = tokio::join!(reader.read_to_end(&mut said), writer.shutdown());
+        read.unwrap();
+        written.unwrap();
+    });
+    let mut said = Vec::new();
+    one.read_to_end(&mut said).await.unwrap();
+    one.shutdown().await.unwrap();
+    assert_eq!(said, b"bye");
+    assert!(one.is_over());
+    leaving.await.unwrap();
+    assert_eq!(*network.ways[0].1.borrow(), None);
+}
+
 /// The connection swallows everything: whoever waits for an answer finds out, and whoever waits for nothing does too.
 #[tokio::test]
 async fn a_connection_that_swallows_everything_is_given_up() {
