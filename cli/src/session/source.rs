@@ -112,7 +112,8 @@ impl Sessions {
         Ok(())
     }
 
-    /// Opens a session, which begins with what is said early. Talks to the auth server only if the login has expired or the agent wants it renewed.
+    /// Opens a session, which begins with what is said early. Talks to the auth server only if the login has expired or the
+    /// agent wants it renewed.
     ///
     /// # Errors
     /// A failure with its exit status.

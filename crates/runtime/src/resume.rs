@@ -126,17 +126,7 @@ where
         allowance: Allowance,
     ) -> Result<Self, Violation> {
         endpoint.push(read)?;
-        Ok(Self {
-            endpoint,
-            connection: Some(connection),
-            reconnect,
-            allowance,
-            liveness: None,
-            acknowledging: None,
-            is_unflushed: false,
-            reader_waits: false,
-            dead: None,
-        })
+        Ok(Self::at(endpoint, Some(connection), reconnect, allowance))
     }
 
     /// A session that stands where another process left it, and has no connection.
@@ -151,9 +141,13 @@ where
     ) -> Result<Self, Impossible> {
         let endpoint = Endpoint::restore(standing, kept)?;
         allowance.settle(endpoint.kept());
-        Ok(Self {
+        Ok(Self::at(endpoint, None, reconnect, allowance))
+    }
+
+    fn at(endpoint: Endpoint, connection: Option<C>, reconnect: R, allowance: Allowance) -> Self {
+        Self {
             endpoint,
-            connection: None,
+            connection,
             reconnect,
             allowance,
             liveness: None,
@@ -161,7 +155,7 @@ where
             is_unflushed: false,
             reader_waits: false,
             dead: None,
-        })
+        }
     }
 
     /// Where the session stands, for another process to go on with, and the bytes that it keeps; nothing when there is no

@@ -96,8 +96,7 @@ impl Entrance {
                 match gate.decide(attempt.clone()).await {
                     Ok(_) if self.parts.shutdown.is_triggered() => return Verdict::Stays,
                     Ok(permit) if !handlers::can_serve(&permit.service().facts) => {
-                        let why = "the service asks for inspection, which this agent does not do";
-                        return Verdict::Ends(Ending::because(CloseReason::ServiceRemoved, why));
+                        return Verdict::Ends(handlers::not_served());
                     }
                     Ok(permit) => return Verdict::GoesOn(Box::new(permit)),
                     Err(refusal) => {

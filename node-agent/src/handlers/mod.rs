@@ -113,18 +113,20 @@ pub(crate) async fn go_on(session: GoingOn<'_>) -> Outcome {
     tcp::go_on(session).await
 }
 
+/// Why a session ends that this agent cannot serve.
+pub(crate) fn not_served() -> Ending {
+    let why = "the service asks for inspection, which this agent does not do";
+    Ending::because(iap_audit::CloseReason::ServiceRemoved, why)
+}
+
 /// Serves one session to its end, or until the agent's successor goes on with it.
 pub async fn serve(permit: &Permit, visit: Visit<'_>) -> Outcome {
     match Kind::of(&permit.service().facts) {
         Some(Kind::Bytes) => tcp::serve(visit).await,
         None => {
-            let reason = iap_audit::CloseReason::ServiceRemoved;
             let text = "the agent cannot serve this kind of service";
             Box::pin(visit.client.unavailable(text, false)).await;
-            Outcome::Ended(Ending::because(
-                reason,
-                "the service asks for inspection, which this agent does not do",
-            ))
+            Outcome::Ended(not_served())
         }
     }
 }

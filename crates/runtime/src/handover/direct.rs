@@ -9,9 +9,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
 
-use super::parcel::{check_whole, close_on_exec, send};
+use super::parcel::{check_whole, close_on_exec, descriptors_of, send};
 use super::{Left, Parcel};
 
 /// A name, filled up with zeros, and one descriptor.
@@ -145,12 +145,7 @@ fn receive(stream: &UnixStream) -> io::Result<Option<(String, OwnedFd)>> {
     let slices = &mut [IoSliceMut::new(&mut bytes)];
     let received = recvmsg(stream, slices, &mut control, RecvFlags::WAITALL | close_on_exec())?;
     check_whole(received.flags)?;
-    let mut descriptor = None;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut rights) = message {
-            descriptor = descriptor.or(rights.next());
-        }
-    }
+    let descriptor = descriptors_of(&mut control).into_iter().next();
     if received.bytes != FRAME_BYTES {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, recvmsg};
 
 use super::PARCEL_DESCRIPTORS_MAX;
-use super::parcel::close_on_exec;
+use super::parcel::{close_on_exec, descriptors_of};
 
 /// Descriptors kept at one time.
 const KEPT_MAX: usize = 256;
@@ -167,12 +167,7 @@ impl Inner {
         let slices = &mut [IoSliceMut::new(&mut bytes)];
         let count = recvmsg(self.socket.as_fd(), slices, &mut control, close_on_exec())?.bytes;
         // Those of a barrier are closed at the end of this, when everything before it is done.
-        let mut descriptors = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
-            }
-        }
+        let mut descriptors = descriptors_of(&mut control);
         let message = String::from_utf8_lossy(bytes.get(..count).unwrap_or_default());
         let says = |line: &str| message.lines().any(|said| said == line);
         let name = message.lines().find_map(|line| line.strip_prefix("FDNAME="));

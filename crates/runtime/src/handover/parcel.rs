@@ -72,12 +72,7 @@ impl Parcel {
             Err(error) => return Err(error.into()),
         };
         check_whole(received.flags)?;
-        let mut descriptors = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                descriptors.extend(rights);
-            }
-        }
+        let descriptors = descriptors_of(&mut control);
         let refused = || io::Error::new(io::ErrorKind::InvalidData, "what lies in it is nothing of ours");
         let label = bytes
             .get(..received.bytes)
@@ -102,6 +97,15 @@ impl AsFd for Parcel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// The descriptors that came with a message.
+pub(super) fn descriptors_of(control: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let rights = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    rights.flatten().collect()
 }
 
 /// The kernel leaves out what a process may not have any more.
