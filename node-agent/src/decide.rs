@@ -12,6 +12,7 @@ use iap_policy::{Asked, Decision, Grant, Question};
 use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use iap_runtime::config::InForce;
+use iap_runtime::tls::KnownClients;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -81,6 +82,7 @@ pub struct Gate {
     clock: Arc<TrustedClock>,
     services: watch::Receiver<Arc<LocalServices>>,
     limits: InForce<Limits>,
+    known_clients: Arc<KnownClients>,
 }
 
 impl Gate {
@@ -101,7 +103,13 @@ impl Gate {
             clock,
             services,
             limits,
+            known_clients: Arc::default(),
         }
+    }
+
+    /// Whose certificates were verified a moment ago.
+    pub(crate) fn known_clients(&self) -> &Arc<KnownClients> {
+        &self.known_clients
     }
 
     /// The time decisions are made with.

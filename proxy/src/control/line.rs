@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Instant;
 
-use iap_identity::{AgentId, Class, ClassSet, ConnectionId, PeerError, TrustBundle, verify_client};
+use iap_identity::{AgentId, CaClass, Class, ClassSet, ConnectionId, PeerError, TrustBundle, verify_client};
 use iap_proto::{decode_control, encode_control};
 use iap_runtime::pump::Cancellation;
 use iap_runtime::shutdown::Shutdown;
@@ -404,7 +404,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             .agent
             .peer
             .not_after
-            .min(trust.bundle.system_valid_until(now));
+            .min(trust.bundle.valid_until(CaClass::System, now));
         self.settled = Some(Settled {
             until: judged.until.map_or(until, |judged| judged.min(until)),
             since: now,

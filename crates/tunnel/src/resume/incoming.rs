@@ -20,6 +20,10 @@ pub(super) struct Incoming {
     /// What the other end was told, or will be at once.
     acknowledged: u64,
     is_finished: bool,
+    /// Nothing has come over this connection yet, and others were before it.
+    may_repeat: bool,
+    /// So many of the next bytes were taken before.
+    repeated: u64,
     state: State,
 }
 
@@ -56,6 +60,7 @@ pub(super) enum Arrived {
     Ask,
     Finish,
     Close(Vec<u8>),
+    Repeat(Vec<u8>),
 }
 
 impl Incoming {
@@ -66,6 +71,8 @@ impl Incoming {
             taken: 0,
             acknowledged: 0,
             is_finished: false,
+            may_repeat: false,
+            repeated: 0,
             state: State::default(),
         }
     }
@@ -125,7 +132,7 @@ impl Incoming {
     /// How many bytes of the frame at hand could be taken without being held first.
     pub(super) fn direct(&self) -> usize {
         match &self.state {
-            State::Data { left } if self.held.is_empty() => *left,
+            State::Data { left } if self.held.is_empty() && self.repeated == 0 => *left,
             State::Data { .. } | State::Header { .. } | State::Control { .. } => 0,
         }
     }
@@ -173,7 +180,10 @@ impl Incoming {
                 self.begin(header)
             }
             State::Data { .. } => {
-                self.held.extend(piece);
+                let known =
+                    usize::try_from(self.repeated).map_or(piece.len(), |known| known.min(piece.len()));
+                self.repeated -= known as u64;
+                self.held.extend(piece.iter().skip(known));
                 self.passed(piece.len());
                 Ok(None)
             }
@@ -191,7 +201,9 @@ impl Incoming {
     }
 
     fn begin(&mut self, header: Header) -> Result<Option<Arrived>, Violation> {
+        let is_first = std::mem::replace(&mut self.may_repeat, false);
         self.state = match header.kind {
+            Kind::Repeat if !is_first => return Err(Violation::LateRepeat),
             Kind::Data => {
                 self.admit(header.bytes)?;
                 State::Data { left: header.bytes }
@@ -215,10 +227,11 @@ impl Incoming {
     }
 
     fn admit(&self, bytes: usize) -> Result<(), Violation> {
-        if self.is_finished {
+        let new = (bytes as u64).saturating_sub(self.repeated);
+        if self.is_finished && new > 0 {
             return Err(Violation::AfterEnd);
         }
-        let arrived = self.taken + (self.held.len() + bytes) as u64;
+        let arrived = self.taken + self.held.len() as u64 + new;
         let unacknowledged = arrived.saturating_sub(self.acknowledged);
         match unacknowledged > self.window as u64 {
             true => Err(Violation::BeyondWindow {
@@ -226,6 +239,21 @@ impl Incoming {
                 window: self.window,
             }),
             false => Ok(()),
+        }
+    }
+
+    /// The next bytes begin at `position`: what of them was taken before is passed over.
+    pub(super) fn repeat(&mut self, position: u64) -> Result<(), Violation> {
+        let repeated = self.taken.checked_sub(position);
+        match repeated.filter(|repeated| *repeated <= self.window as u64) {
+            Some(repeated) => {
+                self.repeated = repeated;
+                Ok(())
+            }
+            None => Err(Violation::RepeatFromElsewhere {
+                position,
+                taken: self.taken,
+            }),
         }
     }
 
@@ -259,6 +287,8 @@ impl Incoming {
     pub(super) fn detach(&mut self) {
         self.is_finished = self.is_at_end();
         self.held = VecDeque::new();
+        self.may_repeat = true;
+        self.repeated = 0;
         self.state = State::default();
     }
 }
@@ -270,5 +300,6 @@ fn arrived(kind: Kind, payload: Vec<u8>) -> Option<Arrived> {
         Kind::Finish => Some(Arrived::Finish),
         Kind::Ask => Some(Arrived::Ask),
         Kind::Close => Some(Arrived::Close(payload)),
+        Kind::Repeat => Some(Arrived::Repeat(payload)),
     }
 }

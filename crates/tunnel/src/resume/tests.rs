@@ -110,12 +110,31 @@ impl Pair {
         self.cut();
     }
 
-    fn resume(&mut self) {
+    /// Both go on over another connection, over which the first repeats what it keeps in advance if it `repeats`.
+    fn resume(&mut self, repeats: bool) {
         let positions = [0, 1].map(|at| self.ends[at].endpoint.position());
-        for (at, side) in self.ends.iter_mut().enumerate() {
-            side.endpoint.attach(positions[1 - at]).unwrap();
-        }
+        let [first, second] = &mut self.ends;
+        let repeat = if repeats {
+            first.endpoint.repeat()
+        } else {
+            Repeat::default()
+        };
+        first.wire.extend(repeat.frames);
+        first.endpoint.attach_behind(positions[1], repeat.end).unwrap();
+        second.endpoint.attach(positions[0]).unwrap();
         self.is_connected = true;
+    }
+
+    /// So much of what the first repeats arrives and is read, and the connection is gone before it hears the answer.
+    fn resume_in_vain(&mut self, count: usize) {
+        let position = self.ends[0].endpoint.position();
+        let frames = self.ends[0].endpoint.repeat().frames;
+        let second = &mut self.ends[1].endpoint;
+        second.attach(position).unwrap();
+        second.push(&frames[..count.min(frames.len())]).unwrap();
+        assert!(!second.is_answered());
+        self.read(1, usize::from(u16::MAX));
+        self.cut();
     }
 
     fn check(&self) {
@@ -129,7 +148,7 @@ impl Pair {
     /// Until both have everything.
     fn settle(&mut self) {
         if !self.is_connected {
-            self.resume();
+            self.resume(true);
         }
         for side in &mut self.ends {
             side.endpoint.finish();
@@ -166,7 +185,8 @@ enum Step {
     Acknowledge(usize),
     Cut,
     HandOver(usize),
-    Resume,
+    Resume(bool),
+    ResumeInVain(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -176,12 +196,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (end.clone(), count.clone()).prop_map(|(at, n)| Step::Write(at, n)),
         4 => (end.clone(), count.clone()).prop_map(|(at, n)| Step::Send(at, n)),
         4 => (end.clone(), count.clone(), any::<bool>()).prop_map(|(at, n, eager)| Step::Deliver(at, n, eager)),
-        4 => (end.clone(), count).prop_map(|(at, n)| Step::Read(at, n)),
+        4 => (end.clone(), count.clone()).prop_map(|(at, n)| Step::Read(at, n)),
         1 => end.clone().prop_map(Step::Ask),
         1 => end.clone().prop_map(Step::Acknowledge),
         1 => Just(Step::Cut),
         1 => end.clone().prop_map(Step::HandOver),
-        2 => Just(Step::Resume),
+        2 => any::<bool>().prop_map(Step::Resume),
+        1 => count.prop_map(Step::ResumeInVain),
     ];
     let rare = end.prop_map(Step::Finish);
     proptest::collection::vec(prop_oneof![40 => step, 1 => rare], 0..200)
@@ -202,8 +223,9 @@ proptest! {
                 Step::Acknowledge(at) => pair.ends[at].endpoint.acknowledge(),
                 Step::Cut => pair.cut(),
                 Step::HandOver(at) => pair.hand_over(at),
-                Step::Resume if pair.is_connected => {}
-                Step::Resume => pair.resume(),
+                Step::Resume(_) | Step::ResumeInVain(_) if pair.is_connected => {}
+                Step::Resume(repeats) => pair.resume(repeats),
+                Step::ResumeInVain(count) => pair.resume_in_vain(count),
             }
             pair.check();
         }
@@ -278,6 +300,83 @@ fn what_was_not_acknowledged_is_sent_again_behind_the_preface() {
     assert_eq!(endpoint.kept(), 3);
 }
 
+fn repeat(position: u64) -> Vec<u8> {
+    frame(5, &position.to_be_bytes())
+}
+
+#[test]
+fn what_is_kept_is_repeated_in_advance_and_not_sent_twice() {
+    let mut endpoint = sent(b"hello");
+    endpoint.push(&acknowledge(2)).unwrap();
+    endpoint.detach();
+    endpoint.write(b", you");
+    let in_advance = endpoint.repeat();
+    assert_eq!(in_advance.frames, [repeat(2), frame(0, b"llo, you")].concat());
+    endpoint.write(b"!");
+    endpoint.attach_behind(3, in_advance.end).unwrap();
+    let wire = endpoint.transmit().pieces.concat();
+    assert_eq!(wire, [acknowledge(0), frame(0, b"!")].concat());
+    // It may have arrived before that connection broke, too.
+    endpoint.detach();
+    endpoint.attach(10).unwrap();
+    assert_eq!(
+        endpoint.transmit().pieces.concat(),
+        [acknowledge(0), frame(0, b"!")].concat()
+    );
+    endpoint.write(&vec![0; REPEAT_BYTES_MAX]);
+    assert_eq!(
+        endpoint.repeat(),
+        Repeat::default(),
+        "too much, and most of it has arrived"
+    );
+}
+
+#[test]
+fn what_was_taken_is_passed_over_when_it_is_repeated() {
+    let mut endpoint = Endpoint::new(WINDOW);
+    endpoint.push(&frame(0, b"hello")).unwrap();
+    assert_eq!(endpoint.read(&mut [0; 8]), 5);
+    endpoint.attach(0).unwrap();
+    endpoint
+        .push(&[repeat(3), frame(0, b"lo, yo"), frame(0, b"u")].concat())
+        .unwrap();
+    let mut target = [0; 8];
+    let count = endpoint.read(&mut target);
+    assert_eq!((&target[..count], endpoint.position()), (&b", you"[..], 10));
+    assert!(!endpoint.is_answered());
+    endpoint.push(&acknowledge(0)).unwrap();
+    assert!(endpoint.is_answered());
+}
+
+#[test]
+fn a_repeat_comes_first_on_the_way_back_and_from_where_it_may() {
+    let taken = || {
+        let mut endpoint = Endpoint::new(WINDOW);
+        endpoint
+            .push(&[frame(0, b"hello"), frame(2, b"")].concat())
+            .unwrap();
+        assert_eq!(endpoint.read(&mut [0; 8]), 5);
+        endpoint
+    };
+    assert_eq!(Endpoint::new(WINDOW).push(&repeat(0)), Err(Violation::LateRepeat));
+    assert_eq!(taken().push(&repeat(5)), Err(Violation::LateRepeat));
+    let back = || {
+        let mut endpoint = taken();
+        endpoint.attach(0).unwrap();
+        endpoint
+    };
+    back().push(&[repeat(0), frame(0, b"hello")].concat()).unwrap();
+    let behind = [repeat(0), frame(0, b"hello!")].concat();
+    assert_eq!(back().push(&behind), Err(Violation::AfterEnd));
+    let twice = [repeat(5), repeat(5)].concat();
+    assert_eq!(back().push(&twice), Err(Violation::LateRepeat));
+    let elsewhere = Violation::RepeatFromElsewhere {
+        position: 6,
+        taken: 5,
+    };
+    assert_eq!(back().push(&repeat(6)), Err(elsewhere));
+}
+
 #[test]
 fn positions_that_cannot_be_end_the_session() {
     let ahead = Violation::AheadOfSent { position: 6, sent: 5 };
@@ -318,7 +417,8 @@ fn an_end_that_was_acknowledged_is_not_asked_for_again() {
 fn malformed_frames_end_the_session() {
     let long = [0, 4, 0, 1];
     for (bytes, expected) in [
-        (frame(5, b""), Violation::UnknownKind { kind: 5 }),
+        (frame(6, b""), Violation::UnknownKind { kind: 6 }),
+        (frame(5, b"1234567"), Violation::WrongLength { kind: 5, bytes: 7 }),
         (frame(0, b""), Violation::WrongLength { kind: 0, bytes: 0 }),
         (
             long.to_vec(),

@@ -12,12 +12,29 @@ pub(crate) fn run(bytes: &[u8]) {
     let Some((size, stream)) = choice(bytes, u8::MAX) else {
         return;
     };
-    let whole = outcome(stream, 0, false);
-    assert_eq!(outcome(stream, size, false), whole, "pieces make no difference");
-    // What is read at once is acknowledged sooner, and leaves the other end more of the window.
-    if !matches!(whole.ended, Err(Violation::BeyondWindow { .. })) {
-        assert_eq!(outcome(stream, size, true), whole, "nor does who holds the bytes");
+    for begins in [Begins::Anew, Begins::Again] {
+        let whole = outcome(stream, 0, false, begins);
+        assert_eq!(
+            outcome(stream, size, false, begins),
+            whole,
+            "pieces make no difference"
+        );
+        // What is read at once is acknowledged sooner, and leaves the other end more of the window.
+        if !matches!(whole.ended, Err(Violation::BeyondWindow { .. })) {
+            assert_eq!(
+                outcome(stream, size, true, begins),
+                whole,
+                "nor does who holds the bytes"
+            );
+        }
     }
+}
+
+/// Whether the frames are those of a first connection, or of one on which a session goes on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Begins {
+    Anew,
+    Again,
 }
 
 /// What came of it: where it ended, the bytes, what was acknowledged, and what is left to say.
@@ -30,8 +47,14 @@ struct Outcome {
     closed: Option<Close>,
 }
 
-fn outcome(stream: &[u8], size: u8, direct: bool) -> Outcome {
+fn outcome(stream: &[u8], size: u8, direct: bool, begins: Begins) -> Outcome {
     let mut endpoint = Endpoint::new(WINDOW_BYTES_MIN);
+    if begins == Begins::Again {
+        let came = [&[0, 0, 0, 16], SENT].concat();
+        endpoint.push(&came).expect("a frame");
+        assert_eq!(endpoint.read(&mut [0; SENT.len()]), SENT.len());
+        endpoint.attach(0).expect("where it began");
+    }
     endpoint.write(SENT);
     let sent = endpoint.transmit().pieces.concat().len();
     endpoint.transmitted(sent);
@@ -88,6 +111,7 @@ pub(crate) fn seeds() -> Seeds {
     };
     let framed = |size: u8, wire: Vec<u8>| [vec![size], wire].concat();
     let acknowledge = |position: u8| vec![1, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, position];
+    let repeat = |position: u8| vec![5, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, position];
     let talk = sends(&|endpoint| {
         endpoint.write(b"hello");
         endpoint.ask();
@@ -114,5 +138,14 @@ pub(crate) fn seeds() -> Seeds {
         ),
         ("too-long".into(), framed(0, vec![0, 4, 0, 1])),
         ("beyond".into(), framed(0, vec![0, 1, 0, 1])),
+        (
+            "repeated".into(),
+            framed(2, [repeat(12), vec![0, 0, 0, 8], b"5678 new".to_vec()].concat()),
+        ),
+        (
+            "repeated-late".into(),
+            framed(0, [acknowledge(1), repeat(0)].concat()),
+        ),
+        ("repeated-ahead".into(), framed(0, repeat(17))),
     ]
 }
