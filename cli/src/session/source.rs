@@ -231,10 +231,22 @@ impl Sessions {
             }
             let identity = Arc::clone(&*sessions.identity.lock().await);
             identity::renew_if_due(&identity, &sessions.context).await;
-            if let Ok(Standing::Valid(fresh)) = identity::load(&identity.home, OffsetDateTime::now_utc()) {
-                *sessions.identity.lock().await = Arc::new(*fresh);
-            }
+            sessions.take_up_stored().await;
         });
+    }
+
+    /// Goes on with the stored login, if that is another than the one in hand: sessions share what belongs to one.
+    async fn take_up_stored(&self) {
+        let mut identity = self.identity.lock().await;
+        let mut mark = self.mark.lock().await;
+        let stored_mark = identity.home.generation_mark();
+        if stored_mark.is_some() && *mark == stored_mark {
+            return;
+        }
+        if let Ok(Standing::Valid(fresh)) = identity::load(&identity.home, OffsetDateTime::now_utc()) {
+            *mark = stored_mark;
+            *identity = Arc::new(*fresh);
+        }
     }
 
     /// Lets a renewal under way come to its end, and no other begin. One that the auth server has answered
