@@ -527,7 +527,11 @@ impl Begun {
         }
     }
 
-    /// Moves its bytes until it ends, or its successor goes on with it. No `async fn`, whose future would hold it twice.
+    /// Moves its bytes until it ends, or its successor goes on with it.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn holds its arguments twice"
+    )]
     pub(super) fn run(self, joined: Box<Joined>) -> impl Future<Output = ()> + Send {
         async move {
             let outcome = self.course().follow(joined).await;

@@ -134,8 +134,11 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         }
     }
 
-    /// Runs until something ends it. The agent is on the switchboard from its hello to the end. No `async fn`, whose future
-    /// would hold the line twice.
+    /// Runs until something ends it. The agent is on the switchboard from its hello to the end.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn holds its arguments twice"
+    )]
     pub(crate) fn run(mut self, shutdown: Shutdown) -> impl Future<Output = LineEnd> {
         async move {
             let run = match Box::pin(self.exchange_hellos()).await {

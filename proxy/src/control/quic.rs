@@ -39,7 +39,10 @@ impl ControlDoor {
         self.end.cancelled().await;
     }
 
-    /// No `async fn`, whose future would hold all of this twice.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn holds its arguments twice"
+    )]
     fn serve_quic(
         self,
         attempt: Box<Attempt>,

@@ -85,7 +85,11 @@ pub(super) fn go_on(session: GoingOn) -> Box<Joined> {
 }
 
 impl Joined {
-    /// Frees the box, which a session at rest would hold otherwise.
+    /// Two ends whose bytes can be held.
+    #[expect(
+        clippy::boxed_local,
+        reason = "it frees the box, which a session at rest would hold otherwise"
+    )]
     fn held_by(self: Box<Self>, hold: &Hold) -> Session {
         Yielded {
             client: self.client,
