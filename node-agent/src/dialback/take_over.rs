@@ -12,10 +12,10 @@ use iap_runtime::spool::Room;
 use tokio::time::Instant;
 
 use super::Entrance;
-use super::serve::Conclusion;
+use super::serve::Begun;
 use crate::backend::BackendStream;
 use crate::decide::{Attempt, Permit, Refusal};
-use crate::handlers::{self, GoingOn};
+use crate::handlers::{self, GoingOn, Joined};
 use crate::session::handover::handed::{Bundle, HandedSession, unusable};
 use crate::session::live::Reserved;
 use crate::session::resumption::Expected;
@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What is to become of a session.
 enum Verdict {
-    GoesOn(Box<Permit>),
+    GoesOn(Permit),
     Ends(Ending),
     /// This agent is told to stop before it is known.
     Stays,
@@ -44,16 +44,28 @@ impl Entrance {
             let place = self.parts.registry.reserve();
             let entrance = Arc::clone(self);
             let shutdown = self.parts.shutdown.clone();
-            shutdown.spawn(async move { entrance.go_on(session, expected, place).await });
+            // What leads to where it goes on is gone once it rests.
+            let leading = Box::pin(async move { entrance.go_on(session, expected, place).await });
+            shutdown.spawn(async move {
+                if let Some((begun, joined)) = leading.await {
+                    begun.run(joined).await;
+                }
+            });
         }
     }
 
-    async fn go_on(self: Arc<Self>, session: HandedSession, expected: Expected, place: Option<Reserved>) {
+    async fn go_on(
+        self: Arc<Self>,
+        session: HandedSession,
+        expected: Expected,
+        place: Option<Reserved>,
+    ) -> Option<(Begun, Box<Joined>)> {
         let id = session.session_id();
         let Some(place) = place else {
             let why = "the agent serves as many sessions as it may";
             let ending = Ending::because(CloseReason::Shutdown, why);
-            return self.end_handed(session, ending).await;
+            self.end_handed(session, ending).await;
+            return None;
         };
         match self.decide_on(&session).await {
             // It lies where it lay, unless all are to end.
@@ -65,14 +77,16 @@ impl Entrance {
             }
             Verdict::Ends(ending) => self.end_handed(session, ending).await,
             Verdict::GoesOn(permit) => {
-                if let Err((session, ending)) =
-                    Box::pin(self.bring_back(session, *permit, expected, place)).await
-                {
-                    tracing::error!(session = %id, ?ending, "a session cannot be gone on with");
-                    self.end_handed(*session, ending).await;
+                match Box::pin(self.bring_back(session, permit, expected, place)).await {
+                    Ok(begun) => return Some(begun),
+                    Err((session, ending)) => {
+                        tracing::error!(session = %id, ?ending, "a session cannot be gone on with");
+                        self.end_handed(*session, ending).await;
+                    }
                 }
             }
         }
+        None
     }
 
     async fn decide_on(&self, session: &HandedSession) -> Verdict {
@@ -98,7 +112,7 @@ impl Entrance {
                     Ok(permit) if !handlers::can_serve(&permit.service().facts) => {
                         return Verdict::Ends(handlers::not_served());
                     }
-                    Ok(permit) => return Verdict::GoesOn(Box::new(permit)),
+                    Ok(permit) => return Verdict::GoesOn(permit),
                     Err(refusal) => {
                         if let Some(ending) = review::cut_ending(&refusal, session.rule()) {
                             return Verdict::Ends(ending);
@@ -124,14 +138,14 @@ impl Entrance {
             .min(self.parts.limits.now().outage_grace())
     }
 
-    /// From the permit to the end record, or to the next agent.
+    /// From the permit to what moves its bytes.
     async fn bring_back(
-        &self,
+        self: &Arc<Self>,
         mut session: HandedSession,
         permit: Permit,
         expected: Expected,
         place: Reserved,
-    ) -> Result<(), (Box<HandedSession>, Ending)> {
+    ) -> Result<(Begun, Box<Joined>), (Box<HandedSession>, Ending)> {
         let parts = &self.parts;
         let facts = Arc::new(session.facts());
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
@@ -155,9 +169,13 @@ impl Entrance {
         }
         self.forget(&session.bundle).await;
         let counters = Counters::starting_at(session.state.facts.bytes_in, session.state.facts.bytes_out);
-        let grant = permit.grant().clone();
         let bytes = (counters.bytes_in(), counters.bytes_out());
-        let started = Started::taken_over(Arc::clone(&facts), grant, parts.journal.clone(), counters);
+        let started = Started::taken_over(
+            Arc::clone(&facts),
+            permit.clone(),
+            parts.journal.clone(),
+            counters,
+        );
         let (now, id) = parts.journal.stamp();
         parts
             .journal
@@ -167,23 +185,20 @@ impl Entrance {
         parts.metrics.session_taken_over();
         tracing::info!(session = %facts.session_id, from = session.state.facts.agent_version, "a session of the agent's predecessor goes on");
         let recorder = parts.traces.follow(TraceId::of_connection(&facts.connection_id));
-        let going_on = GoingOn {
+        let joined = handlers::go_on(GoingOn {
             client,
             backend,
             under_way: session.state.under_way(),
             boundaries: session.state.facts.boundaries,
-            course: self.course(&started, &live, &recorder),
-        };
+        });
         drop((expected, session));
-        let outcome = handlers::go_on(going_on).await;
-        let conclusion = Conclusion {
-            entrance: self,
-            recorder: &recorder,
+        let begun = Begun {
+            entrance: Arc::clone(self),
+            recorder,
             started,
             entered,
         };
-        conclusion.of(outcome).await;
-        Ok(())
+        Ok((begun, joined))
     }
 
     /// Records why a session that was left does not go on, and lets go of what was left.
