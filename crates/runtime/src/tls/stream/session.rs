@@ -223,10 +223,10 @@ impl Session {
         match (level, description) {
             (WARNING | FATAL, AlertDescription::CloseNotify) => Ok(Opened::Closed),
             (FATAL, _) => Err(Fault::told(description)),
+            (WARNING, _) if self.warnings == WARNINGS_MAX => {
+                Err(Fault::unexpected(PeerMisbehaved::TooManyWarningAlertsReceived))
+            }
             (WARNING, AlertDescription::UserCanceled) => {
-                if self.warnings == WARNINGS_MAX {
-                    return Err(Fault::unexpected(PeerMisbehaved::TooManyWarningAlertsReceived));
-                }
                 self.warnings += 1;
                 Ok(Opened::Nothing)
             }
