@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
+use super::held::{Held, poll_deliver};
 use super::idle::Activity;
 use super::under_way::{Relayed, Stretch, UnderWay, Yielded};
 use super::{
@@ -207,12 +208,6 @@ struct Direction {
     is_busy: bool,
 }
 
-struct Held {
-    buffer: Buffer,
-    start: usize,
-    end: usize,
-}
-
 impl Direction {
     fn from(side: Side, stretch: Stretch) -> Self {
         let end = stretch.bytes.len();
@@ -256,7 +251,8 @@ impl Direction {
     {
         let to_side = self.from.other();
         loop {
-            ready!(self.poll_deliver(context, to, moved)).map_err(to_side.at())?;
+            let delivered = poll_deliver(&mut self.held, context, to, |bytes| moved(to_side, bytes));
+            ready!(delivered).map_err(to_side.at())?;
             match self.flow {
                 Flow::Open => match self.poll_fetch(context, from) {
                     Poll::Ready(result) => result.map_err(self.from.at())?,
@@ -270,30 +266,6 @@ impl Direction {
                 Flow::Closed => return Poll::Ready(Ok(())),
             }
         }
-    }
-
-    fn poll_deliver<W>(
-        &mut self,
-        context: &mut Context<'_>,
-        to: &mut W,
-        moved: &mut impl FnMut(Side, usize),
-    ) -> Poll<io::Result<()>>
-    where
-        W: AsyncWrite + Unpin,
-    {
-        while let Some(held) = &mut self.held {
-            let bytes = held.buffer.get(held.start..held.end).unwrap_or_default();
-            let written = ready!(Pin::new(&mut *to).poll_write(context, bytes))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            held.start += written;
-            if held.start >= held.end {
-                self.held = None;
-            }
-            moved(self.from.other(), written);
-        }
-        Poll::Ready(Ok(()))
     }
 
     fn poll_fetch<R>(&mut self, context: &mut Context<'_>, from: &mut R) -> Poll<io::Result<()>>

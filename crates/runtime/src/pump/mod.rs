@@ -6,6 +6,7 @@
 mod buffers;
 mod cancel;
 mod duplex;
+mod held;
 mod idle;
 mod idle_limit;
 #[cfg(target_os = "linux")]

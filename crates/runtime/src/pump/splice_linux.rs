@@ -14,12 +14,12 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::buffers::BUFFER_BYTES;
+use super::held::{Held, poll_deliver};
 use super::idle::Activity;
 use super::pipes::Pipe;
 use super::{
     Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, buffers, ignore_gone, reason_of,
 };
-use crate::buffers::Buffer;
 
 /// Reads in a row that fill the buffer before splicing begins.
 const FULL_READS_UNTIL_SPLICE: u32 = 2;
@@ -110,12 +110,6 @@ struct Direction {
     full_reads: u32,
 }
 
-struct Held {
-    buffer: Buffer,
-    start: usize,
-    end: usize,
-}
-
 /// The way bytes move.
 enum Pace {
     Messages,
@@ -155,7 +149,8 @@ impl Direction {
         loop {
             self.pace = match &mut self.pace {
                 Pace::Messages => {
-                    ready!(self.poll_deliver(context, to, moved)).map_err(to_side.at())?;
+                    let delivered = poll_deliver(&mut self.held, context, to, |bytes| moved(to_side, bytes));
+                    ready!(delivered).map_err(to_side.at())?;
                     ready!(self.poll_fetch(context, from)).map_err(from_side.at())?
                 }
                 Pace::Bulk(bulk) => {
@@ -174,27 +169,6 @@ impl Direction {
                 Pace::Closed => return Poll::Ready(Ok(())),
             };
         }
-    }
-
-    fn poll_deliver(
-        &mut self,
-        context: &mut Context<'_>,
-        to: &mut TcpStream,
-        moved: &mut impl FnMut(Side, usize),
-    ) -> Poll<io::Result<()>> {
-        while let Some(held) = &mut self.held {
-            let bytes = held.buffer.get(held.start..held.end).unwrap_or_default();
-            let written = ready!(Pin::new(&mut *to).poll_write(context, bytes))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            held.start += written;
-            if held.start >= held.end {
-                self.held = None;
-            }
-            moved(self.from.other(), written);
-        }
-        Poll::Ready(Ok(()))
     }
 
     /// Reads a message, unless what comes is a stream. The buffer is taken anew at each attempt, so that waiting holds none.
