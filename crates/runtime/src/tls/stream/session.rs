@@ -407,7 +407,10 @@ pub(super) fn record_bytes(bytes: &[u8]) -> Result<Option<usize>, Fault> {
         [outer, ..] if !(CHANGE_CIPHER_SPEC..=CONTENT_TYPE_MAX).contains(&outer) => {
             InvalidMessage::InvalidContentType
         }
-        [_, major, _, ..] if major != 3 => InvalidMessage::UnknownProtocolVersion,
+        // As rustls reads it, which has a name for SSL 2.0 too.
+        [_, major, minor, ..] if major != 3 && (major, minor) != (0, 2) => {
+            InvalidMessage::UnknownProtocolVersion
+        }
         [outer, _, _, high, low, ..] => match usize::from(u16::from_be_bytes([high, low])) {
             0 if outer != APPLICATION_DATA => InvalidMessage::InvalidEmptyPayload,
             PROTECTED_BYTES_MAX.. => InvalidMessage::MessageTooLarge,
