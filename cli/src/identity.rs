@@ -281,25 +281,26 @@ pub async fn renew_within(identity: &Identity, limit: Duration) -> anyhow::Resul
 async fn renew(identity: &Identity) -> anyhow::Result<Identity> {
     let home = &identity.home;
     let _lock = home.lock().await?;
-    // Somebody else may have renewed, logged in anew or logged out while this waited.
-    match load(home, OffsetDateTime::now_utc())? {
-        Standing::Valid(current) if is_same(&current.peer, &identity.peer) => {}
-        Standing::Valid(current) => return Ok(*current),
+    // Somebody else may have renewed, logged in anew or logged out while this waited. What they renewed may have expired since
+    // then: it is the newest that is renewed.
+    let current = match load(home, OffsetDateTime::now_utc())? {
+        Standing::Valid(current) if !is_same(&current.peer, &identity.peer) => return Ok(*current),
+        Standing::Valid(current) => *current,
         Standing::NoLogin(failure) => match lapsed(home, OffsetDateTime::now_utc())? {
-            Some(current) if is_same(&current.peer, &identity.peer) => {}
+            Some(current) if current.peer.login_id == identity.peer.login_id => current,
             Some(_) | None => return Err(failure.into()),
         },
-    }
-    let key = identity.key()?;
+    };
+    let key = current.key()?;
     let csr = renewal_request(home, &key)?;
-    let auth = Auth::connect(identity)?;
+    let auth = Auth::connect(&current)?;
     let finished = crate::api::answer(auth.user().renew(v1::RenewRequest { csr }).await)?;
     if !home.has_generation() {
         return Err(Failure::login_needed("the login was ended meanwhile")
             .next("iapctl login")
             .into());
     }
-    let record = home.record()?.unwrap_or_else(|| identity.record.clone());
+    let record = home.record()?.unwrap_or(current.record);
     login::store(home, &record, &key, finished)
 }
 

@@ -14,6 +14,7 @@ use iap_e2e::{Background, Plane, Ran, wait_until};
 use serde_json::{Value, json};
 
 use crate::oidc::{Provider, approve, log_in};
+use crate::resume::kill_proxy;
 
 /// Certificates that are renewed within a test: at half their life.
 const SHORT: &str = "[login]\nttl = \"14s\"\n";
@@ -544,4 +545,23 @@ fn carry(client: TcpStream, server: TcpStream, loses: bool) {
         let _ = to.shutdown(Shutdown::Both);
         let _ = from.shutdown(Shutdown::Both);
     });
+}
+
+/// The session's own `iapctl` has in hand what two others have replaced, and all of it has expired.
+#[test]
+fn a_login_that_others_have_renewed_and_that_expired_again_is_renewed_when_a_session_is_come_back_to() {
+    let provider = Provider::start();
+    let plane = provider.plane_with(SHORT);
+    log_in(&plane, "carol", &["--no-renew"]);
+    let has_ended = || Ok(plane.iapctl("carol", &["status"])?.code == 4);
+    let mut session = plane.echo_session("carol").unwrap();
+    session.round_trip(b"before\n").unwrap();
+    wait_until("the certificate has ended", has_ended).unwrap();
+    let elsewhere = plane.iapctl("carol", &["connect", "echo", "--", "true"]);
+    elsewhere.unwrap().succeeded().unwrap();
+    wait_until("the certificate of another has ended", has_ended).unwrap();
+    kill_proxy(&plane);
+    session.round_trip(b"after\n").unwrap();
+    drop(session.0.stdin.take());
+    assert_eq!(session.finish().unwrap().code, 0);
 }
