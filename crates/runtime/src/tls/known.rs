@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use iap_identity::TrustBundle;
+use iap_identity::{CaClass, TrustBundle};
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
@@ -75,6 +75,19 @@ impl<T: Clone> Known<T> {
 }
 
 impl Term {
+    /// That of a certificate which an authority of `class` issued, and which was verified `now`.
+    pub(super) fn of(
+        bundle: &TrustBundle,
+        class: CaClass,
+        not_after: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Self {
+        Self {
+            since: now,
+            until: bundle.valid_until(class, now).min(not_after),
+        }
+    }
+
     fn holds(self, now: OffsetDateTime) -> bool {
         self.since <= now && now <= self.until
     }

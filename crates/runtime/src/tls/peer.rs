@@ -214,11 +214,7 @@ impl PeerVerifier {
             return Ok(peer);
         }
         let peer = Arc::new(verify_client(chain, self.accepted, &self.bundle, now)?);
-        let authorities = self.bundle.valid_until(peer.class().ca_class(), now);
-        let term = Term {
-            since: now,
-            until: authorities.min(peer.not_after()),
-        };
+        let term = Term::of(&self.bundle, peer.class().ca_class(), peer.not_after(), now);
         known.peers.keep(leaf, &self.bundle, term, Arc::clone(&peer));
         Ok(peer)
     }

@@ -48,10 +48,7 @@ impl ServerVerifier {
         }
         let verified = verify_server(chain, expected, bundle, now)?;
         if let Some(leaf) = chain.first() {
-            let term = Term {
-                since: now,
-                until: bundle.valid_until(CaClass::System, now).min(verified.not_after),
-            };
+            let term = Term::of(bundle, CaClass::System, verified.not_after, now);
             self.known.keep(leaf, bundle, term, verified.name);
         }
         Ok(())

@@ -76,12 +76,15 @@ pub(super) fn push_data_header(head: &mut Vec<u8>, bytes: usize) {
 }
 
 pub(super) fn push_acknowledge(head: &mut Vec<u8>, position: u64) {
-    push(head, Kind::Acknowledge, POSITION_BYTES);
-    head.extend_from_slice(&position.to_be_bytes());
+    push_position(head, Kind::Acknowledge, position);
 }
 
 pub(super) fn push_repeat(head: &mut Vec<u8>, position: u64) {
-    push(head, Kind::Repeat, POSITION_BYTES);
+    push_position(head, Kind::Repeat, position);
+}
+
+fn push_position(head: &mut Vec<u8>, kind: Kind, position: u64) {
+    push(head, kind, POSITION_BYTES);
     head.extend_from_slice(&position.to_be_bytes());
 }
 
