@@ -68,8 +68,11 @@ fn a_client_and_then_an_agent_that_change_their_addresses_are_served_again() {
 }
 
 #[test]
-fn psql_scp_and_pgbench_outlive_a_new_address_and_the_loss_of_a_proxy() {
+fn psql_scp_and_pgbench_outlive_a_new_address_a_killed_proxy_another_agent_and_the_end_of_their_certificate()
+{
     let settings = Settings {
+        // It ends while the file is under way.
+        certificate_life: "10s",
         dev: &["--demo"],
         ..Settings::default()
     };
@@ -89,12 +92,29 @@ fn psql_scp_and_pgbench_outlive_a_new_address_and_the_loss_of_a_proxy() {
         sshd: &sshd,
         place: &|command| world.network.moved_inside("client", &command),
     });
+    let services = ["db", "files"];
+    let came_back = |world: &World, times| world.came_back(&services, Jobs::SESSIONS, times);
     jobs.through("the client has another address", || {
         world.network.move_to("client", 7).unwrap();
     });
+    came_back(&world, 1);
     jobs.through("a proxy is killed", || world.kill_first_proxy());
+    came_back(&world, 2);
+    jobs.through("other agents are started in the place of theirs", || {
+        world.replace_agent("files");
+        world.replace_agent("db");
+    });
+    came_back(&world, 3);
+    jobs.through(
+        "the certificate ends, and the client has yet another address",
+        || {
+            world.renews_its_certificate(|| {
+                world.network.move_to("client", 8).unwrap();
+            });
+        },
+    );
     jobs.finish();
-    let ours = |one: &Value| ["db", "files"].contains(&one["service"].as_str().unwrap());
+    let ours = |one: &Value| services.contains(&one["service"].as_str().unwrap());
     let is_over = |one: &Value| !ours(one) || !one["end"].is_null();
     let mut sessions = world.sessions_when(|all| all.iter().any(ours) && all.iter().all(is_over));
     sessions.retain(ours);
@@ -102,7 +122,14 @@ fn psql_scp_and_pgbench_outlive_a_new_address_and_the_loss_of_a_proxy() {
         let shown = world.json("auditor", &["sessions", "show", session]);
         shown["records"].as_array().unwrap().clone()
     };
-    tell_the_story(&sessions, records, &["session.resume", "session.resume"]);
+    let story = [
+        "session.resume",
+        "session.resume",
+        "session.handover",
+        "session.resume",
+        "session.resume",
+    ];
+    tell_the_story(&sessions, records, &story);
 }
 
 #[test]

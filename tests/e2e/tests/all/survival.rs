@@ -82,6 +82,5 @@ pub(crate) fn tell_the_story(sessions: &[Value], records: impl Fn(&str) -> Vec<V
         whole += usize::from(story.iter().all(|event| told.any(|one| one == event)));
         stories.push(events);
     }
-    // psql, scp, and each of pgbench's connections.
-    assert!(whole >= 2 + jobs::BENCH_CLIENTS, "{whole} of {stories:#?}");
+    assert!(whole >= Jobs::SESSIONS, "{whole} of {stories:#?}");
 }

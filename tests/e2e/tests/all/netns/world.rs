@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use iap_e2e::network::Network;
-use iap_e2e::{Background, Plane, Ran, program};
+use iap_e2e::{Background, Plane, Ran, program, wait_until};
 use serde_json::Value;
 
 use super::session::Session;
@@ -20,6 +20,8 @@ const AUTH_PORT: u16 = 7443;
 const PUBLIC_PORT: u16 = 443;
 /// Of the agents' admin addresses, which are on one host.
 const FIRST_ADMIN_PORT: usize = 7010;
+/// How `iapctl status` ends once the certificate has.
+const EXPIRED: i32 = 4;
 const BACKEND: &str = "127.0.0.1:7000";
 /// Sends back every byte.
 const ECHO: &str = "require('net').createServer(s => { s.on('error', () => s.destroy()); s.pipe(s) }).listen(7000, '127.0.0.1')";
@@ -32,6 +34,8 @@ pub(super) struct Settings {
     pub(super) slow_hosts: &'static [&'static str],
     pub(super) lock_feed_seconds_max: u32,
     pub(super) snapshot_max_age: &'static str,
+    /// How long users' certificates are good.
+    pub(super) certificate_life: &'static str,
     /// What `iapctl dev` beside the auth server is to serve.
     pub(super) dev: &'static [&'static str],
 }
@@ -43,14 +47,22 @@ impl Default for Settings {
             slow_hosts: &[],
             lock_feed_seconds_max: 14_400,
             snapshot_max_age: "24h",
+            certificate_life: "1h",
             dev: &["--service", "near=127.0.0.1:7006"],
         }
     }
 }
 
+/// One that serves one service.
+struct Agent {
+    service: String,
+    config: PathBuf,
+    process: Background,
+}
+
 /// Dropped in order: the programs before the network they are in.
 pub(super) struct World {
-    agents: Vec<Background>,
+    agents: Vec<Agent>,
     proxies: Vec<Background>,
     _backend: Background,
     pub(super) plane: Plane,
@@ -78,7 +90,8 @@ impl World {
                     r#"["127.0.0.1/32", "10.66.0.0/16"]"#,
                 )
                 .env("IAP_AUTH__SNAPSHOT__BEAT", "1s")
-                .env("IAP_AUTH__SNAPSHOT__MAX_AGE", settings.snapshot_max_age);
+                .env("IAP_AUTH__SNAPSHOT__MAX_AGE", settings.snapshot_max_age)
+                .env("IAP_AUTH__LOGIN__TTL", settings.certificate_life);
             Ok(inside)
         })
         .unwrap();
@@ -166,6 +179,26 @@ impl World {
         }
     }
 
+    /// Waits until so many sessions of these services are under way, and by the record each has been gone on with so often.
+    pub(super) fn came_back(&self, services: &[&str], sessions: usize, times: usize) {
+        let concerned =
+            |one: &&Value| services.contains(&one["service"].as_str().unwrap()) && one["end"].is_null();
+        let came_back = |one: &Value| self.resumes(one["session_id"].as_str().unwrap()) >= times;
+        self.sessions_when(|all| {
+            let ours: Vec<_> = all.iter().filter(concerned).collect();
+            ours.len() == sessions && ours.into_iter().all(came_back)
+        });
+    }
+
+    fn resumes(&self, session: &str) -> usize {
+        let shown = self.json("auditor", &["sessions", "show", session]);
+        let records = shown["records"].as_array().unwrap();
+        let resumes = records
+            .iter()
+            .filter(|record| record["event"] == "session.resume");
+        resumes.count()
+    }
+
     /// Waits for the record of a session whose client had this address.
     pub(super) fn recorded_from(&self, address: Ipv4Addr) {
         let starts_with_it = |one: &Value| {
@@ -206,6 +239,32 @@ impl World {
 
     pub(super) fn kill_first_proxy(&mut self) {
         drop(self.proxies.remove(0));
+    }
+
+    /// Starts another agent of the same state directory, which asks the one that serves `service` for its sessions, and
+    /// waits until that one has ended by itself.
+    pub(super) fn replace_agent(&mut self, service: &str) {
+        let place = self.agents.iter().position(|agent| agent.service == service);
+        let place = place.unwrap();
+        let log = format!("agent-{service}-next");
+        let next = self.spawn("agent", "iap-agent", &self.agents[place].config, &log);
+        let mut before = std::mem::replace(&mut self.agents[place].process, next);
+        let mut ended = None;
+        wait_until("the agent before has ended", || {
+            ended = before.0.try_wait()?;
+            Ok(ended.is_some())
+        })
+        .unwrap();
+        let ended = ended.unwrap();
+        assert!(ended.success(), "the agent of {service}: {ended}");
+    }
+
+    /// Waits until the client's certificate has ended, then until what `happens` has made the client renew it.
+    pub(super) fn renews_its_certificate(&self, happens: impl FnOnce()) {
+        let status = || self.iapctl("client", "alice", &["status", "-f", "json"]);
+        wait_until("the certificate has ended", || Ok(status().code == EXPIRED)).unwrap();
+        happens();
+        wait_until("there is a new certificate", || Ok(status().code == 0)).unwrap();
     }
 
     /// A login from the client's host, by way of the proxies.
@@ -328,8 +387,12 @@ impl World {
             ("--proxy", &proxies[0]),
             made.succeeded().unwrap(),
         );
-        let started = self.spawn("agent", "iap-agent", &config, &format!("agent-{service}"));
-        self.agents.push(started);
+        let process = self.spawn("agent", "iap-agent", &config, &format!("agent-{service}"));
+        self.agents.push(Agent {
+            service: service.to_owned(),
+            config,
+            process,
+        });
     }
 
     fn join(&self, host: &str, name: &str, config: &Path, (flag, address): (&str, &str), token: &str) {

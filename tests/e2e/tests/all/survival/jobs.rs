@@ -13,7 +13,7 @@ const FILE_BYTES: u64 = 1 << 30;
 const FILE_RATE: &str = "480000";
 const BENCH_SECONDS: &str = "40";
 /// Connections of `pgbench`.
-pub(crate) const BENCH_CLIENTS: usize = 4;
+const BENCH_CLIENTS: usize = 4;
 /// For what is left once the disturbances are over.
 const FINISH_SECONDS_MAX: u64 = 120;
 /// What `iapctl` needs to know of the person.
@@ -54,6 +54,9 @@ pub(crate) struct Jobs {
 }
 
 impl Jobs {
+    /// Of psql, of scp, and of each of pgbench's connections.
+    pub(crate) const SESSIONS: usize = 2 + BENCH_CLIENTS;
+
     pub(crate) fn start(desk: &Desk<'_>) -> Self {
         let initialised = desk
             .with_database(&["pgbench", "-i", "-q"])
