@@ -13,6 +13,7 @@ use super::handshake::{AttemptSeed, ClientStream};
 use super::hello::{read_hello, say_last};
 use super::serve::Passage;
 use crate::decide::Refusal;
+use crate::session::handover::keeping::Returned;
 use crate::session::resumption::{Resumption, cannot_stand};
 use crate::session::{Caller, Presence, review};
 
@@ -78,6 +79,17 @@ impl Passage {
             return refuse(self.unavailable("the agent's system has no randomness"));
         };
         self.record(caller, &resumption);
+        if let Some(keeping) = resumption.live.keeping() {
+            let noted = keeping.note(|| Returned {
+                presence: self.presence(caller),
+                tickets: resumption.tickets(),
+                resumes: resumption.live.facts.resumes.count() + 1,
+            });
+            if let Err(error) = noted {
+                tracing::warn!(%session, %error, "the session is kept as it was before");
+                return refuse(self.unavailable("the agent cannot note where its sessions stand"));
+            }
+        }
         if let Some(connection) = stream.take() {
             resumption.hand_over(self.arrival(connection, request, ticket));
             self.link.resumable(self.open.connection_id);

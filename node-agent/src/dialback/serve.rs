@@ -516,6 +516,9 @@ impl Conclusion<'_> {
                 self.entrance.parts.metrics.session_ended(counters);
                 spans::ended(self.recorder, self.started.facts(), counters, &ending);
                 self.started.end(ending).await;
+                if let Some(keeping) = self.entered.live().keeping() {
+                    Box::pin(keeping.over()).await;
+                }
             }
             Outcome::HandedOver => {
                 tracing::info!(%session, "the session is left to this agent's successor");

@@ -1,5 +1,7 @@
 //! Sessions that this agent's predecessor has left: each is decided on anew, and then waits for its client.
 
+use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +19,9 @@ use crate::backend::BackendStream;
 use crate::decide::{Attempt, Permit, Refusal};
 use crate::handlers::{self, GoingOn};
 use crate::session::handover::handed::{Bundle, HandedSession, unusable};
+use crate::session::handover::keeping::{Keeping, ToKeep};
 use crate::session::live::Reserved;
-use crate::session::resumption::Expected;
+use crate::session::resumption::{Expected, ResumableStream};
 use crate::session::{Ending, Live, Started, review};
 
 /// How long the auth server may take to tell this agent what was locked or taken away while there was no agent. If it
@@ -149,11 +152,11 @@ impl Entrance {
             Ok(taken) => taken,
             Err(why) => return Err((Box::new(session), unusable(&why))),
         };
-        // From here on nobody else can take it over.
-        if let Err(error) = session.parcel.empty() {
-            return Err((Box::new(session), unusable(&error.to_string())));
-        }
-        self.forget(&session.bundle).await;
+        let cause = session.cause();
+        let keeping = match Box::pin(self.keep(&mut session, &client)).await {
+            Ok(keeping) => keeping,
+            Err(error) => return Err((Box::new(session), unusable(&error.to_string()))),
+        };
         let counters = Counters::starting_at(session.state.facts.bytes_in, session.state.facts.bytes_out);
         let grant = permit.grant().clone();
         let bytes = (counters.bytes_in(), counters.bytes_out());
@@ -161,17 +164,18 @@ impl Entrance {
         let (now, id) = parts.journal.stamp();
         parts
             .journal
-            .note(facts.handover_event(permit.grant(), now, id, &session.last, bytes));
+            .note(facts.handover_event(permit.grant(), now, id, &session.last, bytes, cause));
         let entered = parts.registry.enter(place, Arc::clone(&live));
         self.decide_again_if_stale(&permit, &live).await;
         parts.metrics.session_taken_over();
-        tracing::info!(session = %facts.session_id, from = session.state.facts.agent_version, "a session of the agent's predecessor goes on");
+        tracing::info!(session = %facts.session_id, from = session.state.facts.agent_version, cause, "a session of the agent's predecessor goes on");
         let recorder = parts.traces.follow(TraceId::of_connection(&facts.connection_id));
         let going_on = GoingOn {
             client,
             backend,
             under_way: session.state.under_way(),
             boundaries: session.state.facts.boundaries,
+            keeping,
             course: self.course(&started, &live, &recorder),
         };
         drop((expected, session));
@@ -184,6 +188,56 @@ impl Entrance {
         };
         conclusion.of(outcome).await;
         Ok(())
+    }
+
+    /// Sees to it that nobody else takes the session over, unless this agent is killed and sessions are kept for that.
+    async fn keep(
+        &self,
+        session: &mut HandedSession,
+        client: &ResumableStream,
+    ) -> io::Result<Option<Arc<Keeping>>> {
+        let handover = &self.parts.handover;
+        let is_kept = handover.survives_kill();
+        if is_kept && let Some(memory) = session.memory.take() {
+            let parcel = session.parcel.as_fd().try_clone_to_owned()?;
+            let keeping = handover.keep_on(&session.state, memory, parcel.into());
+            return Ok(keeping.map(Arc::new));
+        }
+        let keeping = match is_kept {
+            true => self.keep_anew(session, client).await,
+            false => None,
+        };
+        session.parcel.empty()?;
+        self.forget(&session.bundle).await;
+        Ok(keeping)
+    }
+
+    /// What cannot be kept goes on as others do.
+    async fn keep_anew(&self, session: &HandedSession, client: &ResumableStream) -> Option<Arc<Keeping>> {
+        let (handover, state) = (&self.parts.handover, &session.state);
+        let (_, kept) = client.standing()?;
+        let to_keep = ToKeep {
+            facts: state.facts.clone(),
+            kept,
+            outward: &state.outward,
+            inward_bytes: state.inward.len(),
+        };
+        let keeping = match handover.keep(to_keep, &session.backend).await {
+            Ok(keeping) => keeping,
+            Err(error) => {
+                let id = session.session_id();
+                tracing::debug!(session = %id, %error, "it would not outlive this agent's being killed");
+                return None;
+            }
+        };
+        match handover.stored().await {
+            Ok(()) => Some(keeping),
+            Err(error) => {
+                tracing::warn!(%error, "the service manager does not say what it keeps");
+                keeping.left().await;
+                None
+            }
+        }
     }
 
     /// Records why a session that was left does not go on, and lets go of what was left.

@@ -26,6 +26,7 @@ use crate::backend::BackendStream;
 use crate::config::LocalService;
 use crate::decide::Permit;
 use crate::limits::Limits;
+use crate::session::handover::keeping::Keeping;
 use crate::session::resumption::ResumableStream;
 use crate::session::{Ending, Handover, Live, Started};
 
@@ -53,6 +54,8 @@ pub(crate) struct GoingOn<'a> {
     pub(crate) under_way: UnderWay,
     /// Where a PostgreSQL backend stands between its messages.
     pub(crate) boundaries: Option<Boundaries>,
+    /// Where it is kept for the case that this agent is killed.
+    pub(crate) keeping: Option<Arc<Keeping>>,
     /// What it follows from then on.
     pub(crate) course: Course<'a>,
 }

@@ -21,6 +21,17 @@ pub(super) struct Incoming {
     acknowledged: u64,
     is_finished: bool,
     state: State,
+    /// For an end that acknowledges what was passed on, and not what was taken.
+    passing_on: Option<Box<PassingOn>>,
+}
+
+/// What was taken and is not passed on may be lost. So the other end keeps it, and sends it again on another connection.
+#[derive(Debug)]
+struct PassingOn {
+    /// Everything before was passed on; the end counts as one.
+    position: u64,
+    /// So many of the bytes that come next were taken before.
+    again: u64,
 }
 
 /// Where in a frame we are.
@@ -67,6 +78,7 @@ impl Incoming {
             acknowledged: 0,
             is_finished: false,
             state: State::default(),
+            passing_on: None,
         }
     }
 
@@ -97,9 +109,37 @@ impl Incoming {
         self.held.len()
     }
 
-    /// Everything before was taken; the end, once it is known and everything taken, counts as one.
+    /// Everything before was taken, or passed on where that is told; the end, once it is known and everything taken, counts
+    /// as one.
     pub(super) fn position(&self) -> u64 {
-        self.taken + u64::from(self.is_at_end())
+        match self.passing_on.as_deref() {
+            None => self.taken + u64::from(self.is_at_end()),
+            // What this connection has not brought again the other end does not know to have sent.
+            Some(PassingOn { position, again: 0 }) => *position,
+            Some(PassingOn { position, again }) => self.taken.saturating_sub(*again).min(*position),
+        }
+    }
+
+    /// Everything before `position` was passed on. From the first time on, only that is acknowledged.
+    pub(super) fn passed_on(&mut self, position: u64) {
+        let position = position.min(self.taken + 1);
+        match &mut self.passing_on {
+            Some(passing_on) => passing_on.position = position.max(passing_on.position),
+            None => self.passing_on = Some(Box::new(PassingOn { position, again: 0 })),
+        }
+    }
+
+    /// The other end was told the position, and sends everything from there.
+    pub(super) fn attach(&mut self) {
+        let position = self.position();
+        if let Some(passing_on) = &mut self.passing_on {
+            passing_on.again = self.taken.saturating_sub(position);
+            self.is_finished = position > self.taken;
+        }
+    }
+
+    fn again(&self) -> u64 {
+        self.passing_on.as_ref().map_or(0, |passing_on| passing_on.again)
     }
 
     pub(super) fn is_at_end(&self) -> bool {
@@ -125,7 +165,7 @@ impl Incoming {
     /// How many bytes of the frame at hand could be taken without being held first.
     pub(super) fn direct(&self) -> usize {
         match &self.state {
-            State::Data { left } if self.held.is_empty() => *left,
+            State::Data { left } if self.held.is_empty() && self.again() == 0 => *left,
             State::Data { .. } | State::Header { .. } | State::Control { .. } => 0,
         }
     }
@@ -173,7 +213,8 @@ impl Incoming {
                 self.begin(header)
             }
             State::Data { .. } => {
-                self.held.extend(piece);
+                let known = self.skip(piece.len());
+                self.held.extend(piece.get(known..).unwrap_or_default());
                 self.passed(piece.len());
                 Ok(None)
             }
@@ -218,7 +259,7 @@ impl Incoming {
         if self.is_finished {
             return Err(Violation::AfterEnd);
         }
-        let arrived = self.taken + (self.held.len() + bytes) as u64;
+        let arrived = (self.taken + (self.held.len() + bytes) as u64).saturating_sub(self.again());
         let unacknowledged = arrived.saturating_sub(self.acknowledged);
         match unacknowledged > self.window as u64 {
             true => Err(Violation::BeyondWindow {
@@ -227,6 +268,16 @@ impl Incoming {
             }),
             false => Ok(()),
         }
+    }
+
+    /// How many of the next `count` bytes were taken before.
+    fn skip(&mut self, count: usize) -> usize {
+        let Some(passing_on) = &mut self.passing_on else {
+            return 0;
+        };
+        let known = usize::try_from(passing_on.again).map_or(count, |again| again.min(count));
+        passing_on.again -= known as u64;
+        known
     }
 
     fn passed(&mut self, count: usize) {
@@ -245,13 +296,13 @@ impl Incoming {
 
     /// Whether the other end will soon have to wait for an acknowledgement, or waits for that of its end.
     pub(super) fn owes_now(&self) -> bool {
-        let owed = self.position() - self.acknowledged;
+        let owed = self.position().saturating_sub(self.acknowledged);
         owed >= (self.window / 4) as u64 || (self.is_at_end() && owed > 0)
     }
 
     /// The position to acknowledge, which from now on counts as told.
     pub(super) fn acknowledge(&mut self) -> u64 {
-        self.acknowledged = self.position();
+        self.acknowledged = self.acknowledged.max(self.position());
         self.acknowledged
     }
 

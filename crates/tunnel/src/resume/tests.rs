@@ -27,6 +27,9 @@ struct Side {
     wire: VecDeque<u8>,
     written: Vec<u8>,
     read: Vec<u8>,
+    /// How much of what was read was passed on, for an end that may be killed.
+    passed_on: Option<usize>,
+    passed_end: bool,
 }
 
 impl Pair {
@@ -36,11 +39,61 @@ impl Pair {
             wire: VecDeque::new(),
             written: Vec::new(),
             read: Vec::new(),
+            passed_on: None,
+            passed_end: false,
         };
         Self {
             ends: [side(), side()],
             is_connected: true,
         }
+    }
+
+    /// The same, whose first end may be killed at any time.
+    fn mortal() -> Self {
+        let mut pair = Self::new();
+        pair.pass_on(0, 0);
+        pair
+    }
+
+    /// Passes on at most so many bytes of those that were read.
+    fn pass_on(&mut self, at: usize, count: usize) {
+        let side = &mut self.ends[at];
+        let position = (side.passed_on.unwrap_or(0) + count).min(side.read.len());
+        side.passed_on = Some(position);
+        let is_all = position == side.read.len() && side.endpoint.is_at_end();
+        side.passed_end |= is_all && count > 0;
+        let position = position as u64 + u64::from(side.passed_end);
+        side.endpoint.passed_on(position);
+    }
+
+    /// The first end is killed; another process knows what it has passed on and what it has written, and keeps up to
+    /// `more` bytes that the other end has acknowledged.
+    fn kill(&mut self, more: usize) {
+        let side = &mut self.ends[0];
+        let position = side.passed_on.unwrap();
+        side.read.truncate(position);
+        let was = side.endpoint.standing().unwrap().0;
+        let base = (side.endpoint.acknowledged() as usize).saturating_sub(more);
+        let is_finished = was.outgoing.is_finished;
+        let is_shut = side.passed_end;
+        let standing = Standing {
+            window: was.window,
+            outgoing: Sends {
+                base: base as u64,
+                sent: side.written.len() as u64,
+                is_finished,
+                finish_sent: is_finished,
+                finish_acknowledged: false,
+            },
+            incoming: Receives {
+                taken: position as u64,
+                acknowledged: position as u64 + u64::from(is_shut),
+                is_finished: is_shut,
+            },
+        };
+        side.endpoint = Endpoint::restore(&standing, side.written[base..].to_vec()).unwrap();
+        side.endpoint.passed_on(standing.incoming.acknowledged);
+        self.cut();
     }
 
     fn write(&mut self, at: usize, count: usize) {
@@ -122,7 +175,8 @@ impl Pair {
         for at in [0, 1] {
             let (read, written) = (&self.ends[at].read, &self.ends[1 - at].written);
             assert!(read.len() <= written.len() && *read == written[..read.len()]);
-            assert!(self.ends[at].endpoint.kept() <= 2 * WINDOW);
+            let kept_max = 2 * WINDOW + KEPT_BEYOND_WINDOW_BYTES_MAX;
+            assert!(self.ends[at].endpoint.kept() <= kept_max);
         }
     }
 
@@ -137,6 +191,9 @@ impl Pair {
         for _ in 0..100_000 {
             let mut moved = 0;
             for at in [0, 1] {
+                if self.ends[at].passed_on.is_some() {
+                    self.pass_on(at, usize::MAX / 2);
+                }
                 moved += self.send(at, usize::MAX);
                 moved += self.deliver(1 - at, usize::MAX, false);
                 moved += self.read(1 - at, 1 << 20);
@@ -204,6 +261,39 @@ proptest! {
                 Step::HandOver(at) => pair.hand_over(at),
                 Step::Resume if pair.is_connected => {}
                 Step::Resume => pair.resume(),
+            }
+            pair.check();
+        }
+        pair.settle();
+    }
+
+    #[test]
+    fn an_end_that_is_killed_again_and_again_loses_no_byte_and_doubles_none(
+        steps in steps(),
+        kills in proptest::collection::vec(any::<(u8, u16)>(), 0..20),
+    ) {
+        let mut pair = Pair::mortal();
+        let mut kills = kills.into_iter();
+        for (number, step) in steps.into_iter().enumerate() {
+            match step {
+                Step::Write(at, count) => pair.write(at, count),
+                Step::Finish(at) => pair.ends[at].endpoint.finish(),
+                Step::Send(at, count) => drop(pair.send(at, count)),
+                Step::Deliver(at, count, eager) => drop(pair.deliver(at, count, eager)),
+                Step::Read(at, count) => drop(pair.read(at, count)),
+                Step::Ask(at) => pair.pass_on(0, 100 * at),
+                Step::Acknowledge(at) => pair.pass_on(0, 100_000 * at),
+                Step::Cut => pair.cut(),
+                Step::HandOver(_) => {
+                    if let Some((_, more)) = kills.next() {
+                        pair.kill(more.into());
+                    }
+                }
+                Step::Resume if pair.is_connected => {}
+                Step::Resume => pair.resume(),
+            }
+            if number % 16 == 0 && let Some((chance, more)) = kills.next() && chance > 128 {
+                pair.kill(more.into());
             }
             pair.check();
         }
@@ -441,6 +531,6 @@ fn no_end_stands_where_none_can() {
             "number {number}: {standing:?}"
         );
     }
-    let beyond = vec![0; WINDOW + 1];
+    let beyond = vec![0; WINDOW + KEPT_BEYOND_WINDOW_BYTES_MAX + 1];
     assert!(Endpoint::restore(&standing, beyond).is_err());
 }

@@ -2,18 +2,25 @@
 
 mod hold;
 
+use std::sync::Arc;
+
 use iap_audit::CloseReason;
 use iap_policy::Protocol;
 use iap_runtime::pump::{self, PumpLimits, Relayed, UnderWay, Yielded};
+use iap_runtime::say_seldom;
+use iap_runtime::seldom::Seldom;
 use iap_tunnel::Boundaries;
 
 use super::farewell::{self, Delivered};
 use super::stream::SessionStream;
 use super::{Course, GoingOn, Outcome, Visit};
 use crate::backend::{self, BackendStream};
+use crate::session::handover::keeping::{Keeping, Returned};
 use crate::session::handover::leaving::Standstill;
-use crate::session::{Ending, Live, SESSION};
+use crate::session::{Ending, Handover, Live, SESSION};
 use hold::{Held, Hold};
+
+static NOT_KEPT: Seldom = Seldom::new();
 
 /// A session as it lies between its two ends.
 type Session = Yielded<Delivered<SessionStream>, Held<BackendStream>>;
@@ -65,7 +72,13 @@ pub(super) async fn serve(visit: Visit<'_>) -> Outcome {
     recorder.send_phases(SESSION);
     let boundaries = (started.facts().protocol == Protocol::Postgres).then(Boundaries::new);
     let client = Delivered::new(client, boundaries);
-    Box::pin(course.follow(client, backend, UnderWay::default())).await
+    let keeping = match course.handover {
+        Some(handover) if handover.survives_kill() => {
+            Box::pin(course.keep(handover, &client, &backend)).await
+        }
+        Some(_) | None => None,
+    };
+    Box::pin(course.follow(client, backend, UnderWay::default(), keeping)).await
 }
 
 /// Goes on with a session that another process has left.
@@ -74,18 +87,68 @@ pub(super) async fn go_on(session: GoingOn<'_>) -> Outcome {
     let client = Delivered::new(client, session.boundaries);
     session
         .course
-        .follow(client, session.backend, session.under_way)
+        .follow(client, session.backend, session.under_way, session.keeping)
         .await
 }
 
 impl Course<'_> {
+    /// Keeps a session that begins for the case that this agent is killed. What cannot be kept goes on as others do.
+    async fn keep(
+        &self,
+        handover: &Handover,
+        client: &Delivered<SessionStream>,
+        backend: &BackendStream,
+    ) -> Option<Arc<Keeping>> {
+        let (SessionStream::Resumable(stream), BackendStream::Tcp(_)) = (client.inner(), backend) else {
+            return None;
+        };
+        if !self.started.is_on_record() {
+            return None;
+        }
+        let standstill = Standstill {
+            started: self.started,
+            live: self.live,
+            client: stream,
+            boundaries: None,
+            backend,
+            under_way: &UnderWay::default(),
+        };
+        let session = self.started.session_id();
+        let kept = handover.keep_new(standstill).await;
+        kept.inspect_err(|error| say_seldom!(NOT_KEPT, warn, %session, %error, "a session would not outlive its agent's being killed"))
+            .ok()
+    }
+
     /// Moves bytes.
     async fn follow(
         mut self,
-        client: Delivered<SessionStream>,
-        backend: BackendStream,
+        mut client: Delivered<SessionStream>,
+        mut backend: BackendStream,
         under_way: UnderWay,
+        keeping: Option<Arc<Keeping>>,
     ) -> Outcome {
+        if let (Some(keeping), SessionStream::Resumable(stream)) = (keeping, client.inner_mut()) {
+            backend = match backend.kept(&keeping) {
+                Ok(backend) => backend,
+                Err(error) => {
+                    return Outcome::Ended(Ending::because(CloseReason::BackendLost, error.to_string()));
+                }
+            };
+            stream.follow(keeping.ledger());
+            self.live.is_kept_by(Arc::clone(&keeping));
+            // Its client may have come back before that, and hears of its next ticket once bytes move.
+            let noted = keeping.note(|| {
+                let waits = stream.reconnect().waits();
+                Returned {
+                    presence: self.live.presence().clone(),
+                    tickets: (waits.ticket, waits.next_ticket),
+                    resumes: self.live.facts.resumes.count(),
+                }
+            });
+            if let Err(error) = noted {
+                return Outcome::Ended(Ending::because(CloseReason::InternalError, error.to_string()));
+            }
+        }
         if !matches!(client.inner(), SessionStream::Resumable(_)) || !self.started.is_on_record() {
             self.handover = None;
         }
@@ -166,7 +229,12 @@ impl Course<'_> {
     /// Leaves the session to the agent's successor, and ends it where that cannot be.
     async fn leave(&self, session: Session) -> Outcome {
         match self.give(&session).await {
-            Ok(()) => return Outcome::HandedOver,
+            Ok(()) => {
+                if let Some(keeping) = self.live.keeping() {
+                    keeping.left().await;
+                }
+                return Outcome::HandedOver;
+            }
             Err(error) => {
                 let id = self.started.session_id();
                 tracing::warn!(session = %id, %error, "the session cannot be left to this agent's successor");

@@ -61,6 +61,46 @@ fn a_transfer_arrives_whole_through_an_agent_that_is_started_anew_again_and_agai
     assert!(handovers.count() > 0);
 }
 
+/// A plane whose agent keeps sessions for the case that it is killed.
+pub(crate) fn plane_surviving_kills(arguments: &[&str]) -> Plane {
+    let plane = Plane::start_by(arguments, |_, mut command| {
+        command.env("IAP_AGENT__SESSIONS__SURVIVE_KILL", "true");
+        Ok(command)
+    });
+    plane.unwrap()
+}
+
+#[test]
+fn a_transfer_arrives_whole_through_an_agent_that_is_killed_and_stopped_in_turn() {
+    let plane = plane_surviving_kills(&["--demo"]);
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let session = plane.echo_session("alice").unwrap();
+    let times = std::cell::Cell::new(0);
+    transfer_through(session, 6, || {
+        times.set(times.get() + 1);
+        let signal = if times.get() % 3 == 0 {
+            Signal::TERM
+        } else {
+            Signal::KILL
+        };
+        restart_agent(&plane, signal);
+    });
+    let session = only_session(&plane);
+    let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
+    let end = records.last().unwrap();
+    let moved = (TRANSFER_BYTES + b"ping\n".len()) as u64;
+    assert_eq!(
+        (end["bytes_in"].as_u64(), end["bytes_out"].as_u64()),
+        (Some(moved), Some(moved))
+    );
+    let causes = records
+        .iter()
+        .filter(|record| record["event"] == "session.handover");
+    let causes: Vec<_> = causes.map(|record| record["cause"].as_str().unwrap()).collect();
+    assert!(causes.contains(&"killed"), "{causes:?}");
+}
+
 /// Whoever is locked while there is no agent to hear of it does not go on.
 #[test]
 fn a_lock_that_comes_while_the_agent_is_away_counts() {
