@@ -200,7 +200,8 @@ impl Entrance {
         let is_kept = handover.survives_kill();
         if is_kept && let Some(memory) = session.memory.take() {
             let parcel = session.parcel.as_fd().try_clone_to_owned()?;
-            let keeping = handover.keep_on(&session.state, memory, parcel.into());
+            let stored = (session.bundle.name(), parcel.into());
+            let keeping = handover.keep_on(&session.state, memory, stored);
             return Ok(keeping.map(Arc::new));
         }
         let keeping = match is_kept {
@@ -234,7 +235,7 @@ impl Entrance {
             Ok(()) => Some(keeping),
             Err(error) => {
                 tracing::warn!(%error, "the service manager does not say what it keeps");
-                keeping.left().await;
+                keeping.over().await;
                 None
             }
         }

@@ -259,7 +259,6 @@ impl Resumption {
         *locked(&self.mailbox) = Some(arrival);
         self.has_mail.store(true, Ordering::Release);
         self.waker.wake();
-        self.live.facts.resumes.note();
     }
 
     /// Gives up the client's connection through `proxy`, if it is still that: the client comes back by another.

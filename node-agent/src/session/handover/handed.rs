@@ -76,6 +76,11 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
+    /// What they lie under.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// One of them is needed no longer. The name, once none is.
     pub(crate) fn less(&self) -> Option<String> {
         let was = self.needed.fetch_sub(1, Ordering::Relaxed);

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use iap_runtime::handover::{
@@ -19,6 +20,7 @@ use iap_runtime::resume::Ledger;
 use iap_tunnel::resume::{KEPT_BEYOND_WINDOW_BYTES_MAX, Receives, Sends, Ticket, WINDOW_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
+use uuid::Uuid;
 
 use super::peer::Who;
 use super::state::{FACTS_BYTES_MAX, Facts, HEAD_BYTES, SessionState, StateError, encode_head};
@@ -70,6 +72,7 @@ pub(crate) struct Keeping {
     name: String,
     parcel: Parcel,
     store: DescriptorStore,
+    is_done_with: AtomicBool,
 }
 
 /// What changes when a client comes back.
@@ -131,7 +134,7 @@ impl Handover {
         &self,
         state: &SessionState,
         memory: LiveMemory,
-        parcel: Parcel,
+        (name, parcel): (&str, Parcel),
     ) -> Option<Keeping> {
         let Way::Store(store, _) = &self.way else {
             return None;
@@ -144,10 +147,11 @@ impl Handover {
             ledger: Arc::new(Ledger::at(passed_on, outgoing.base)),
             taken: outgoing.sent,
             passed_on: incoming.taken,
-            name: super::live_label_of(facts.session_id),
+            name: name.to_owned(),
             facts: Mutex::new(facts),
             parcel,
             store: store.clone(),
+            is_done_with: AtomicBool::new(false),
         })
     }
 }
@@ -187,8 +191,10 @@ impl Keeping {
             kept_from: outgoing.base,
         });
         memory.note(&encode_head(&facts, [0; 3]).map_err(io::Error::other)?)?;
-        let name = super::live_label_of(facts.session_id);
-        let parcel = Parcel::of(&name, &[backend, memory.as_fd()])?;
+        let label = super::live_label_of(facts.session_id);
+        let parcel = Parcel::of(&label, &[backend, memory.as_fd()])?;
+        // Of its own: under another name the same session may lie there until that is taken out.
+        let name = format!("{LIVE_LABEL}{}", Uuid::now_v7());
         Ok(Self {
             memory: Arc::new(memory),
             ledger: Arc::new(ledger),
@@ -198,6 +204,7 @@ impl Keeping {
             name,
             parcel,
             store: store.clone(),
+            is_done_with: AtomicBool::new(false),
         })
     }
 
@@ -235,16 +242,30 @@ impl Keeping {
 
     /// The session is over, and recorded as such.
     pub(crate) async fn over(self: Arc<Self>) {
+        self.empty();
+        self.left().await;
+    }
+
+    fn empty(&self) {
         if let Err(error) = self.parcel.empty() {
             tracing::debug!(%error, "what was kept of a session stays where it is");
         }
-        self.left().await;
     }
 
     /// The session was left to the successor as it stands: what is kept of it is done with once that is in the store.
     pub(crate) async fn left(self: Arc<Self>) {
+        self.is_done_with.store(true, Ordering::Relaxed);
         if let Err(error) = aside(move || self.store.forget(&self.name)).await {
             tracing::warn!(%error, "the service manager keeps what it need not");
+        }
+    }
+}
+
+impl Drop for Keeping {
+    /// A session that ended otherwise than it should is over all the same, and its backend's connection with it.
+    fn drop(&mut self) {
+        if !self.is_done_with.load(Ordering::Relaxed) {
+            self.empty();
         }
     }
 }

@@ -133,6 +133,11 @@ impl Handover {
         self.asked.cancel();
     }
 
+    /// Whether they are.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.is_cancelled()
+    }
+
     /// Returns as soon as sessions are to be left.
     pub(crate) async fn asked(&self) {
         self.asked.cancelled().await;
