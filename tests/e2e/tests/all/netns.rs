@@ -90,6 +90,7 @@ fn psql_scp_and_pgbench_outlive_a_new_address_a_killed_proxy_another_agent_and_t
         database: "db",
         files: "files",
         sshd: &sshd,
+        seconds: 75,
         place: &|command| world.network.moved_inside("client", &command),
     });
     let services = ["db", "files"];

@@ -38,6 +38,7 @@ fn psql_scp_and_pgbench_outlive_killed_proxies_a_new_agent_and_the_end_of_their_
         database: "db-prod",
         files: "files",
         sshd: &sshd,
+        seconds: 40,
         place: &|command| command,
     });
     jobs.through("a proxy is killed", || kill_proxy(&plane));
@@ -82,6 +83,7 @@ fn psql_scp_and_pgbench_outlive_an_agent_that_is_killed_again_and_again() {
         database: "db",
         files: "files",
         sshd: &sshd,
+        seconds: 40,
         place: &|command| command,
     });
     let happens = [Signal::KILL, Signal::KILL, Signal::TERM, Signal::KILL];

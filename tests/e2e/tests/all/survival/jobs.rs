@@ -9,9 +9,6 @@ use iap_e2e::{Background, Plane, Ran, Sshd, program};
 use super::psql::Psql;
 
 const FILE_BYTES: u64 = 1 << 30;
-/// So that the file is under way for as long as it takes to disturb it, in kbit/s.
-const FILE_RATE: &str = "480000";
-const BENCH_SECONDS: &str = "40";
 /// Connections of `pgbench`.
 const BENCH_CLIENTS: usize = 4;
 /// For what is left once the disturbances are over.
@@ -27,6 +24,8 @@ pub(crate) struct Desk<'a> {
     pub(crate) database: &'a str,
     pub(crate) files: &'a str,
     pub(crate) sshd: &'a Sshd,
+    /// For so long `pgbench` is at work, and the file under way at the least: as it takes to disturb them.
+    pub(crate) seconds: u64,
     /// Moves a command to where the person sits.
     pub(crate) place: &'a dyn Fn(Command) -> Command,
 }
@@ -63,7 +62,7 @@ impl Jobs {
             .output()
             .map(Ran::from);
         initialised.unwrap().succeeded().unwrap();
-        let mut bench = desk.with_database(&["pgbench", "-n", "-T", BENCH_SECONDS]);
+        let mut bench = desk.with_database(&["pgbench", "-n", "-T", &desk.seconds.to_string()]);
         let bench = bench.args(["-c", &BENCH_CLIENTS.to_string()]).spawn().unwrap();
         let psql = Psql::start(desk.with_database(Psql::COMMAND));
         let scp = Scp::start(desk);
@@ -120,7 +119,10 @@ impl Scp {
         let proxy_command = format!("{} connect {} --stdio", iapctl.display(), desk.files);
         let config = desk.sshd.client_config(desk.files, &proxy_command).unwrap();
         let mut command = Command::new("scp");
-        command.args(["-q", "-l", FILE_RATE, "-F"]).arg(config);
+        let kilobits_a_second = FILE_BYTES * 8 / 1000 / desk.seconds;
+        command
+            .args(["-q", "-l", &kilobits_a_second.to_string(), "-F"])
+            .arg(config);
         command
             .arg(format!("{}:{}", desk.files, file.display()))
             .arg(&copy);
