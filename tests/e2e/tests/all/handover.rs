@@ -1,10 +1,12 @@
 //! Sessions that go on while their agent is started anew: told to stop, it leaves them to the next (`iapctl dev` keeps a
 //! descriptor store for it, as systemd does).
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use iap_e2e::{Background, Plane, wait_until};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::resume::{TRANSFER_BYTES, events, only_session, transfer_through};
 use crate::survival::psql::Psql;
@@ -99,6 +101,29 @@ fn a_transfer_arrives_whole_through_an_agent_that_is_killed_and_stopped_in_turn(
         .filter(|record| record["event"] == "session.handover");
     let causes: Vec<_> = causes.map(|record| record["cause"].as_str().unwrap()).collect();
     assert!(causes.contains(&"killed"), "{causes:?}");
+}
+
+/// Of what comes by a Unix socket nobody counts the bytes.
+#[test]
+fn a_session_by_a_unix_socket_is_lost_with_an_agent_that_is_killed() {
+    let plane = plane_surviving_kills(&["--demo"]);
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let mut command = plane
+        .command("alice", &["connect", "db-prod", "--stdio"])
+        .unwrap();
+    let session = Background(
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let has_begun = |all: &[Value]| all.len() == 1 && all[0]["end"].is_null();
+    plane.sessions_when(has_begun).unwrap();
+    restart_agent(&plane, Signal::KILL);
+    assert_ne!(session.finish().unwrap().code, 0);
+    assert_eq!(only_session(&plane)["close_reason"], "agent_lost");
 }
 
 /// Whoever is locked while there is no agent to hear of it does not go on.
