@@ -12,6 +12,7 @@ use iap_policy::{Asked, Decision, Grant, Question};
 use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use iap_runtime::config::InForce;
+use iap_runtime::tls::KnownClients;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -37,9 +38,12 @@ pub struct Attempt {
 }
 
 /// Permission to start one session: the policy's grant, and the record of the service it was given for.
-/// Only [`Gate`] makes one.
+/// Only [`Gate`] makes one. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Permit {
+pub struct Permit(Arc<Permission>);
+
+#[derive(Debug)]
+struct Permission {
     grant: Grant,
     service: Arc<ServiceRecord>,
     local: Arc<LocalService>,
@@ -50,25 +54,25 @@ impl Permit {
     /// The policy's grant.
     #[must_use]
     pub fn grant(&self) -> &Grant {
-        &self.grant
+        &self.0.grant
     }
 
     /// The central record of the service.
     #[must_use]
     pub fn service(&self) -> &Arc<ServiceRecord> {
-        &self.service
+        &self.0.service
     }
 
     /// The service as this host's own file knows it.
     #[must_use]
     pub fn local(&self) -> &LocalService {
-        &self.local
+        &self.0.local
     }
 
     /// Whether the mere passing of time can change it.
     #[must_use]
     pub fn time_dependent(&self) -> bool {
-        self.grant.time_dependent()
+        self.0.grant.time_dependent()
     }
 }
 
@@ -81,6 +85,7 @@ pub struct Gate {
     clock: Arc<TrustedClock>,
     services: watch::Receiver<Arc<LocalServices>>,
     limits: InForce<Limits>,
+    known_clients: Arc<KnownClients>,
 }
 
 impl Gate {
@@ -101,7 +106,13 @@ impl Gate {
             clock,
             services,
             limits,
+            known_clients: Arc::default(),
         }
+    }
+
+    /// Whose certificates were verified a moment ago.
+    pub(crate) fn known_clients(&self) -> &Arc<KnownClients> {
+        &self.known_clients
     }
 
     /// The time decisions are made with.
@@ -131,6 +142,7 @@ impl Gate {
     /// Whether nothing a permit was decided from has changed since.
     #[must_use]
     pub fn is_current(&self, permit: &Permit) -> bool {
+        let permit = &permit.0;
         let local = self.local(&permit.service.facts.name);
         self.view()
             .is_some_and(|view| view.serial() == permit.view_serial)
@@ -179,12 +191,12 @@ impl Gate {
             .map_err(Refusal::Outage)?;
         let grant = evaluate(&view, &service, attempt, now)?;
         check_logins(&local.ceiling, grant.login())?;
-        Ok(Permit {
+        Ok(Permit(Arc::new(Permission {
             grant,
             service,
             local,
             view_serial: view.serial(),
-        })
+        })))
     }
 
     fn local(&self, service: &ServiceName) -> Option<Arc<LocalService>> {

@@ -67,7 +67,8 @@ impl Verdict {
     /// another. One may wait, here or for [`is_proven`](Self::is_proven).
     pub async fn failed(&self) {
         match self.word().await {
-            Word::Failed => tokio::time::sleep(FAREWELL_TIMEOUT).await,
+            // In a box: no other client waits for that.
+            Word::Failed => Box::pin(tokio::time::sleep(FAREWELL_TIMEOUT)).await,
             Word::Proven => std::future::pending().await,
         }
     }

@@ -158,7 +158,7 @@ impl Serving {
                 outcome = &mut end => break outcome,
                 accepted = listener.accept() => match accepted {
                     Ok(accepted) => {
-                        connections.spawn(Arc::clone(&self).serve(accepted, listener.address));
+                        self.enter(accepted, listener.address, &mut connections);
                     }
                     Err(error) => {
                         self.printer.warn(&format!("cannot accept a local connection: {error}"));
@@ -191,19 +191,44 @@ impl Serving {
         }
     }
 
-    async fn serve(self: Arc<Self>, accepted: Accepted, local: SocketAddr) {
+    fn enter(self: &Arc<Self>, accepted: Accepted, local: SocketAddr, connections: &mut JoinSet<()>) {
+        let serving = Arc::clone(self);
         match accepted {
             Accepted::Port(stream, from) => {
-                let local = stream.local_addr().unwrap_or(local);
-                if let Err(why) = admit(local, from) {
-                    self.refused(from, &why).await;
-                    return;
-                }
-                let _ = iap_runtime::net::tune(&stream);
-                Box::pin(self.carry(stream, &from.to_string())).await;
+                let opening = async move {
+                    let local = stream.local_addr().unwrap_or(local);
+                    if let Err(why) = admit(local, from) {
+                        serving.refused(from, &why).await;
+                        return None;
+                    }
+                    let _ = iap_runtime::net::tune(&stream);
+                    serving.open(stream, &from.to_string()).await
+                };
+                connections.spawn(Arc::clone(self).serve(opening));
             }
             #[cfg(unix)]
-            Accepted::Socket(stream) => Box::pin(self.carry(stream, "the Unix socket")).await,
+            Accepted::Socket(stream) => {
+                let opening = async move { serving.open(stream, "the Unix socket").await };
+                connections.spawn(Arc::clone(self).serve(opening));
+            }
+        }
+    }
+
+    /// Carries what was opened. How that was done is large, and gone before a session rests.
+    fn serve<L: AsyncRead + AsyncWrite + Unpin + Send>(
+        self: Arc<Self>,
+        opening: impl Future<Output = Option<(L, Session)>> + Send,
+    ) -> impl Future<Output = ()> + Send {
+        let opening = Box::pin(opening);
+        async move {
+            let Some((stream, session)) = opening.await else {
+                return;
+            };
+            let closed = super::carry(stream, session, &self.cancellation).await;
+            if let Some(why) = super::fault(&closed) {
+                self.printer
+                    .warn(&format!("a session of {} was cut: {why}", self.name()));
+            }
         }
     }
 
@@ -226,20 +251,20 @@ impl Serving {
             .warn(&format!("refused a local connection from {from}{more}: {why}"));
     }
 
-    async fn carry<L: AsyncRead + AsyncWrite + Unpin + Send>(&self, mut stream: L, from: &str) {
+    /// A session for a local stream, or nothing, and whoever is there knows why.
+    async fn open<L: AsyncRead + AsyncWrite + Unpin + Send>(
+        &self,
+        mut stream: L,
+        from: &str,
+    ) -> Option<(L, Session)> {
         let mut early = Early::of(&mut stream);
-        // What is over before the bytes flow is boxed: a session at rest holds its own size alone.
-        let opened = Box::pin(self.session(&mut early)).await;
+        let opened = self.session(&mut early).await;
         let said = early.into_bytes();
         match opened {
             Ok(session) => {
                 self.printer
                     .verbose(&format!("session {} for {from}", session.session_id.as_uuid()));
-                let closed = Box::pin(super::carry(stream, session, &self.cancellation)).await;
-                if let Some(why) = super::fault(&closed) {
-                    self.printer
-                        .warn(&format!("a session of {} was cut: {why}", self.name()));
-                }
+                Some((stream, session))
             }
             Err(failure) => {
                 self.printer.warn(&format!("{}: {failure}", self.name()));
@@ -249,6 +274,7 @@ impl Serving {
                     let told = Box::pin(refusal::tell_postgres(&mut stream, &failure));
                     let _ = tokio::time::timeout(Duration::from_secs(REFUSAL_SECONDS_MAX), told).await;
                 }
+                None
             }
         }
     }

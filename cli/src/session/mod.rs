@@ -23,23 +23,24 @@ pub use source::{Sessions, Wanted};
 pub use span::SessionSpan;
 pub use stream::SessionStream;
 
+use futures_util::FutureExt as _;
 use iap_runtime::pump::{self, Cancellation, CloseReason, Closed, Counters, PumpLimits};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+/// Limits are the agent's: it says when a session has idled or lasted too long.
+const NO_LIMITS: &PumpLimits = &PumpLimits {
+    idle: None,
+    half_closed_idle: None,
+};
+
 /// Moves bytes between a local stream and a session until either ends or the order comes.
-pub async fn carry<L>(local: L, session: Session, cancellation: &Cancellation) -> Closed
+pub fn carry<L>(local: L, session: Session, cancellation: &Cancellation) -> impl Future<Output = Closed>
 where
     L: AsyncRead + AsyncWrite + Unpin,
 {
-    // Limits are the agent's: it says when a session has idled or lasted too long.
-    let limits = PumpLimits {
-        idle: pump::IdleLimit::default(),
-        half_closed_idle: None,
-    };
     let Session { stream, span, .. } = session;
-    let closed = pump::copy(local, stream, &limits, &Counters::new(), cancellation).await;
-    span.end(&closed);
-    closed
+    let carrying = pump::copy(local, stream, NO_LIMITS, Counters::new(), cancellation);
+    carrying.inspect(|closed| span.end(closed))
 }
 
 /// What went wrong between us and the agent, if anything did.

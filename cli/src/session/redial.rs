@@ -3,8 +3,8 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use iap_identity::{ServerName, SessionId};
@@ -12,7 +12,7 @@ use iap_runtime::backoff::Backoff;
 use iap_runtime::net::{self, HostPort};
 use iap_runtime::resume::{Arrival, Reconnect};
 use iap_runtime::tls::{self, AlertDescription, HandshakeError};
-use iap_tunnel::resume::{ResumeOffer, ResumeRequest, Ticket};
+use iap_tunnel::resume::{Endpoint, Repeat, ResumeOffer, ResumeRequest, Ticket};
 use iap_tunnel::{ALPN_RESUME, Hello, Status};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
@@ -37,7 +37,22 @@ pub struct Redial {
     agent: ServerName,
     ticket: Ticket,
     patience: Duration,
+    repeats: Option<Repeats>,
     attempts: Option<Attempts>,
+}
+
+/// Where an attempt gets from its session what is to be repeated, at the moment when its hello goes out.
+#[derive(Clone, Default)]
+struct Repeats(Arc<Mutex<Moment>>);
+
+#[derive(Default)]
+enum Moment {
+    /// No hello is to go out yet.
+    #[default]
+    Early,
+    Now,
+    /// These frames go out with it.
+    Frames(Repeat),
 }
 
 type Attempts = Pin<Box<dyn Future<Output = io::Result<Back>> + Send>>;
@@ -48,6 +63,8 @@ struct Back {
     /// What came behind the agent's answer.
     read: Vec<u8>,
     position: u64,
+    /// The end of what went out with the hello.
+    repeated: u64,
     ticket: Ticket,
 }
 
@@ -74,6 +91,7 @@ impl Redial {
             agent,
             ticket: offer.ticket,
             patience: Duration::from_secs(offer.seconds),
+            repeats: offer.repeats.then(Repeats::default),
             attempts: None,
         }
     }
@@ -85,23 +103,37 @@ impl Reconnect<Connection> for Redial {
     fn poll_next(
         &mut self,
         context: &mut Context<'_>,
-        position: u64,
+        endpoint: &mut Endpoint,
     ) -> Poll<io::Result<Arrival<Connection>>> {
         let attempts = self.attempts.get_or_insert_with(|| {
             let request = ResumeRequest {
                 session_id: self.session_id,
                 ticket: self.ticket,
-                position,
+                position: endpoint.position(),
             };
-            let sessions = Arc::clone(&self.sessions);
-            Box::pin(come_back(sessions, self.agent.clone(), request, self.patience))
+            let attempts = Attempting {
+                sessions: Arc::clone(&self.sessions),
+                agent: self.agent.clone(),
+                request,
+                repeats: self.repeats.clone(),
+            };
+            Box::pin(attempts.come_back(self.patience))
         });
-        let back = ready!(attempts.as_mut().poll(context))?;
+        let back = loop {
+            match attempts.as_mut().poll(context) {
+                Poll::Ready(back) => break back?,
+                Poll::Pending => match &self.repeats {
+                    Some(repeats) if repeats.give(endpoint) => {}
+                    Some(_) | None => return Poll::Pending,
+                },
+            }
+        };
         self.ticket = back.ticket;
         Poll::Ready(Ok(Arrival {
             connection: back.connection,
             read: back.read,
             position: back.position,
+            repeated: back.repeated,
             answer: None,
         }))
     }
@@ -121,52 +153,120 @@ impl Reconnect<Connection> for Redial {
     }
 }
 
-/// Tries until it is there, or has been told that there is no going on, or the agent waits no longer.
-async fn come_back(
-    sessions: Arc<Sessions>,
-    agent: ServerName,
-    request: ResumeRequest,
-    patience: Duration,
-) -> io::Result<Back> {
-    let deadline = Instant::now() + patience;
-    let mut backoff = Backoff::new(AGAIN_AFTER, AGAIN_AFTER_MAX);
-    loop {
-        let identity = sessions.for_coming_back().await;
-        let attempt = async {
-            let identity = identity.map_err(Failed::ForNow)?;
-            attempt(&sessions, &identity, &agent, &request).await
-        };
-        let why = match attempt.await {
-            Ok(back) => return Ok(back),
-            Err(Failed::Final(why)) => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)),
-            Err(Failed::ForNow(why)) => why,
-            Err(Failed::Renew) => match sessions.renew().await {
-                Ok(()) => "the certificate was renewed".to_owned(),
-                Err(why) => why,
-            },
-        };
-        sessions.say(&format!("not back yet: {why}"));
-        let pause = backoff.next_delay();
-        if Instant::now() + pause >= deadline {
-            let seconds = patience.as_secs();
-            let why = format!("the connection was lost, and there was no other within {seconds} s: {why}");
-            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+impl Repeats {
+    /// Gives what is to be repeated if its moment has come.
+    fn give(&self, endpoint: &mut Endpoint) -> bool {
+        let mut moment = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_now = matches!(*moment, Moment::Now);
+        if is_now {
+            *moment = Moment::Frames(endpoint.repeat());
         }
-        tokio::time::sleep(pause).await;
+        is_now
+    }
+
+    /// The frames that go out with a hello of now. Whoever polls this gives them.
+    async fn take(&self) -> Repeat {
+        std::future::poll_fn(|_| {
+            let mut moment = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match std::mem::take(&mut *moment) {
+                Moment::Frames(frames) => Poll::Ready(frames),
+                Moment::Early | Moment::Now => {
+                    *moment = Moment::Now;
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 }
 
-async fn attempt(
-    sessions: &Sessions,
-    identity: &Identity,
-    agent: &ServerName,
-    request: &ResumeRequest,
-) -> Result<Back, Failed> {
-    let connection = reach(identity, agent).await?;
-    let asking = ask(sessions, connection, request);
-    match tokio::time::timeout(Duration::from_secs(ANSWER_SECONDS_MAX), asking).await {
-        Ok(answered) => answered,
-        Err(_) => Err(Failed::ForNow(format!("no answer within {ANSWER_SECONDS_MAX} s"))),
+/// What the attempts to come back have in common.
+struct Attempting {
+    sessions: Arc<Sessions>,
+    agent: ServerName,
+    request: ResumeRequest,
+    repeats: Option<Repeats>,
+}
+
+impl Attempting {
+    /// Tries until it is there, or has been told that there is no going on, or the agent waits no longer.
+    async fn come_back(self, patience: Duration) -> io::Result<Back> {
+        let deadline = Instant::now() + patience;
+        let mut backoff = Backoff::new(AGAIN_AFTER, AGAIN_AFTER_MAX);
+        loop {
+            let why = match self.attempt().await {
+                Ok(back) => return Ok(back),
+                Err(Failed::Final(why)) => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why)),
+                Err(Failed::ForNow(why)) => why,
+                Err(Failed::Renew) => match self.sessions.renew().await {
+                    Ok(()) => "the certificate was renewed".to_owned(),
+                    Err(why) => why,
+                },
+            };
+            self.sessions.say(&format!("not back yet: {why}"));
+            let pause = backoff.next_delay();
+            if Instant::now() + pause >= deadline {
+                let seconds = patience.as_secs();
+                let why =
+                    format!("the connection was lost, and there was no other within {seconds} s: {why}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn attempt(&self) -> Result<Back, Failed> {
+        let identity = self.sessions.for_coming_back().await.map_err(Failed::ForNow)?;
+        let connection = reach(&identity, &self.agent).await?;
+        match tokio::time::timeout(Duration::from_secs(ANSWER_SECONDS_MAX), self.ask(connection)).await {
+            Ok(answered) => answered,
+            Err(_) => Err(Failed::ForNow(format!("no answer within {ANSWER_SECONDS_MAX} s"))),
+        }
+    }
+
+    async fn ask(&self, mut connection: Connection) -> Result<Back, Failed> {
+        let wanted = self.sessions.wanted();
+        let hello = Hello {
+            version: iap_tunnel::status::HELLO_VERSION,
+            connect_id: self.sessions.connect_id(),
+            login: wanted.login.clone(),
+            database: wanted.database.clone(),
+            resume: Some(self.request.clone()),
+        };
+        let mut first = hello.encode().map_err(|error| Failed::Final(error.to_string()))?;
+        let repeat = match &self.repeats {
+            Some(repeats) => repeats.take().await,
+            None => Repeat::default(),
+        };
+        first.extend(repeat.frames);
+        let exchange = async {
+            connection.write_all(&first).await?;
+            connection.flush().await?;
+            read_frame(&mut connection).await
+        };
+        let (payload, read) = exchange
+            .await
+            .map_err(|error| match tls::alert_received(&error) {
+                Some(alert) => by_alert(alert),
+                None => Failed::ForNow(error.to_string()),
+            })?;
+        match Status::decode(&payload).map_err(|error| Failed::Final(error.to_string()))? {
+            Status::Resumed {
+                position,
+                ticket,
+                trace_id: _,
+            } => Ok(Back {
+                connection,
+                read,
+                position,
+                repeated: repeat.end,
+                ticket,
+            }),
+            Status::Renew => Err(Failed::Renew),
+            Status::Denied { text, .. } => Err(Failed::Final(text)),
+            Status::Unavailable { text, .. } => Err(Failed::ForNow(text)),
+            Status::Granted { .. } => Err(Failed::Final("the agent began another session".to_owned())),
+        }
     }
 }
 
@@ -213,48 +313,5 @@ fn by_alert(alert: AlertDescription) -> Failed {
             Failed::Final("the agent lets nobody come back any more".to_owned())
         }
         other => Failed::ForNow(format!("TLS alert {other:?}")),
-    }
-}
-
-async fn ask(
-    sessions: &Sessions,
-    mut connection: Connection,
-    request: &ResumeRequest,
-) -> Result<Back, Failed> {
-    let wanted = sessions.wanted();
-    let hello = Hello {
-        version: iap_tunnel::status::HELLO_VERSION,
-        connect_id: sessions.connect_id(),
-        login: wanted.login.clone(),
-        database: wanted.database.clone(),
-        resume: Some(request.clone()),
-    };
-    let frame = hello.encode().map_err(|error| Failed::Final(error.to_string()))?;
-    let exchange = async {
-        connection.write_all(&frame).await?;
-        connection.flush().await?;
-        read_frame(&mut connection).await
-    };
-    let (payload, read) = exchange
-        .await
-        .map_err(|error| match tls::alert_received(&error) {
-            Some(alert) => by_alert(alert),
-            None => Failed::ForNow(error.to_string()),
-        })?;
-    match Status::decode(&payload).map_err(|error| Failed::Final(error.to_string()))? {
-        Status::Resumed {
-            position,
-            ticket,
-            trace_id: _,
-        } => Ok(Back {
-            connection,
-            read,
-            position,
-            ticket,
-        }),
-        Status::Renew => Err(Failed::Renew),
-        Status::Denied { text, .. } => Err(Failed::Final(text)),
-        Status::Unavailable { text, .. } => Err(Failed::ForNow(text)),
-        Status::Granted { .. } => Err(Failed::Final("the agent began another session".to_owned())),
     }
 }

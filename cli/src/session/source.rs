@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use iap_identity::{ConnectId, LoginName, ServiceName};
@@ -41,6 +42,8 @@ pub struct Sessions {
     identity: Mutex<Arc<Identity>>,
     /// Which stored generation was looked at last.
     mark: Mutex<Option<(PathBuf, SystemTime)>>,
+    /// One renewal is about to be looked at, for all sessions.
+    renewal_waits: AtomicBool,
     /// Held while renewing.
     renewals_ended: Mutex<bool>,
     /// From when to when the login was looked for; it is part of what the first session took.
@@ -56,6 +59,7 @@ impl Sessions {
             connect_id: ConnectId::from_uuid(Uuid::now_v7()),
             mark: Mutex::new(identity.home.generation_mark()),
             identity: Mutex::new(Arc::new(identity)),
+            renewal_waits: AtomicBool::new(false),
             renewals_ended: Mutex::new(false),
             login: Mutex::new(None),
         }
@@ -219,21 +223,23 @@ impl Sessions {
         Ok(Arc::clone(&identity))
     }
 
-    /// Renews a certificate near its end, beside whatever goes on: nothing waits for it. Short commands do
-    /// not begin one.
+    /// Renews a certificate near its end, beside whatever goes on: nothing waits for it, and the next session that is
+    /// opened finds the new one where it is stored. Short commands do not begin one, and of many sessions opened at
+    /// once one does.
     pub fn renew_beside(self: &Arc<Self>) {
+        if self.renewal_waits.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let sessions = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(RENEW_AFTER_SECONDS)).await;
+            sessions.renewal_waits.store(false, Ordering::Relaxed);
             let ended = sessions.renewals_ended.lock().await;
             if *ended {
                 return;
             }
             let identity = Arc::clone(&*sessions.identity.lock().await);
             identity::renew_if_due(&identity, &sessions.context).await;
-            if let Ok(Standing::Valid(fresh)) = identity::load(&identity.home, OffsetDateTime::now_utc()) {
-                *sessions.identity.lock().await = Arc::new(*fresh);
-            }
         });
     }
 

@@ -13,8 +13,10 @@ const CONNECT: Root = Root {
     kind: Kind::Client,
 };
 
-/// The span of a session that was granted; ended with it.
-pub struct SessionSpan {
+/// The span of a session that was granted; ended with it. Nothing where none is recorded.
+pub struct SessionSpan(Option<Box<Granted>>);
+
+struct Granted {
     recorder: Recorder,
     trace: Option<TraceId>,
     service: ServiceName,
@@ -30,18 +32,19 @@ impl SessionSpan {
         session_id: SessionId,
     ) -> Self {
         recorder.send_phases_as(trace, CONNECT);
-        Self {
-            recorder: recorder.clone(),
-            trace,
-            service: service.clone(),
-            session_id,
-        }
+        Self(recorder.is_on().then(|| {
+            Box::new(Granted {
+                recorder: recorder.clone(),
+                trace,
+                service: service.clone(),
+                session_id,
+            })
+        }))
     }
 
     /// The session is over.
-    pub(super) fn end(self, closed: &Closed) {
-        let mut span = self;
-        span.finish(|details| {
+    pub(super) fn end(mut self, closed: &Closed) {
+        self.finish(|details| {
             details.number("iap.bytes_in", closed.bytes_in);
             details.number("iap.bytes_out", closed.bytes_out);
             details.text("iap.close_reason", closed.reason.as_str());
@@ -49,10 +52,11 @@ impl SessionSpan {
     }
 
     fn finish(&mut self, describe: impl FnOnce(&mut Details)) {
-        let recorder = std::mem::take(&mut self.recorder);
-        recorder.finish_as(self.trace, CONNECT, recorder.mark(), |details| {
-            whose(details, self.trace, &self.service);
-            details.text("iap.session_id", self.session_id);
+        let Some(granted) = self.0.take() else { return };
+        let recorder = &granted.recorder;
+        recorder.finish_as(granted.trace, CONNECT, recorder.mark(), |details| {
+            whose(details, granted.trace, &granted.service);
+            details.text("iap.session_id", granted.session_id);
             details.text("iap.outcome", "granted");
             describe(details);
         });

@@ -240,10 +240,10 @@ impl TrustBundle {
             .collect()
     }
 
-    /// The last moment at which every system authority that is valid `now` still is. A verification of agents, proxies,
-    /// auth servers or service leaves has no other outcome before it, as long as the certificate itself is valid.
-    pub fn system_valid_until(&self, now: OffsetDateTime) -> OffsetDateTime {
-        let issuers = self.system.issuers.iter();
+    /// The last moment at which every authority of a class that is valid `now` still is. A verification of a certificate
+    /// that such an authority issues has no other outcome before it, as long as the certificate itself is valid.
+    pub fn valid_until(&self, class: CaClass, now: OffsetDateTime) -> OffsetDateTime {
+        let issuers = self.of_class(class).issuers.iter();
         let valid = issuers.filter(|issuer| issuer.is_valid_at(now));
         valid.map(|issuer| issuer.not_after()).min().unwrap_or(now)
     }

@@ -162,12 +162,12 @@ fn an_agent_announces_only_its_own_valid_leaves() {
     let verified = verify(&own, cluster.now).unwrap();
     assert_eq!(verified.service.as_str(), "db-prod");
     assert_eq!(verify(&own, verified.not_after).as_ref(), Ok(&verified));
-    let until = cluster.bundle().system_valid_until(cluster.now);
+    let until = cluster.bundle().valid_until(CaClass::System, cluster.now);
     assert!(until > verified.not_after);
-    assert_eq!(cluster.bundle().system_valid_until(until), until);
+    assert_eq!(cluster.bundle().valid_until(CaClass::System, until), until);
     let behind = until + Duration::seconds(1);
     assert_eq!(
-        cluster.bundle().system_valid_until(behind),
+        cluster.bundle().valid_until(CaClass::System, behind),
         behind,
         "none is valid"
     );

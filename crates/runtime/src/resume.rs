@@ -43,6 +43,8 @@ pub struct Arrival<C> {
     pub read: Vec<u8>,
     /// Where the other end stands.
     pub position: u64,
+    /// The end of what this end has repeated over it already.
+    pub repeated: u64,
     /// Makes the answer that goes out first, of where this end stands or of why there is no going on. Nothing when the
     /// other end knows already.
     pub answer: Option<Answer>,
@@ -65,11 +67,15 @@ pub trait Reconnect<C> {
     /// Whether one may come while there is one, and takes its place.
     const REPLACES: bool;
 
-    /// The next connection. `position` is where this end stands, as long as there is no connection.
+    /// The next connection, for a session that stands where `endpoint` does.
     ///
     /// # Errors
     /// When there will be none.
-    fn poll_next(&mut self, context: &mut Context<'_>, position: u64) -> Poll<io::Result<Arrival<C>>>;
+    fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+        endpoint: &mut Endpoint,
+    ) -> Poll<io::Result<Arrival<C>>>;
 
     /// The connection is lost.
     fn lost(&mut self, why: &io::Error);
@@ -77,7 +83,7 @@ pub trait Reconnect<C> {
     /// There is one again.
     fn found(&mut self);
 
-    /// Something came over it.
+    /// Something came over it from an end that has had its answer.
     fn heard(&mut self) {}
 
     /// Why the connection there is has to be given up, if it has: another comes in its place.
@@ -226,8 +232,7 @@ where
         }
         self.consult();
         while self.connection.is_none() || R::REPLACES {
-            let position = self.endpoint.position();
-            match self.reconnect.poll_next(context, position) {
+            match self.reconnect.poll_next(context, &mut self.endpoint) {
                 Poll::Ready(Ok(arrival)) => self.attach(arrival)?,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(self.die(error))),
                 Poll::Pending if self.connection.is_some() => match self.reconnect.gives_up() {
@@ -245,10 +250,11 @@ where
             connection,
             read,
             position,
+            repeated,
             answer,
         } = arrival;
         let here = self.endpoint.position();
-        if let Err(violation) = self.endpoint.attach(position) {
+        if let Err(violation) = self.endpoint.attach_behind(position, repeated) {
             if let Some(answer) = answer {
                 tokio::spawn(refuse(connection, answer(Err(&violation))));
             }
@@ -329,10 +335,7 @@ where
         let read = ready!(Pin::new(connection).poll_read(context, &mut space));
         let count = space.filled().len();
         match read {
-            Ok(()) if count > 0 => {
-                self.reconnect.heard();
-                self.heard();
-            }
+            Ok(()) if count > 0 => self.heard(),
             Ok(()) => self.lost(&io::ErrorKind::UnexpectedEof.into()),
             Err(error) => self.lost(&error),
         }
@@ -347,7 +350,11 @@ where
         let count = ready!(self.poll_connection(context, target));
         let pushed = self.endpoint.push(piece.get(..count).unwrap_or_default());
         self.report();
-        Poll::Ready(pushed.map_err(|violation| self.violated(violation)))
+        pushed.map_err(|violation| self.violated(violation))?;
+        if count > 0 && self.endpoint.is_answered() {
+            self.reconnect.heard();
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Reads frames until there are none or so many bytes are held, while nobody reads those.

@@ -13,7 +13,7 @@ mod standing;
 mod tests;
 mod ticket;
 
-pub use endpoint::{Endpoint, Transmit};
+pub use endpoint::{Endpoint, Repeat, Transmit};
 pub use frame::{CLOSE_BYTES_MAX, Close, DATA_FRAME_BYTES_MAX, HEADER_BYTES};
 pub use standing::{Impossible, KEPT_BEYOND_WINDOW_BYTES_MAX, Receives, Sends, Standing};
 pub use ticket::{ResumeOffer, ResumeRequest, Ticket};
@@ -22,6 +22,8 @@ use thiserror::Error;
 
 /// The least a window may be: whatever else is short, a session goes on with this much.
 pub const WINDOW_BYTES_MIN: usize = 64 * 1024;
+/// The most that is repeated before it is known where the other end stands.
+pub const REPEAT_BYTES_MAX: usize = 16 * 1024;
 /// The most a window may be.
 pub const WINDOW_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -68,6 +70,17 @@ pub enum Violation {
         bytes: u64,
         /// How many may be.
         window: usize,
+    },
+    /// A repeat that is not the first frame of a connection on which a session goes on.
+    #[error("a repeat that is not the first frame on the way back")]
+    LateRepeat,
+    /// A repeat from behind where this end stands, or from further back than anything that may be unacknowledged.
+    #[error("a repeat from position {position}, at {taken}")]
+    RepeatFromElsewhere {
+        /// From where.
+        position: u64,
+        /// Where this end stands.
+        taken: u64,
     },
     /// Anything after the end.
     #[error("something came after the end of its bytes")]

@@ -170,6 +170,7 @@ impl Passage {
             connection,
             read: Vec::new(),
             position: request.position,
+            repeated: 0,
             answer: Some(Box::new(answer)),
         }
     }

@@ -174,7 +174,7 @@ fn entered(
 ) -> Result<Entered, NotEntered> {
     // The peer is there only if it has proven possession.
     let peer = clients.peer().ok_or(NotEntered::NoCaller)?;
-    let caller = Caller::of(peer.as_ref().clone()).ok_or(NotEntered::NoCaller)?;
+    let caller = Caller::of(peer).ok_or(NotEntered::NoCaller)?;
     let entry = match decided.get() {
         None => Entry::Framed {
             resumable: talk == Talk::Resumable,

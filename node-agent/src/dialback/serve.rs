@@ -20,12 +20,17 @@ use super::hello::{read_hello, say_last};
 use super::{DataStream, Entrance, Open};
 use crate::control::Link;
 use crate::decide::{Permit, Refusal};
-use crate::handlers::{self, Client, Course, Outcome, Returning, Visit, farewell};
+use crate::handlers::{self, Client, Course, Joined, Outcome, Returning, Visit, farewell};
 use crate::journal::{Denied, Mismatch};
 use crate::session::{Caller, Live, Resumes, SessionFacts, Started, live, review, spans};
 
 /// Serves one connection; `place` is its share of the unauthenticated ones.
-pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place: Place) {
+pub(super) fn serve(
+    entrance: Arc<Entrance>,
+    open: Open,
+    link: Link,
+    place: Place,
+) -> impl Future<Output = ()> + Send {
     let trace = TraceId::of_connection(&open.connection_id);
     let passage = Passage {
         recorder: entrance.parts.traces.follow(trace),
@@ -33,60 +38,13 @@ pub(super) async fn serve(entrance: Arc<Entrance>, open: Open, link: Link, place
         open,
         link,
     };
-    let came = tokio::select! {
-        came = Box::pin(passage.come_in()) => came,
-        () = place.gave_way() => return passage.gave_way(),
-    };
-    let (entered, seed) = match came {
-        Came::In(entered, seed) => (entered, seed),
-        Came::Rejected(None) => return,
-        Came::Rejected(Some(stream)) => {
-            // Its verdict is out: who takes its place meanwhile only shortens the farewell.
-            tokio::select! {
-                () = Box::pin(tls::farewell(stream)) => {}
-                () = place.gave_way() => {}
-            }
-            return;
+    // What leads in is large, and gone before a session rests.
+    let leading_in = Box::pin(passage.lead_in(place));
+    async move {
+        if let Some((begun, joined)) = leading_in.await {
+            begun.run(joined).await;
         }
-    };
-    let Entered {
-        stream,
-        caller,
-        entry,
-    } = *entered;
-    // The ways of going on are large futures; boxed, an idle session costs only its own.
-    let Some(seed) = seed else {
-        drop(place);
-        return Box::pin(passage.come_back(stream, caller)).await;
-    };
-    let admitted = match entry {
-        Entry::Refused(refusal) => {
-            Box::pin(passage.turn_away(stream, caller, seed, refusal)).await;
-            // Whoever is refused keeps their place among the unauthenticated until they have been told.
-            drop(place);
-            return;
-        }
-        Entry::Framed { resumable } => {
-            drop(place);
-            match Box::pin(passage.ask_framed(stream, caller, seed, resumable)).await {
-                Some(admitted) => admitted,
-                None => return,
-            }
-        }
-        Entry::Raw(permit) => {
-            drop(place);
-            let client = passage.raw_client(stream, &seed, &permit);
-            let asked = Asked::default();
-            Box::new(Admitted {
-                client,
-                caller,
-                seed,
-                permit,
-                asked,
-            })
-        }
-    };
-    Box::pin(passage.admit(admitted)).await;
+    }
 }
 
 /// One connection's way in.
@@ -124,6 +82,64 @@ struct Admitted {
 }
 
 impl Passage {
+    /// Everything up to a session whose bytes can move; nothing where there is none.
+    async fn lead_in(self, place: Place) -> Option<(Begun, Box<Joined>)> {
+        let came = tokio::select! {
+            came = Box::pin(self.come_in()) => came,
+            () = place.gave_way() => {
+                self.gave_way();
+                return None;
+            }
+        };
+        let (entered, seed) = match came {
+            Came::In(entered, seed) => (entered, seed),
+            Came::Rejected(None) => return None,
+            Came::Rejected(Some(stream)) => {
+                // Its verdict is out: who takes its place meanwhile only shortens the farewell.
+                tokio::select! {
+                    () = Box::pin(tls::farewell(stream)) => {}
+                    () = place.gave_way() => {}
+                }
+                return None;
+            }
+        };
+        let Entered {
+            stream,
+            caller,
+            entry,
+        } = *entered;
+        let Some(seed) = seed else {
+            drop(place);
+            Box::pin(self.come_back(stream, caller)).await;
+            return None;
+        };
+        let admitted = match entry {
+            Entry::Refused(refusal) => {
+                Box::pin(self.turn_away(stream, caller, seed, refusal)).await;
+                // Whoever is refused keeps their place among the unauthenticated until they have been told.
+                drop(place);
+                return None;
+            }
+            Entry::Framed { resumable } => {
+                drop(place);
+                Box::pin(self.ask_framed(stream, caller, seed, resumable)).await?
+            }
+            Entry::Raw(permit) => {
+                drop(place);
+                let client = self.raw_client(stream, &seed, &permit);
+                let asked = Asked::default();
+                Box::new(Admitted {
+                    client,
+                    caller,
+                    seed,
+                    permit,
+                    asked,
+                })
+            }
+        };
+        Box::pin(self.admit(admitted)).await
+    }
+
     /// Everything before the client is proven.
     async fn come_in(&self) -> Came {
         let Some(greeted) = self.greet().await else {
@@ -378,22 +394,25 @@ impl Passage {
         }
     }
 
-    /// From the permit to the end record. The order is the contract: room, durable start record, registry,
+    /// From the permit to an open backend. The order is the contract: room, durable start record, registry,
     /// and only then, inside the handler, the backend.
-    async fn admit(&self, admitted: Box<Admitted>) {
+    async fn admit(&self, admitted: Box<Admitted>) -> Option<(Begun, Box<Joined>)> {
         let parts = &self.entrance.parts;
         if parts.shutdown.is_triggered() {
             let text = "the agent is stopping";
-            return Box::pin(self.not_now(*admitted, "stopping", text)).await;
+            Box::pin(self.not_now(*admitted, "stopping", text)).await;
+            return None;
         }
         // A lock that is newer than the permit is seen once the session is among the live ones.
         if parts.gate.lock_on_proxy(&self.link.through).is_some() {
             let text = "the proxy that this connection came through is locked";
-            return Box::pin(self.not_now(*admitted, "proxy_locked", text)).await;
+            Box::pin(self.not_now(*admitted, "proxy_locked", text)).await;
+            return None;
         }
         let Some(slot) = parts.registry.reserve() else {
             let text = "the agent serves as many sessions as it may";
-            return Box::pin(self.not_now(*admitted, "sessions_max", text)).await;
+            Box::pin(self.not_now(*admitted, "sessions_max", text)).await;
+            return None;
         };
         let Admitted {
             client,
@@ -412,7 +431,8 @@ impl Passage {
                 parts.metrics.denied("audit_unavailable");
                 Box::pin(client.unavailable(error.public_text(), true)).await;
                 let (session, why) = (facts.session_id, "audit_unavailable");
-                return spans::unavailable(&self.recorder, session, &facts.service, &facts.caller, why);
+                spans::unavailable(&self.recorder, session, &facts.service, &facts.caller, why);
+                return None;
             }
         };
         self.recorder.phase("record", mark, |_| {});
@@ -421,20 +441,25 @@ impl Passage {
         Box::pin(self.entrance.decide_again_if_stale(&permit, &live)).await;
         let permit = live.permit();
         parts.metrics.session_started();
+        let begun = Begun {
+            entrance: Arc::clone(&self.entrance),
+            recorder: self.recorder.clone(),
+            started,
+            entered,
+        };
         let visit = Visit {
             client,
             backend: permit.local(),
             cluster: &parts.cluster,
-            course: self.entrance.course(&started, &live, &self.recorder),
+            course: begun.course(),
         };
-        let outcome = Box::pin(handlers::serve(&permit, visit)).await;
-        let conclusion = Conclusion {
-            entrance: &self.entrance,
-            recorder: &self.recorder,
-            started,
-            entered,
-        };
-        Box::pin(conclusion.of(outcome)).await;
+        match Box::pin(handlers::begin(&permit, visit)).await {
+            Ok(joined) => Some((begun, joined)),
+            Err(ending) => {
+                begun.conclude(Outcome::Ended(ending)).await;
+                None
+            }
+        }
     }
 
     /// Ends what was allowed and cannot begin, for want of `what`.
@@ -467,25 +492,6 @@ impl Passage {
 }
 
 impl Entrance {
-    /// What a session's handler follows.
-    pub(super) fn course<'a>(
-        &'a self,
-        started: &'a Started,
-        live: &'a Arc<Live>,
-        recorder: &'a Recorder,
-    ) -> Course<'a> {
-        let parts = &self.parts;
-        let mode = live.permit().service().audit;
-        Course {
-            started,
-            live,
-            limits: &parts.limits,
-            recorder,
-            handover: Some(&parts.handover),
-            audit_full: (mode != AuditMode::BestEffort).then(|| parts.journal.fullness()),
-        }
-    }
-
     /// A view published between the decision and the registry's entry was not seen by the reviewer for
     /// this session.
     pub(super) async fn decide_again_if_stale(&self, permit: &Permit, live: &Arc<Live>) {
@@ -497,24 +503,51 @@ impl Entrance {
     }
 }
 
-/// What is left to do once a handler has done with a session.
-pub(super) struct Conclusion<'a> {
-    pub(super) entrance: &'a Entrance,
-    pub(super) recorder: &'a Recorder,
+/// A session that has begun: what it is held by until its end is recorded, or its successor's.
+pub(super) struct Begun {
+    pub(super) entrance: Arc<Entrance>,
+    pub(super) recorder: Recorder,
     pub(super) started: Started,
     pub(super) entered: live::Entered,
 }
 
-impl Conclusion<'_> {
+impl Begun {
+    /// What its handler follows.
+    fn course(&self) -> Course<'_> {
+        let parts = &self.entrance.parts;
+        let live = self.entered.live();
+        let mode = live.permit().service().audit;
+        Course {
+            started: &self.started,
+            live,
+            limits: &parts.limits,
+            recorder: &self.recorder,
+            handover: Some(&parts.handover),
+            audit_full: (mode != AuditMode::BestEffort).then(|| parts.journal.fullness()),
+        }
+    }
+
+    /// Moves its bytes until it ends, or its successor goes on with it.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn holds its arguments twice"
+    )]
+    pub(super) fn run(self, joined: Box<Joined>) -> impl Future<Output = ()> + Send {
+        async move {
+            let outcome = self.course().follow(joined).await;
+            Box::pin(self.conclude(outcome)).await;
+        }
+    }
+
     /// Records the end, or leaves that to the successor.
-    pub(super) async fn of(self, outcome: Outcome) {
+    pub(super) async fn conclude(self, outcome: Outcome) {
         let session = self.started.session_id();
         match outcome {
             Outcome::Ended(ending) => {
                 tracing::info!(%session, reason = ending.reason.as_str(), "session ended");
                 let counters = self.started.counters();
                 self.entrance.parts.metrics.session_ended(counters);
-                spans::ended(self.recorder, self.started.facts(), counters, &ending);
+                spans::ended(&self.recorder, self.started.facts(), counters, &ending);
                 self.started.end(ending).await;
                 if let Some(keeping) = self.entered.live().keeping() {
                     Box::pin(keeping.over()).await;

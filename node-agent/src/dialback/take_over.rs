@@ -14,10 +14,10 @@ use iap_runtime::spool::Room;
 use tokio::time::Instant;
 
 use super::Entrance;
-use super::serve::Conclusion;
+use super::serve::Begun;
 use crate::backend::BackendStream;
 use crate::decide::{Attempt, Permit, Refusal};
-use crate::handlers::{self, GoingOn};
+use crate::handlers::{self, GoingOn, Joined, Outcome};
 use crate::session::handover::handed::{Bundle, HandedSession, unusable};
 use crate::session::handover::keeping::{Keeping, ToKeep};
 use crate::session::live::Reserved;
@@ -32,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What is to become of a session.
 enum Verdict {
-    GoesOn(Box<Permit>),
+    GoesOn(Permit),
     Ends(Ending),
     /// This agent is told to stop before it is known.
     Stays,
@@ -47,16 +47,28 @@ impl Entrance {
             let place = self.parts.registry.reserve();
             let entrance = Arc::clone(self);
             let shutdown = self.parts.shutdown.clone();
-            shutdown.spawn(async move { entrance.go_on(session, expected, place).await });
+            // What leads to where it goes on is gone once it rests.
+            let leading = Box::pin(async move { entrance.go_on(session, expected, place).await });
+            shutdown.spawn(async move {
+                if let Some((begun, joined)) = leading.await {
+                    begun.run(joined).await;
+                }
+            });
         }
     }
 
-    async fn go_on(self: Arc<Self>, session: HandedSession, expected: Expected, place: Option<Reserved>) {
+    async fn go_on(
+        self: Arc<Self>,
+        session: HandedSession,
+        expected: Expected,
+        place: Option<Reserved>,
+    ) -> Option<(Begun, Box<Joined>)> {
         let id = session.session_id();
         let Some(place) = place else {
             let why = "the agent serves as many sessions as it may";
             let ending = Ending::because(CloseReason::Shutdown, why);
-            return self.end_handed(session, ending).await;
+            self.end_handed(session, ending).await;
+            return None;
         };
         match self.decide_on(&session).await {
             // It lies where it lay, unless all are to end.
@@ -68,14 +80,16 @@ impl Entrance {
             }
             Verdict::Ends(ending) => self.end_handed(session, ending).await,
             Verdict::GoesOn(permit) => {
-                if let Err((session, ending)) =
-                    Box::pin(self.bring_back(session, *permit, expected, place)).await
-                {
-                    tracing::error!(session = %id, ?ending, "a session cannot be gone on with");
-                    self.end_handed(*session, ending).await;
+                match Box::pin(self.bring_back(session, permit, expected, place)).await {
+                    Ok(begun) => return begun,
+                    Err((session, ending)) => {
+                        tracing::error!(session = %id, ?ending, "a session cannot be gone on with");
+                        self.end_handed(*session, ending).await;
+                    }
                 }
             }
         }
+        None
     }
 
     async fn decide_on(&self, session: &HandedSession) -> Verdict {
@@ -101,7 +115,7 @@ impl Entrance {
                     Ok(permit) if !handlers::can_serve(&permit.service().facts) => {
                         return Verdict::Ends(handlers::not_served());
                     }
-                    Ok(permit) => return Verdict::GoesOn(Box::new(permit)),
+                    Ok(permit) => return Verdict::GoesOn(permit),
                     Err(refusal) => {
                         if let Some(ending) = review::cut_ending(&refusal, session.rule()) {
                             return Verdict::Ends(ending);
@@ -127,14 +141,14 @@ impl Entrance {
             .min(self.parts.limits.now().outage_grace())
     }
 
-    /// From the permit to the end record, or to the next agent.
+    /// From the permit to what moves its bytes; nothing where it ended on the way.
     async fn bring_back(
-        &self,
+        self: &Arc<Self>,
         mut session: HandedSession,
         permit: Permit,
         expected: Expected,
         place: Reserved,
-    ) -> Result<(), (Box<HandedSession>, Ending)> {
+    ) -> Result<Option<(Begun, Box<Joined>)>, (Box<HandedSession>, Ending)> {
         let parts = &self.parts;
         let facts = Arc::new(session.facts());
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
@@ -158,9 +172,13 @@ impl Entrance {
             Err(error) => return Err((Box::new(session), unusable(&error.to_string()))),
         };
         let counters = Counters::starting_at(session.state.facts.bytes_in, session.state.facts.bytes_out);
-        let grant = permit.grant().clone();
         let bytes = (counters.bytes_in(), counters.bytes_out());
-        let started = Started::taken_over(Arc::clone(&facts), grant, parts.journal.clone(), counters);
+        let started = Started::taken_over(
+            Arc::clone(&facts),
+            permit.clone(),
+            parts.journal.clone(),
+            counters,
+        );
         let (now, id) = parts.journal.stamp();
         parts
             .journal
@@ -176,18 +194,23 @@ impl Entrance {
             under_way: session.state.under_way(),
             boundaries: session.state.facts.boundaries,
             keeping,
-            course: self.course(&started, &live, &recorder),
+            live: Arc::clone(&live),
         };
-        drop((expected, session));
-        let outcome = handlers::go_on(going_on).await;
-        let conclusion = Conclusion {
-            entrance: self,
-            recorder: &recorder,
+        let begun = Begun {
+            entrance: Arc::clone(self),
+            recorder,
             started,
             entered,
         };
-        conclusion.of(outcome).await;
-        Ok(())
+        let joined = handlers::go_on(going_on);
+        drop((expected, session));
+        match joined {
+            Ok(joined) => Ok(Some((begun, joined))),
+            Err(ending) => {
+                Box::pin(begun.conclude(Outcome::Ended(ending))).await;
+                Ok(None)
+            }
+        }
     }
 
     /// Sees to it that nobody else takes the session over, unless this agent is killed and sessions are kept for that.

@@ -31,7 +31,9 @@ pub(super) enum Tell {
 
 /// A verifier for one handshake whose decision comes after it.
 pub(super) fn verifier(view: &View, gate: &Gate) -> PeerVerifier {
-    PeerVerifier::new(Arc::clone(view.bundle()), session_classes(), Demand::Required).not_before(gate.now())
+    let (bundle, accepted) = (Arc::clone(view.bundle()), session_classes());
+    let verifier = gate.known_clients().verifier(bundle, accepted, Demand::Required);
+    verifier.not_before(gate.now())
 }
 
 /// A verifier for one handshake that also decides; the outcome is left in `decided`.

@@ -1,8 +1,9 @@
 //! Protocol handlers: siblings behind one small interface. A handler gets a [`Visit`]: the client's stream,
 //! the proof that the session's start is recorded (without which no backend can be dialled), and the switch
-//! that cuts it. It returns what became of the session.
+//! that cuts it. It [begins](begin) the session, which leaves nothing behind but its two ends; then it
+//! [follows](Course::follow) it, and returns what became of it.
 //!
-//! A new protocol is a new folder here and one more arm in [`serve`].
+//! A new protocol is a new folder here and one more arm in [`begin`].
 
 pub mod client;
 pub(crate) mod farewell;
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 
 pub use client::Client;
 pub(crate) use client::Returning;
+pub use tcp::Joined;
 
 use crate::backend::BackendStream;
 use crate::config::LocalService;
@@ -45,7 +47,7 @@ pub struct Visit<'a> {
 
 /// A session that goes on where another process has left it.
 #[derive(Debug)]
-pub(crate) struct GoingOn<'a> {
+pub(crate) struct GoingOn {
     /// The client, who is away.
     pub(crate) client: ResumableStream,
     /// The backend, which knows nothing of it.
@@ -56,8 +58,8 @@ pub(crate) struct GoingOn<'a> {
     pub(crate) boundaries: Option<Boundaries>,
     /// Where it is kept for the case that this agent is killed.
     pub(crate) keeping: Option<Arc<Keeping>>,
-    /// What it follows from then on.
-    pub(crate) course: Course<'a>,
+    /// The switch that cuts it.
+    pub(crate) live: Arc<Live>,
 }
 
 /// What a session follows while its bytes move.
@@ -111,9 +113,12 @@ pub fn can_serve(service: &ServiceFacts) -> bool {
     Kind::of(service).is_some()
 }
 
-/// Goes on with a session of bytes; no other is left by a predecessor.
-pub(crate) async fn go_on(session: GoingOn<'_>) -> Outcome {
-    tcp::go_on(session).await
+/// What a session of bytes goes on with; no other is left by a predecessor.
+///
+/// # Errors
+/// Why it ends instead.
+pub(crate) fn go_on(session: GoingOn) -> Result<Box<Joined>, Ending> {
+    tcp::go_on(session)
 }
 
 /// Why a session ends that this agent cannot serve.
@@ -122,14 +127,17 @@ pub(crate) fn not_served() -> Ending {
     Ending::because(iap_audit::CloseReason::ServiceRemoved, why)
 }
 
-/// Serves one session to its end, or until the agent's successor goes on with it.
-pub async fn serve(permit: &Permit, visit: Visit<'_>) -> Outcome {
+/// Begins one session: dials the backend, and tells the client.
+///
+/// # Errors
+/// How it ended before it began.
+pub async fn begin(permit: &Permit, visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
     match Kind::of(&permit.service().facts) {
-        Some(Kind::Bytes) => tcp::serve(visit).await,
+        Some(Kind::Bytes) => tcp::begin(visit).await,
         None => {
             let text = "the agent cannot serve this kind of service";
             Box::pin(visit.client.unavailable(text, false)).await;
-            Outcome::Ended(not_served())
+            Err(not_served())
         }
     }
 }

@@ -186,8 +186,7 @@ impl Journal {
     ) -> Result<Started, JournalError> {
         let (_, id) = self.stamp();
         let event = facts.start_event(permit.grant(), id);
-        let started =
-            |end_room| Started::new(Arc::clone(facts), permit.grant().clone(), self.clone(), end_room);
+        let started = |end_room| Started::new(Arc::clone(facts), permit.clone(), self.clone(), end_room);
         let journal = self.clone();
         let mut appending = Box::pin(async move { journal.append(event, Room::Free).await });
         let Ok(appended) = tokio::time::timeout(START_TIMEOUT, &mut appending).await else {
@@ -218,7 +217,7 @@ impl Journal {
     ) -> Result<Started, JournalError> {
         self.set_full(true);
         let journal = self.clone();
-        let (facts, grant) = (Arc::clone(facts), permit.grant().clone());
+        let (facts, permit) = (Arc::clone(facts), permit.clone());
         match mode {
             AuditMode::BestEffort => {
                 self.in_background(async move {
@@ -226,7 +225,7 @@ impl Journal {
                         journal.lost(&error);
                     }
                 });
-                Ok(Started::new(facts, grant, self.clone(), Room::Free))
+                Ok(Started::new(facts, permit, self.clone(), Room::Free))
             }
             AuditMode::Required | AuditMode::Remote => {
                 self.in_background(async move {
@@ -234,7 +233,7 @@ impl Journal {
                     if appending.await.is_ok() {
                         let error = JournalError::Hangs.to_string();
                         let ending = Ending::because(CloseReason::AuditUnavailable, error);
-                        let started = Started::new(facts, grant, journal, Room::Reserve);
+                        let started = Started::new(facts, permit, journal, Room::Reserve);
                         started.end(ending).await;
                     }
                 });

@@ -1,5 +1,7 @@
 //! The party at the other end of a session: a user or a bot, and nobody else.
 
+use std::sync::Arc;
+
 use iap_audit::UserRecord;
 use iap_identity::{BotPeer, Class, ClassSet, LoginId, UserPeer, VerifiedPeer};
 use iap_policy::UserFacts;
@@ -14,17 +16,18 @@ pub fn session_classes() -> ClassSet {
     ClassSet::of(SESSION_CLASSES)
 }
 
-/// Somebody whose certificate was verified for a session.
+/// Somebody whose certificate was verified for a session. Clones share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    peer: VerifiedPeer,
+    peer: Arc<VerifiedPeer>,
 }
 
 impl Caller {
     /// The caller behind a verified certificate; `None` for a class that opens no sessions.
     #[must_use]
-    pub fn of(peer: VerifiedPeer) -> Option<Self> {
-        match peer {
+    pub fn of(peer: impl Into<Arc<VerifiedPeer>>) -> Option<Self> {
+        let peer = peer.into();
+        match &*peer {
             VerifiedPeer::User(_) | VerifiedPeer::Bot(_) => Some(Self { peer }),
             VerifiedPeer::Agent(_) | VerifiedPeer::Proxy(_) | VerifiedPeer::Auth(_) => None,
         }
@@ -80,7 +83,7 @@ impl Caller {
     }
 
     fn user(&self) -> Option<&UserPeer> {
-        match &self.peer {
+        match &*self.peer {
             VerifiedPeer::User(user) => Some(user),
             VerifiedPeer::Bot(_)
             | VerifiedPeer::Agent(_)
@@ -90,7 +93,7 @@ impl Caller {
     }
 
     fn bot(&self) -> Option<&BotPeer> {
-        match &self.peer {
+        match &*self.peer {
             VerifiedPeer::Bot(bot) => Some(bot),
             VerifiedPeer::User(_)
             | VerifiedPeer::Agent(_)

@@ -147,8 +147,8 @@ impl Live {
 
     /// How long it may rest by the newest permit, for the pump.
     #[must_use]
-    pub fn idle_limit(&self) -> IdleLimit {
-        self.idle.clone()
+    pub fn idle_limit(&self) -> &IdleLimit {
+        &self.idle
     }
 
     /// Ends the session. The first reason is kept.

@@ -104,6 +104,7 @@ impl Resumptions {
         Ok(ResumeOffer {
             ticket: fresh_ticket()?,
             window_bytes: limits.resume_window_bytes,
+            repeats: true,
             seconds: limits.resume_seconds_max,
         })
     }
@@ -298,7 +299,7 @@ impl Reconnect<ClientStream> for ComingBack {
     fn poll_next(
         &mut self,
         context: &mut Context<'_>,
-        _position: u64,
+        _endpoint: &mut Endpoint,
     ) -> Poll<io::Result<Arrival<ClientStream>>> {
         if let Poll::Ready(arrival) = self.resumption.poll_mailbox(context) {
             return Poll::Ready(Ok(arrival));

@@ -9,6 +9,7 @@ use iap_runtime::pump::Counters;
 use iap_runtime::spool::Room;
 
 use super::{Ending, SessionFacts};
+use crate::decide::Permit;
 use crate::journal::Journal;
 
 /// Proof that a session was granted and that its start record is durable (or, for a service with
@@ -18,7 +19,7 @@ use crate::journal::Journal;
 #[derive(Debug)]
 pub struct Started {
     facts: Arc<SessionFacts>,
-    grant: Grant,
+    permit: Permit,
     counters: Counters,
     journal: Journal,
     /// What its end may take: a session whose start is on record may use the reserve.
@@ -27,10 +28,10 @@ pub struct Started {
 }
 
 impl Started {
-    pub(crate) fn new(facts: Arc<SessionFacts>, grant: Grant, journal: Journal, end_room: Room) -> Self {
+    pub(crate) fn new(facts: Arc<SessionFacts>, permit: Permit, journal: Journal, end_room: Room) -> Self {
         Self {
             facts,
-            grant,
+            permit,
             counters: Counters::new(),
             journal,
             end_room,
@@ -41,11 +42,11 @@ impl Started {
     /// A session whose start a predecessor has recorded.
     pub(crate) fn taken_over(
         facts: Arc<SessionFacts>,
-        grant: Grant,
+        permit: Permit,
         journal: Journal,
         counters: Counters,
     ) -> Self {
-        let mut started = Self::new(facts, grant, journal, Room::Reserve);
+        let mut started = Self::new(facts, permit, journal, Room::Reserve);
         started.counters = counters;
         started
     }
@@ -75,7 +76,7 @@ impl Started {
     /// What it was granted by.
     #[must_use]
     pub fn grant(&self) -> &Grant {
-        &self.grant
+        self.permit.grant()
     }
 
     /// What it has carried.
@@ -88,7 +89,7 @@ impl Started {
     pub fn connect_failed(&self, text: &str) {
         let (now, id) = self.journal.stamp();
         self.journal
-            .note(self.facts.connect_failed_event(&self.grant, now, id, text));
+            .note(self.facts.connect_failed_event(self.grant(), now, id, text));
     }
 
     /// Records the end; returns once that is durable, or known to be impossible.
@@ -101,7 +102,7 @@ impl Started {
     fn end_event(&self, ending: &Ending) -> iap_audit::Event {
         let (now, id) = self.journal.stamp();
         let bytes = (self.counters.bytes_in(), self.counters.bytes_out());
-        self.facts.end_event(&self.grant, now, id, bytes, ending)
+        self.facts.end_event(self.grant(), now, id, bytes, ending)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use iap_identity::{LockKind, Profile, SessionId};
 use iap_testkit::Credential;
-use iap_tunnel::resume::{Endpoint, ResumeOffer, ResumeRequest, Ticket, WINDOW_BYTES_MIN};
+use iap_tunnel::resume::{Endpoint, Repeat, ResumeOffer, ResumeRequest, Ticket, WINDOW_BYTES_MIN};
 use iap_tunnel::{Hello, Status};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -78,10 +78,15 @@ impl Client {
 
     /// Comes back, if it may.
     pub async fn come_back(&mut self, plane: &Plane, credential: &Credential) -> Status {
+        self.come_back_with(plane, credential, Repeat::default()).await
+    }
+
+    /// The same, with what is repeated behind the hello.
+    async fn come_back_with(&mut self, plane: &Plane, credential: &Credential, repeat: Repeat) -> Status {
         self.endpoint.detach();
-        let (mut stream, answer) = ask(plane, credential, self.request()).await;
+        let (mut stream, answer) = ask_with(plane, credential, self.request(), &repeat.frames).await;
         if let Status::Resumed { position, ticket, .. } = answer {
-            self.endpoint.attach(position).unwrap();
+            self.endpoint.attach_behind(position, repeat.end).unwrap();
             self.ticket = ticket;
             std::mem::swap(&mut self.stream, &mut stream);
         }
@@ -145,6 +150,16 @@ fn agent_host(plane: &Plane) -> String {
 
 /// Asks to go on with a session.
 async fn ask(plane: &Plane, credential: &Credential, request: ResumeRequest) -> (Stream, Status) {
+    ask_with(plane, credential, request, &[]).await
+}
+
+/// The same, with frames behind the hello.
+async fn ask_with(
+    plane: &Plane,
+    credential: &Credential,
+    request: ResumeRequest,
+    frames: &[u8],
+) -> (Stream, Status) {
     let (_, stream) = plane.proxy.open_agent().await;
     let stream = shake_hands(plane, stream, &agent_host(plane), Some(credential), ALPN).await;
     let mut stream = stream.unwrap();
@@ -152,7 +167,8 @@ async fn ask(plane: &Plane, credential: &Credential, request: ResumeRequest) -> 
         resume: Some(request),
         ..hello()
     };
-    stream.write_all(&hello.encode().unwrap()).await.unwrap();
+    let first = [&hello.encode().unwrap(), frames].concat();
+    stream.write_all(&first).await.unwrap();
     let answer = tokio::time::timeout(WAIT, status(&mut stream))
         .await
         .expect("an answer")
@@ -214,6 +230,38 @@ async fn a_client_that_comes_back_misses_nothing_and_the_records_tell() {
         ),
         (&1.into(), &bytes.into(), &back.into(), &"client_closed".into())
     );
+    running.stop().await;
+}
+
+/// Nobody knows yet which of these bytes the agent has, and whoever sends them has not heard its answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_repeated_behind_the_hello_arrives_once_and_voids_no_ticket() {
+    let (plane, running) = Plane::started().await;
+    let alice = plane.cluster.user("alice@example.com", &["engineering"]).unwrap();
+    let mut client = Client::begin(&plane, &alice).await;
+    client.round_trip("before").await;
+    client.endpoint.write(b" on the way");
+    client.send().await;
+    client.endpoint.write(b" while away");
+    // The answer to this is lost, and what it says to the backend is not.
+    let repeat = client.endpoint.repeat();
+    let (mut lost, answer) = ask_with(&plane, &alice, client.request(), &repeat.frames).await;
+    assert!(matches!(answer, Status::Resumed { .. }), "{answer:?}");
+    tokio::time::timeout(WAIT, lost.read_u8())
+        .await
+        .expect("an echo")
+        .unwrap();
+    drop(lost);
+    let repeat = client.endpoint.repeat();
+    assert_ne!(repeat, Repeat::default());
+    let answer = client.come_back_with(&plane, &alice, repeat).await;
+    assert!(matches!(answer, Status::Resumed { .. }), "{answer:?}");
+    client.send().await;
+    client.reads(" on the way while away").await;
+    client.round_trip("after").await;
+    client.finish().await;
+    let end = plane.event("session.end").await;
+    assert_eq!(end["bytes_in"], "before on the way while awayafter".len());
     running.stop().await;
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Instant;
 
-use iap_identity::{AgentId, Class, ClassSet, ConnectionId, PeerError, TrustBundle, verify_client};
+use iap_identity::{AgentId, CaClass, Class, ClassSet, ConnectionId, PeerError, TrustBundle, verify_client};
 use iap_proto::{decode_control, encode_control};
 use iap_runtime::pump::Cancellation;
 use iap_runtime::shutdown::Shutdown;
@@ -135,39 +135,45 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
     }
 
     /// Runs until something ends it. The agent is on the switchboard from its hello to the end.
-    pub(crate) async fn run(mut self, shutdown: Shutdown) -> LineEnd {
-        let run = match self.exchange_hellos().await {
-            Ok(run) => run,
-            Err(end) => return end,
-        };
-        self.place = None;
-        let (sender, mut outbox) = mpsc::channel(self.door.limits.now().control_queue_messages_max);
-        let peer = &self.agent.peer;
-        let connected = self
-            .door
-            .board
-            .connect(peer.id, &peer.serial, run, sender, self.cut.clone());
-        let number = match connected {
-            Ok(number) => number,
-            Err(error) => return LineEnd::NotConnected(error),
-        };
-        let on_line = OnLine {
-            board: &self.door.board,
-            agent: self.agent.peer.id,
-            number,
-        };
-        let end = self.converse(number, &mut outbox, &shutdown).await;
-        if end.is_orderly() {
-            self.finish(&mut outbox).await;
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn holds its arguments twice"
+    )]
+    pub(crate) fn run(mut self, shutdown: Shutdown) -> impl Future<Output = LineEnd> {
+        async move {
+            let run = match Box::pin(self.exchange_hellos()).await {
+                Ok(run) => run,
+                Err(end) => return end,
+            };
+            self.place = None;
+            let (sender, mut outbox) = mpsc::channel(self.door.limits.now().control_queue_messages_max);
+            let peer = &self.agent.peer;
+            let connected = self
+                .door
+                .board
+                .connect(peer.id, &peer.serial, run, sender, self.cut.clone());
+            let number = match connected {
+                Ok(number) => number,
+                Err(error) => return LineEnd::NotConnected(error),
+            };
+            let on_line = OnLine {
+                board: &self.door.board,
+                agent: self.agent.peer.id,
+                number,
+            };
+            let end = self.converse(number, &mut outbox, &shutdown).await;
+            if end.is_orderly() {
+                Box::pin(self.finish(&mut outbox)).await;
+            }
+            drop(on_line);
+            // The peer may be gone already; it learns the end either way.
+            let _ = tokio::time::timeout(
+                self.door.limits.now().control_handshake_seconds_max,
+                self.writer.shutdown(),
+            )
+            .await;
+            end
         }
-        drop(on_line);
-        // The peer may be gone already; it learns the end either way.
-        let _ = tokio::time::timeout(
-            self.door.limits.now().control_handshake_seconds_max,
-            self.writer.shutdown(),
-        )
-        .await;
-        end
     }
 
     /// What was asked of the agent on this line before it had another. Nothing is added any more.
@@ -220,12 +226,13 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if shutdown.is_triggered() {
             let deadline_seconds = self.door.drain_seconds();
-            if let Err(end) = self.send(ControlMessage::Drain { deadline_seconds }).await {
+            let drain = self.send(ControlMessage::Drain { deadline_seconds });
+            if let Err(end) = Box::pin(drain).await {
                 return end;
             }
         }
         // What came along with the hello.
-        if let Err(end) = self.obey_all(number).await {
+        if let Err(end) = Box::pin(self.obey_all(number)).await {
             return end;
         }
         loop {
@@ -233,7 +240,8 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
                 Ok(event) => event,
                 Err(end) => return end,
             };
-            if let Err(end) = self.handle(event, number).await {
+            // Boxed, as all that a line does now and then: it rests in its wait for what is next.
+            if let Err(end) = Box::pin(self.handle(event, number)).await {
                 return end;
             }
         }
@@ -404,7 +412,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             .agent
             .peer
             .not_after
-            .min(trust.bundle.system_valid_until(now));
+            .min(trust.bundle.valid_until(CaClass::System, now));
         self.settled = Some(Settled {
             until: judged.until.map_or(until, |judged| judged.min(until)),
             since: now,

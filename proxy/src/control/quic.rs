@@ -39,36 +39,47 @@ impl ControlDoor {
         self.end.cancelled().await;
     }
 
-    async fn serve_quic(self, attempt: Box<Attempt>, place: WaitingPlace, shutdown: Shutdown) {
-        let address = attempt.address();
-        let mut gave_way = std::pin::pin!(place.gave_way());
-        let established = tokio::select! {
-            established = Box::pin(self.establish_quic(attempt)) => established,
-            () = &mut gave_way => return self.metrics.refused(Refusal::GaveWay),
-            _ = self.end.cancelled() => return,
-        };
-        let (agent, connection, stream) = match established {
-            Ok(established) => established,
-            Err(error) => {
-                tracing::debug!(%address, %error, "no control connection");
-                self.metrics.refused(Refusal::Control);
-                return;
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the future of an async fn holds its arguments twice"
+    )]
+    fn serve_quic(
+        self,
+        attempt: Box<Attempt>,
+        place: WaitingPlace,
+        shutdown: Shutdown,
+    ) -> impl Future<Output = ()> {
+        async move {
+            let address = attempt.address();
+            let mut gave_way = std::pin::pin!(place.gave_way());
+            let established = tokio::select! {
+                established = Box::pin(self.establish_quic(attempt)) => established,
+                () = &mut gave_way => return self.metrics.refused(Refusal::GaveWay),
+                _ = self.end.cancelled() => return,
+            };
+            let (agent, connection, stream) = match established {
+                Ok(established) => established,
+                Err(error) => {
+                    tracing::debug!(%address, %error, "no control connection");
+                    self.metrics.refused(Refusal::Control);
+                    return;
+                }
+            };
+            let id = agent.peer.id;
+            let line = Box::pin(self.line(agent, stream, ControlWay::Quic, address, place, shutdown));
+            let end = tokio::select! {
+                end = line => end,
+                never = Box::pin(self.take_streams(&id, &connection)) => match never {},
+                () = gave_way => {
+                    self.metrics.refused(Refusal::GaveWay);
+                    return quic::close(&connection, "another needed its place");
+                }
+            };
+            // Sessions on other streams go on after a line that ended in order, as they do on connections of
+            // their own. The connection ends with the last of them.
+            if !end.is_orderly() {
+                quic::close(&connection, &end.to_string());
             }
-        };
-        let id = agent.peer.id;
-        let line = Box::pin(self.line(agent, stream, ControlWay::Quic, address, place, shutdown));
-        let end = tokio::select! {
-            end = line => end,
-            never = Box::pin(self.take_streams(&id, &connection)) => match never {},
-            () = gave_way => {
-                self.metrics.refused(Refusal::GaveWay);
-                return quic::close(&connection, "another needed its place");
-            }
-        };
-        // Sessions on other streams go on after a line that ended in order, as they do on connections of
-        // their own. The connection ends with the last of them.
-        if !end.is_orderly() {
-            quic::close(&connection, &end.to_string());
         }
     }
 

@@ -1,5 +1,6 @@
 //! Accepting connections and sending each where it belongs.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::data::DataStream;
-use super::fetch::{FetchError, Fetcher};
+use super::fetch::{FetchError, Fetched, Fetcher};
 use super::forward::AuthDialer;
 use super::greet::{Client, Greeting, Refused, Rules};
 use super::session;
@@ -73,20 +74,28 @@ impl Door {
             Ok(place) => {
                 let door = Arc::clone(self);
                 let seen = shutdown.clone();
-                shutdown.spawn(async move { door.serve(stream, peer, accepted, place, seen).await });
+                // What leads to the two ends is large, and gone before they rest.
+                let leading = Box::pin(async move { door.lead(stream, peer, accepted, place, seen).await });
+                shutdown.spawn(async move {
+                    if let Some(mut joined) = leading.await {
+                        let closed = joined.relay().await;
+                        Box::pin(joined.conclude(Ok(closed))).await;
+                    }
+                });
             }
             Err(reason) => self.metrics.refused(reason),
         }
     }
 
-    async fn serve(
-        &self,
+    /// From the first byte to the two ends between which bytes are to move; nothing where there are none.
+    async fn lead(
+        self: Arc<Self>,
         stream: TcpStream,
         peer: SocketAddr,
         accepted: Instant,
         place: WaitingPlace,
         shutdown: Shutdown,
-    ) {
+    ) -> Option<Box<Joined>> {
         let waiting = Counted::on(&self.metrics.waiting);
         let mut place = place;
         if let Err(error) = net::tune(&stream) {
@@ -96,14 +105,18 @@ impl Door {
         let known = |client: SocketAddr| place.attribute(Source::of(client.ip()), Instant::now());
         let greeting = tokio::select! {
             greeting = Box::pin(self.rules.greet(stream, peer, known)) => greeting,
-            () = gave_way => return self.metrics.refused(Refusal::GaveWay),
-            _ = self.end.cancelled() => return,
+            () = gave_way => {
+                self.metrics.refused(Refusal::GaveWay);
+                return None;
+            }
+            _ = self.end.cancelled() => return None,
         };
         drop(waiting);
         match greeting {
-            // Boxed, as all that follows: a connection at rest holds what it is waiting for, and not the size of
-            // everything it might have become.
-            Ok(Greeting::Client(client)) => Box::pin(self.client(client, accepted, place, shutdown)).await,
+            // Boxed, as all that follows: an agent's line rests here.
+            Ok(Greeting::Client(client)) => {
+                return Box::pin(self.client(client, accepted, place, shutdown)).await;
+            }
             Ok(Greeting::DialBack(stream, preface)) => {
                 let (now, stream) = (OffsetDateTime::now_utc(), DataStream::Tcp(stream));
                 if let Err(error) = self.fetcher.board.redeem(now, &preface, None, stream) {
@@ -122,9 +135,16 @@ impl Door {
                 Box::pin(place.hold_for(self.turn_away(refused, peer))).await;
             }
         }
+        None
     }
 
-    async fn client(&self, client: Client, accepted: Instant, place: WaitingPlace, shutdown: Shutdown) {
+    async fn client(
+        self: Arc<Self>,
+        client: Client,
+        accepted: Instant,
+        place: WaitingPlace,
+        shutdown: Shutdown,
+    ) -> Option<Box<Joined>> {
         if client.name == ServerName::Proxy {
             // An agent's line is counted by limits.agents_max; it waits until it has said hello.
             let gave_way = place.gave_way();
@@ -132,83 +152,112 @@ impl Door {
                 () = Box::pin(self.control.serve(client, place, shutdown)) => {}
                 () = gave_way => self.metrics.refused(Refusal::GaveWay),
             }
-            return;
+            return None;
         }
-        let routed = match place.route(Source::of(client.address.ip()), Instant::now()) {
+        let place = match place.route(Source::of(client.address.ip()), Instant::now()) {
             Ok(routed) => routed,
             Err(NotRouted { reason, place }) => {
                 let farewell = self.refuse(client, reason, "limits.connections_max");
                 Box::pin(place.hold_for(farewell)).await;
-                return;
+                return None;
             }
         };
-        let _counted = Counted::on(&self.metrics.sessions);
+        let counted = Counted::on(&self.metrics.sessions);
         match &client.name {
             ServerName::Cluster | ServerName::Auth | ServerName::Proxy => {
-                Box::pin(self.to_auth(client)).await
+                Box::pin(self.to_auth(client, place, counted)).await
             }
             ServerName::Service(_) | ServerName::Agent(_) => {
                 let recorder = self.traces.begin(accepted);
                 recorder.phase("peek", Mark::at(accepted), |_| {});
-                Box::pin(self.to_agent(client, &routed, &recorder)).await;
+                Box::pin(self.to_agent(client, place, counted, recorder)).await
             }
         }
     }
 
-    async fn to_auth(&self, client: Client) {
-        let other = match Box::pin(self.auth.dial(client.address)).await {
+    async fn to_auth(
+        self: Arc<Self>,
+        client: Client,
+        place: RoutedPlace,
+        counted: Counted,
+    ) -> Option<Box<Joined>> {
+        let mut stream = match Box::pin(self.auth.dial(client.address)).await {
             Ok(stream) => stream,
             Err(error) => {
                 let detail = error.to_string();
-                return Box::pin(self.refuse(client, Refusal::AuthUnreachable, &detail)).await;
+                Box::pin(self.refuse(client, Refusal::AuthUnreachable, &detail)).await;
+                return None;
             }
         };
         self.metrics.routed(Destination::Auth);
-        let closed = session::relay(client.stream, other, client.hello, &verdict::Unproven, &self.end).await;
-        self.closed(&client.name, client.address, closed);
+        let replayed = session::replay(&mut stream, client.hello, &self.end).await;
+        let joined = Joined {
+            door: self,
+            client: client.stream,
+            other: Other::Auth(stream),
+            name: client.name,
+            address: client.address,
+            recorder: Recorder::off(),
+            relaying_since: Recorder::off().mark(),
+            _place: place,
+            _counted: counted,
+        };
+        joined.unless(replayed).await
     }
 
-    async fn to_agent(&self, client: Client, routed: &RoutedPlace, recorder: &Recorder) {
-        if self.admission.is_throttled(routed.source(), Instant::now()) {
+    async fn to_agent(
+        self: Arc<Self>,
+        client: Client,
+        place: RoutedPlace,
+        counted: Counted,
+        recorder: Recorder,
+    ) -> Option<Box<Joined>> {
+        if self.admission.is_throttled(place.source(), Instant::now()) {
             let limit = "limits.failures_per_source_per_minute_max";
-            return Box::pin(self.refuse(client, Refusal::SourceThrottled, limit)).await;
+            Box::pin(self.refuse(client, Refusal::SourceThrottled, limit)).await;
+            return None;
         }
-        let fetching = Box::pin(self.fetcher.fetch(&client, routed.source(), recorder));
+        let fetching = Box::pin(self.fetcher.fetch(&client, place.source(), &recorder));
         let fetched = tokio::select! {
             fetched = fetching => fetched,
-            _ = self.end.cancelled() => return,
+            _ = self.end.cancelled() => return None,
         };
-        let mut fetched = match fetched {
+        let Fetched {
+            mut stream,
+            mut slot,
+            has_hello,
+        } = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
                 let reason = self.refusal(&client.name, error);
-                return Box::pin(self.refuse(client, reason, &error.to_string())).await;
+                Box::pin(self.refuse(client, reason, &error.to_string())).await;
+                return None;
             }
         };
         self.metrics.routed(Destination::Agent);
-        let hello = if fetched.has_hello {
-            Vec::new()
-        } else {
-            client.hello
+        slot.is_joined = true;
+        let relaying_since = recorder.mark();
+        let replayed = match has_hello {
+            true => Ok(()),
+            false => session::replay_to_agent(&mut stream, client.hello, &slot).await,
         };
-        let mark = recorder.mark();
-        let closed = session::join(client.stream, fetched.stream, hello, &mut fetched.slot).await;
-        if recorder.is_on() {
-            recorder.phase("relay", mark, |_| {});
-            Box::pin(self.trace(recorder, &client.name, &fetched.slot, &closed)).await;
-        }
-        self.closed(&client.name, client.address, closed);
+        let joined = Joined {
+            door: self,
+            client: client.stream,
+            other: Other::Agent(stream, slot),
+            name: client.name,
+            address: client.address,
+            recorder,
+            relaying_since,
+            _place: place,
+            _counted: counted,
+        };
+        joined.unless(replayed).await
     }
 
     /// Strangers make no spans: only a connection whose client proved who it is becomes a trace. Its id is the
     /// connection's, which the agent was told too.
-    async fn trace(
-        &self,
-        recorder: &Recorder,
-        name: &ServerName,
-        slot: &Slot,
-        closed: &std::io::Result<Closed>,
-    ) {
+    async fn trace(&self, recorder: &Recorder, name: &ServerName, slot: &Slot, closed: &io::Result<Closed>) {
         let trace = TraceId::of_connection(slot.connection_id());
         let ended = recorder.mark();
         if !trace.is_some_and(|trace| self.traces.takes(&trace))
@@ -274,11 +323,69 @@ impl Door {
             Box::pin(session::turn_away(stream, alert)).await;
         }
     }
+}
 
-    fn closed(&self, name: &ServerName, client: SocketAddr, closed: std::io::Result<Closed>) {
+/// A connection with both its ends, between which bytes move.
+struct Joined {
+    door: Arc<Door>,
+    client: TcpStream,
+    other: Other,
+    name: ServerName,
+    address: SocketAddr,
+    recorder: Recorder,
+    relaying_since: Mark,
+    _place: RoutedPlace,
+    _counted: Counted,
+}
+
+/// Where a client belongs.
+enum Other {
+    Auth(TcpStream),
+    Agent(DataStream, Slot),
+}
+
+impl Joined {
+    /// Nothing where the other side left before it had the client's first bytes.
+    async fn unless(self, replayed: io::Result<()>) -> Option<Box<Self>> {
+        match replayed {
+            Ok(()) => Some(Box::new(self)),
+            Err(error) => {
+                self.conclude(Err(error)).await;
+                None
+            }
+        }
+    }
+
+    async fn relay(&mut self) -> Closed {
+        match &mut self.other {
+            Other::Auth(auth) => {
+                Box::pin(session::relay(
+                    &mut self.client,
+                    auth,
+                    &verdict::Unproven,
+                    &self.door.end,
+                ))
+                .await
+            }
+            Other::Agent(agent, slot) => session::join(&mut self.client, agent, slot).await,
+        }
+    }
+
+    /// Closes both ends, and says what there was.
+    async fn conclude(self, closed: io::Result<Closed>) {
+        drop(self.client);
+        if let Other::Agent(stream, slot) = self.other {
+            drop(stream);
+            if self.recorder.is_on() {
+                self.recorder.phase("relay", self.relaying_since, |_| {});
+                let traced = self.door.trace(&self.recorder, &self.name, &slot, &closed);
+                traced.await;
+            }
+        }
+        let (name, client) = (&self.name, self.address);
         match closed {
             Ok(closed) => {
-                self.metrics.moved(closed.bytes_in, closed.bytes_out);
+                self.door.metrics.moved(closed.bytes_in, closed.bytes_out);
                 tracing::debug!(%client, ?name, closed.bytes_in, closed.bytes_out, reason = ?closed.reason, "closed");
             }
             Err(error) => {

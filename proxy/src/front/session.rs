@@ -1,8 +1,10 @@
 //! Moving the bytes of one connection, and turning one away so that the reason arrives.
 
+use std::io;
 use std::time::Duration;
 
 use iap_runtime::pump::{self, Cancellation, CloseReason, Closed, Counters, LiveLimits};
+use iap_runtime::quic::{self, Window};
 use iap_runtime::tls::{self, AlertDescription};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,32 +19,16 @@ const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(5);
 const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(2);
 const FAREWELL_BYTES_MAX: u64 = 64 * 1024;
 
-/// Joins a client and the agent that came for it until the connection ends, or the client has failed to prove who
-/// it is.
-pub(crate) async fn join(
-    client: TcpStream,
-    agent: DataStream,
-    hello: Vec<u8>,
-    slot: &mut Slot,
-) -> std::io::Result<Closed> {
-    slot.is_joined = true;
-    let slot = &*slot;
+/// Moves bytes between a client and the agent that came for it until the connection ends, or the client has failed to
+/// prove who it is.
+pub(crate) async fn join(client: &mut TcpStream, agent: &mut DataStream, slot: &Slot) -> Closed {
+    let (limits, cut) = (&slot.verdict, &slot.cut);
     let moving = async {
-        let (limits, cut) = (&slot.verdict, &slot.cut);
         // Boxed: a session over TCP should not weigh what one over TLS or QUIC does.
         match agent {
-            DataStream::Tcp(agent) => relay(client, agent, hello, limits, cut).await,
-            DataStream::Tls(agent) => Box::pin(copy(client, agent, hello, limits, cut)).await,
-            DataStream::Quic(mut agent, window) => {
-                let _in_use = window.grow();
-                let closed = Box::pin(copy(client, &mut *agent, hello, limits, cut)).await?;
-                if let CloseReason::ClientClosed | CloseReason::BackendClosed = closed.reason {
-                    // The last stream of a connection takes with it what the agent has not acknowledged.
-                    let taken = agent.writer().stopped();
-                    let _ = tokio::time::timeout(LAST_BYTES_TIMEOUT, taken).await;
-                }
-                Ok(closed)
-            }
+            DataStream::Tcp(agent) => relay(client, agent, limits, cut).await,
+            DataStream::Tls(agent) => Box::pin(copy(client, agent, limits, cut)).await,
+            DataStream::Quic(agent, window) => Box::pin(over_quic(client, agent, window, limits, cut)).await,
         }
     };
     let failed = async {
@@ -56,47 +42,66 @@ pub(crate) async fn join(
     }
 }
 
-/// Replays the ClientHello to the other side, then moves bytes both ways until the connection ends.
-pub(crate) async fn relay(
-    mut client: TcpStream,
-    mut other: TcpStream,
-    hello: Vec<u8>,
+/// Moves bytes both ways until the connection ends.
+pub(crate) fn relay<'a>(
+    client: &'a mut TcpStream,
+    other: &'a mut TcpStream,
     limits: &impl LiveLimits,
     cut: &Cancellation,
-) -> std::io::Result<Closed> {
-    Box::pin(replay(&mut other, hello, cut)).await?;
-    let counters = Counters::new();
-    Ok(pump::splice(&mut client, &mut other, limits, &counters, cut).await)
+) -> impl Future<Output = Closed> {
+    pump::splice(client, other, limits, Counters::new(), cut)
 }
 
 /// The same through memory, where the other side is no socket of its own.
-async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
-    client: TcpStream,
-    mut other: S,
-    hello: Vec<u8>,
+fn copy<S: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut TcpStream,
+    other: S,
     limits: &impl LiveLimits,
     cut: &Cancellation,
-) -> std::io::Result<Closed> {
-    Box::pin(replay(&mut other, hello, cut)).await?;
-    let counters = Counters::new();
-    Ok(pump::copy(client, other, limits, &counters, cut).await)
+) -> impl Future<Output = Closed> {
+    pump::copy(client, other, limits, Counters::new(), cut)
+}
+
+async fn over_quic(
+    client: &mut TcpStream,
+    agent: &mut quic::Stream,
+    window: &Window,
+    limits: &impl LiveLimits,
+    cut: &Cancellation,
+) -> Closed {
+    let _in_use = window.grow();
+    let closed = copy(client, &mut *agent, limits, cut).await;
+    if let CloseReason::ClientClosed | CloseReason::BackendClosed = closed.reason {
+        // The last stream of a connection takes with it what the agent has not acknowledged.
+        let _ = tokio::time::timeout(LAST_BYTES_TIMEOUT, agent.writer().stopped()).await;
+    }
+    closed
+}
+
+/// Says to an agent what its client has said.
+pub(crate) async fn replay_to_agent(agent: &mut DataStream, hello: Vec<u8>, slot: &Slot) -> io::Result<()> {
+    match agent {
+        DataStream::Tcp(agent) => replay(agent, hello, &slot.cut).await,
+        DataStream::Tls(agent) => replay(agent, hello, &slot.cut).await,
+        DataStream::Quic(agent, _) => replay(&mut **agent, hello, &slot.cut).await,
+    }
 }
 
 /// Takes the bytes: a session may last for hours, and they have done their work.
-async fn replay(
+pub(crate) async fn replay(
     other: &mut (impl AsyncWrite + Unpin),
     hello: Vec<u8>,
     cut: &Cancellation,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let writing = async {
         other.write_all(&hello).await?;
         other.flush().await
     };
     tokio::select! {
         biased;
-        reason = cut.cancelled() => Err(std::io::Error::other(reason.to_string())),
+        reason = cut.cancelled() => Err(io::Error::other(reason.to_string())),
         written = tokio::time::timeout(FIRST_BYTES_TIMEOUT, writing) => {
-            written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         }
     }
 }
@@ -125,7 +130,7 @@ mod tests {
         let (cut, hello) = (Cancellation::new(), vec![0; 1024]);
         let replayed = replay(&mut near, hello.clone(), &cut).await;
         assert!(
-            matches!(&replayed, Err(error) if error.kind() == std::io::ErrorKind::TimedOut),
+            matches!(&replayed, Err(error) if error.kind() == io::ErrorKind::TimedOut),
             "{replayed:?}"
         );
         let cuts = async { cut.cancel("the agent is locked") };

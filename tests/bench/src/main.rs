@@ -36,7 +36,7 @@ struct Arguments {
     /// Measure these parts alone; the figures of others are kept.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Part>,
-    /// Measure these systems alone, each by its name or the beginning of it: nginx,haproxy.
+    /// Measure these systems alone, each by its name or else the beginning of it: iap,haproxy.
     #[arg(long, value_delimiter = ',')]
     systems: Vec<String>,
     #[command(flatten)]
@@ -84,8 +84,13 @@ impl Arguments {
             let names = || ALL.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
             ensure!(known, "no system is called {word:?}: there are {}", names());
         }
-        let wanted =
-            |kind: &&Kind| self.systems.is_empty() || self.systems.iter().any(|word| kind.is_called(word));
+        let wanted = |kind: &&Kind| {
+            let means = |word: &String| match ALL.iter().any(|kind| kind.name == word) {
+                true => kind.name == word,
+                false => kind.is_called(word),
+            };
+            self.systems.is_empty() || self.systems.iter().any(means)
+        };
         Ok(ALL.iter().filter(wanted).copied().collect())
     }
 

@@ -1,12 +1,13 @@
 //! The pump for any two streams, such as TLS to TCP.
 
+use std::borrow::Borrow;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::idle::Activity;
@@ -21,31 +22,33 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// After a read of so much, the next buffer is a large one.
 const BUSY_BYTES: usize = 48 * 1024;
 
+// None of these is an `async fn`: its future would hold the session twice, as what it was called with and as what it works on.
+
 /// Moves bytes both ways until the session ends. What it returns is final: nothing moves afterwards.
-pub async fn copy<C, B>(
+pub fn copy<C, B>(
     client: C,
     backend: B,
     limits: &impl LiveLimits,
-    counters: &Counters,
+    counters: impl Borrow<Counters>,
     cancellation: &Cancellation,
-) -> Closed
+) -> impl Future<Output = Closed>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    copy_saying(client, backend, limits, counters, cancellation, async |_, _| {}).await
+    copy_saying(client, backend, limits, counters, cancellation, async |_, _| {})
 }
 
 /// The same, with a word to the client once nothing moves any more and before it is closed. Word and close have a
 /// second.
-pub async fn copy_saying<C, B>(
+pub fn copy_saying<C, B>(
     client: C,
     backend: B,
     limits: &impl LiveLimits,
-    counters: &Counters,
+    counters: impl Borrow<Counters>,
     cancellation: &Cancellation,
     last_words: impl AsyncFnOnce(&mut C, &CloseReason),
-) -> Closed
+) -> impl Future<Output = Closed>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -56,74 +59,72 @@ where
         under_way: UnderWay::default(),
     };
     let never = std::future::pending();
-    match go_on(session, limits, counters, cancellation, never, last_words).await {
+    go_on(session, limits, counters, cancellation, never, last_words).map(|relayed| match relayed {
         Relayed::Closed(closed) => closed,
         // Nobody asks for it.
-        Relayed::Yielded(_) => Closed::new(counters, CloseReason::Cancelled("yielded".into())),
-    }
+        Relayed::Yielded(_) => Closed::new(&Counters::new(), CloseReason::Cancelled("yielded".into())),
+    })
 }
 
 /// The same from where a session stands, until it ends or `asked` is ready: then it is given up as it stands, and neither
 /// end hears of that.
-pub async fn go_on<C, B>(
+pub fn go_on<C, B>(
     session: Yielded<C, B>,
     limits: &impl LiveLimits,
-    counters: &Counters,
+    counters: impl Borrow<Counters>,
     cancellation: &Cancellation,
-    asked: impl Future<Output = ()>,
+    asked: impl Future<Output = ()> + Unpin,
     last_words: impl AsyncFnOnce(&mut C, &CloseReason),
-) -> Relayed<C, B>
+) -> impl Future<Output = Relayed<C, B>>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let activity = Activity::start(session.under_way.rested);
-    let mut relay = Relay::new(session, counters, &activity);
-    let reason = tokio::select! {
-        biased;
-        reason = cancellation.cancelled() => CloseReason::Cancelled(reason),
-        () = asked => return Relayed::Yielded(Box::new(relay.into_yielded())),
-        reason = poll_fn(|context| relay.poll(context)) => reason,
-        () = activity.ran_out(limits) => CloseReason::Idle,
-    };
-    let closed = Closed::new(counters, reason);
-    // Boxed, so that a session at rest does not hold its size.
-    Box::pin(relay.farewell(&closed.reason, last_words)).await;
-    Relayed::Closed(closed)
+    let mut relay = Relay::new(session);
+    async move {
+        let counters = counters.borrow();
+        let reason = tokio::select! {
+            biased;
+            reason = cancellation.cancelled() => CloseReason::Cancelled(reason),
+            () = asked => return Relayed::Yielded(Box::new(relay.into_yielded())),
+            reason = poll_fn(|context| relay.poll(context, limits, counters)) => reason,
+        };
+        let closed = Closed::new(counters, reason);
+        // Boxed, so that a session at rest does not hold its size.
+        Box::pin(relay.farewell(&closed.reason, last_words)).await;
+        Relayed::Closed(closed)
+    }
 }
 
-struct Relay<'a, C, B> {
+struct Relay<C, B> {
     client: C,
     backend: B,
-    inward: Direction<'a>,
-    outward: Direction<'a>,
+    inward: Direction,
+    outward: Direction,
     first_closed: Option<Side>,
-    activity: &'a Activity,
+    activity: Activity,
 }
 
-impl<'a, C, B> Relay<'a, C, B>
+impl<C, B> Relay<C, B>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    fn new(session: Yielded<C, B>, counters: &'a Counters, activity: &'a Activity) -> Self {
+    fn new(session: Yielded<C, B>) -> Self {
         let Yielded {
             client,
             backend,
             under_way,
         } = session;
-        let mut inward = Direction::new(Side::Client, Side::Backend, &counters.0.to_backend, activity);
-        let mut outward = Direction::new(Side::Backend, Side::Client, &counters.0.to_client, activity);
-        inward.take_up(under_way.inward);
-        outward.take_up(under_way.outward);
+        let mut activity = Activity::start(under_way.rested);
         if under_way.first_closed.is_some() {
             activity.is_half_closed();
         }
         Self {
             client,
             backend,
-            inward,
-            outward,
+            inward: Direction::from(Side::Client, under_way.inward),
+            outward: Direction::from(Side::Backend, under_way.outward),
             first_closed: under_way.first_closed,
             activity,
         }
@@ -142,17 +143,30 @@ where
         }
     }
 
-    fn poll(&mut self, context: &mut Context<'_>) -> Poll<CloseReason> {
-        let inward = self.inward.poll(context, &mut self.client, &mut self.backend);
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        limits: &impl LiveLimits,
+        counters: &Counters,
+    ) -> Poll<CloseReason> {
+        let (client, backend) = (&mut self.client, &mut self.backend);
+        let mut moved = |to, bytes| {
+            counters.delivered(to, bytes);
+            self.activity.note();
+        };
+        let inward = self.inward.poll(context, client, backend, &mut moved);
+        let outward = self.outward.poll(context, backend, client, &mut moved);
         self.note_close(Side::Client);
-        let outward = self.outward.poll(context, &mut self.backend, &mut self.client);
         self.note_close(Side::Backend);
         match (inward, outward) {
             (Poll::Ready(Err(fault)), _) | (_, Poll::Ready(Err(fault))) => {
                 Poll::Ready(reason_of(self.first_closed, Some(fault)))
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(reason_of(self.first_closed, None)),
-            (Poll::Pending, _) | (_, Poll::Pending) => Poll::Pending,
+            (Poll::Pending, _) | (_, Poll::Pending) => {
+                ready!(self.activity.poll_ran_out(context, limits));
+                Poll::Ready(CloseReason::Idle)
+            }
         }
     }
 
@@ -185,15 +199,12 @@ enum Flow {
 }
 
 /// One direction. The buffer is there only while it holds bytes.
-struct Direction<'a> {
+struct Direction {
     from: Side,
-    to: Side,
     flow: Flow,
     held: Option<Held>,
     /// Whether the last read brought much.
     is_busy: bool,
-    delivered: &'a AtomicU64,
-    activity: &'a Activity,
 }
 
 struct Held {
@@ -202,29 +213,22 @@ struct Held {
     end: usize,
 }
 
-impl<'a> Direction<'a> {
-    fn new(from: Side, to: Side, delivered: &'a AtomicU64, activity: &'a Activity) -> Self {
+impl Direction {
+    fn from(side: Side, stretch: Stretch) -> Self {
+        let end = stretch.bytes.len();
         Self {
-            from,
-            to,
-            flow: Flow::Open,
-            held: None,
-            is_busy: false,
-            delivered,
-            activity,
-        }
-    }
-
-    fn take_up(&mut self, stretch: Stretch) {
-        if !stretch.bytes.is_empty() {
-            self.held = Some(Held {
-                end: stretch.bytes.len(),
-                start: 0,
+            from: side,
+            flow: if stretch.is_ended {
+                Flow::Closing
+            } else {
+                Flow::Open
+            },
+            held: (end > 0).then(|| Held {
                 buffer: Buffer::holding(stretch.bytes),
-            });
-        }
-        if stretch.is_ended {
-            self.flow = Flow::Closing;
+                start: 0,
+                end,
+            }),
+            is_busy: false,
         }
     }
 
@@ -238,13 +242,21 @@ impl<'a> Direction<'a> {
         }
     }
 
-    fn poll<R, W>(&mut self, context: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Fault>>
+    /// `moved` hears of what was delivered.
+    fn poll<R, W>(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut R,
+        to: &mut W,
+        moved: &mut impl FnMut(Side, usize),
+    ) -> Poll<Result<(), Fault>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        let to_side = self.from.other();
         loop {
-            ready!(self.poll_deliver(context, to)).map_err(self.to.at())?;
+            ready!(self.poll_deliver(context, to, moved)).map_err(to_side.at())?;
             match self.flow {
                 Flow::Open => match self.poll_fetch(context, from) {
                     Poll::Ready(result) => result.map_err(self.from.at())?,
@@ -252,7 +264,7 @@ impl<'a> Direction<'a> {
                 },
                 Flow::Closing => {
                     let closed = ignore_gone(ready!(Pin::new(&mut *to).poll_shutdown(context)));
-                    closed.map_err(self.to.at())?;
+                    closed.map_err(to_side.at())?;
                     self.flow = Flow::Closed;
                 }
                 Flow::Closed => return Poll::Ready(Ok(())),
@@ -260,7 +272,12 @@ impl<'a> Direction<'a> {
         }
     }
 
-    fn poll_deliver<W>(&mut self, context: &mut Context<'_>, to: &mut W) -> Poll<io::Result<()>>
+    fn poll_deliver<W>(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &mut W,
+        moved: &mut impl FnMut(Side, usize),
+    ) -> Poll<io::Result<()>>
     where
         W: AsyncWrite + Unpin,
     {
@@ -274,8 +291,7 @@ impl<'a> Direction<'a> {
             if held.start >= held.end {
                 self.held = None;
             }
-            self.delivered.fetch_add(written as u64, Ordering::Relaxed);
-            self.activity.note();
+            moved(self.from.other(), written);
         }
         Poll::Ready(Ok(()))
     }
@@ -307,7 +323,7 @@ impl<'a> Direction<'a> {
     where
         W: AsyncWrite + Unpin,
     {
-        ready!(Pin::new(to).poll_flush(context)).map_err(self.to.at())?;
+        ready!(Pin::new(to).poll_flush(context)).map_err(self.from.other().at())?;
         Poll::Pending
     }
 }

@@ -1,19 +1,19 @@
 //! Notices when nothing moves.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{LiveLimits, PumpLimits};
 
 /// When bytes last moved, and whether one side has closed.
 pub(super) struct Activity {
-    started: Instant,
-    last_millis: AtomicU64,
-    half_closed: AtomicBool,
-    changed: Notify,
+    last: Instant,
+    is_half_closed: bool,
+    /// There while there is a limit, and never set for later than that. In a box: most sessions have none.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Activity {
@@ -21,65 +21,55 @@ impl Activity {
     pub(super) fn start(rested: Duration) -> Self {
         let now = Instant::now();
         Self {
-            started: now.checked_sub(rested).unwrap_or(now),
-            last_millis: AtomicU64::new(0),
-            half_closed: AtomicBool::new(false),
-            changed: Notify::new(),
+            last: now.checked_sub(rested).unwrap_or(now),
+            is_half_closed: false,
+            timer: None,
         }
     }
 
-    pub(super) fn note(&self) {
-        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_millis.store(millis, Ordering::Relaxed);
+    pub(super) fn note(&mut self) {
+        self.last = Instant::now();
     }
 
-    pub(super) fn half_closed(&self) {
+    pub(super) fn half_closed(&mut self) {
         self.note();
-        self.half_closed.store(true, Ordering::Relaxed);
-        self.changed.notify_one();
+        self.is_half_closed = true;
     }
 
     /// One side had closed before this began.
-    pub(super) fn is_half_closed(&self) {
-        self.half_closed.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns when the limit that now holds has passed without a byte.
-    pub(super) async fn ran_out(&self, limits: &impl LiveLimits) {
-        loop {
-            let half_closed = self.half_closed.load(Ordering::Relaxed);
-            let current = limits.now();
-            let deadline = limit_for(half_closed, &current).map(|limit| self.last() + limit);
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return;
-            }
-            tokio::select! {
-                () = reached(deadline) => {}
-                () = self.changed.notified() => {}
-                () = current.idle.changed() => {}
-            }
-        }
+    pub(super) fn is_half_closed(&mut self) {
+        self.is_half_closed = true;
     }
 
     /// For how long nothing has moved.
     pub(super) fn rested(&self) -> Duration {
-        self.last().elapsed()
+        self.last.elapsed()
     }
 
-    fn last(&self) -> Instant {
-        self.started + Duration::from_millis(self.last_millis.load(Ordering::Relaxed))
+    /// Ready when the limit that now holds has passed without a byte.
+    pub(super) fn poll_ran_out(&mut self, context: &mut Context<'_>, limits: &impl LiveLimits) -> Poll<()> {
+        // Before the look: a change in between is heard.
+        limits.wake_when_changed(context.waker());
+        let Some(limit) = limit_for(self.is_half_closed, &limits.now()) else {
+            self.timer = None;
+            return Poll::Pending;
+        };
+        let deadline = self.last + limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        // What moves does not touch the timer: where it comes early, it is set again.
+        while deadline > Instant::now() {
+            ready!(timer.as_mut().poll(context));
+            timer.as_mut().reset(deadline);
+        }
+        Poll::Ready(())
     }
 }
 
-async fn reached(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn limit_for(half_closed: bool, limits: &PumpLimits) -> Option<Duration> {
-    match (half_closed, limits.idle.limit(), limits.half_closed_idle) {
+fn limit_for(is_half_closed: bool, limits: &PumpLimits) -> Option<Duration> {
+    match (is_half_closed, limits.idle, limits.half_closed_idle) {
         (true, Some(idle), Some(half)) => Some(idle.min(half)),
         (true, None, half) => half,
         (false, idle, _) | (true, idle, None) => idle,

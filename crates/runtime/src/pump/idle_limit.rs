@@ -1,41 +1,51 @@
 //! How long a session may rest, which may change while it lives.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use futures_util::task::AtomicWaker;
 
-/// A limit on rest; `None` is no limit. Clones share it. One session at most waits for its changes.
-#[derive(Debug, Clone, Default)]
-pub struct IdleLimit(Arc<Shared>);
+use super::{LiveLimits, PumpLimits};
 
+/// A limit on rest; `None` is no limit. One pump at most follows it.
 #[derive(Debug, Default)]
-struct Shared {
+pub struct IdleLimit {
     limit: Mutex<Option<Duration>>,
-    changed: Notify,
+    pump: AtomicWaker,
 }
 
 impl IdleLimit {
     /// The limit as of now.
     pub fn new(limit: Option<Duration>) -> Self {
-        let new = Self::default();
-        new.set(limit);
-        new
+        Self {
+            limit: Mutex::new(limit),
+            pump: AtomicWaker::new(),
+        }
     }
 
     /// Changes it, also for a session that has rested for a while already.
     pub fn set(&self, limit: Option<Duration>) {
-        let mut held = self.0.limit.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *held, limit) != limit {
-            self.0.changed.notify_one();
+        let before = std::mem::replace(
+            &mut *self.limit.lock().unwrap_or_else(PoisonError::into_inner),
+            limit,
+        );
+        if before != limit {
+            self.pump.wake();
+        }
+    }
+}
+
+/// Beside it stands what holds by default.
+impl LiveLimits for IdleLimit {
+    fn now(&self) -> PumpLimits {
+        PumpLimits {
+            idle: *self.limit.lock().unwrap_or_else(PoisonError::into_inner),
+            ..PumpLimits::default()
         }
     }
 
-    pub(super) fn limit(&self) -> Option<Duration> {
-        *self.0.limit.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) async fn changed(&self) {
-        self.0.changed.notified().await;
+    fn wake_when_changed(&self, waker: &Waker) {
+        self.pump.register(waker);
     }
 }

@@ -21,6 +21,7 @@ mod under_way;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -32,31 +33,34 @@ pub use splice::splice;
 pub use under_way::{Relayed, Stretch, UnderWay, Yielded};
 
 /// When a session ends for want of traffic.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct PumpLimits {
     /// No byte in either direction for this long.
-    pub idle: IdleLimit,
+    pub idle: Option<Duration>,
     /// The same, once one side has closed its direction.
     pub half_closed_idle: Option<Duration>,
 }
 
-/// Where a session's limits are looked up, anew each time one could end it. A limit may grow while it runs; one that
-/// shrinks counts from the next look on, at the latest when the longer one would have ended.
+/// Where a session's limits are looked up, anew each time something moves or one could end it. A limit may grow while it
+/// runs; one that shrinks counts from the next look on, at the latest when the longer one would have ended.
 pub trait LiveLimits {
     /// Those that hold now.
     fn now(&self) -> PumpLimits;
+
+    /// For limits that say when they change, so that a session that rests looks at once: whom to wake then.
+    fn wake_when_changed(&self, _pump: &Waker) {}
 }
 
 impl LiveLimits for PumpLimits {
     fn now(&self) -> PumpLimits {
-        self.clone()
+        *self
     }
 }
 
 impl Default for PumpLimits {
     fn default() -> Self {
         Self {
-            idle: IdleLimit::default(),
+            idle: None,
             half_closed_idle: Some(Duration::from_secs(600)),
         }
     }
@@ -94,6 +98,14 @@ impl Counters {
     /// Backend to client.
     pub fn bytes_out(&self) -> u64 {
         self.0.to_client.load(Ordering::Relaxed)
+    }
+
+    fn delivered(&self, to: Side, bytes: usize) {
+        let count = match to {
+            Side::Backend => &self.0.to_backend,
+            Side::Client => &self.0.to_client,
+        };
+        count.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -167,6 +179,13 @@ struct Fault {
 }
 
 impl Side {
+    fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Backend,
+            Self::Backend => Self::Client,
+        }
+    }
+
     fn at(self) -> impl Fn(io::Error) -> Fault {
         move |error| Fault { side: self, error }
     }

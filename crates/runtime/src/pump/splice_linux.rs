@@ -1,17 +1,17 @@
 //! The pump for two TCP sockets on Linux: read and write while messages are small (about 17 % cheaper), splice(2)
 //! once reads fill the buffer, and back when the stream pauses.
 
+use std::borrow::Borrow;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::pipe::{SpliceFlags, splice as splice_bytes};
-use tokio::io::{AsyncRead, AsyncWriteExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::{Sleep, sleep};
 
 use super::buffers::BUFFER_BYTES;
 use super::idle::Activity;
@@ -30,216 +30,294 @@ const SMALL_PIECES_UNTIL_COPY: u32 = 8;
 const PIPE_KEPT: Duration = Duration::from_millis(50);
 
 /// Moves bytes both ways until the session ends. What it returns is final: nothing moves afterwards.
-pub async fn splice(
-    client: &mut TcpStream,
-    backend: &mut TcpStream,
+pub fn splice<'a>(
+    client: &'a mut TcpStream,
+    backend: &'a mut TcpStream,
     limits: &impl LiveLimits,
-    counters: &Counters,
+    counters: impl Borrow<Counters>,
     cancellation: &Cancellation,
-) -> Closed {
-    let activity = Activity::start(Duration::ZERO);
-    let reason = tokio::select! {
-        biased;
-        reason = cancellation.cancelled() => CloseReason::Cancelled(reason),
-        reason = both_directions(client, backend, counters, &activity) => reason,
-        () = activity.ran_out(limits) => CloseReason::Idle,
-    };
-    Closed::new(counters, reason)
+) -> impl Future<Output = Closed> {
+    let mut relay = Relay::new(client, backend);
+    async move {
+        let counters = counters.borrow();
+        let reason = tokio::select! {
+            biased;
+            reason = cancellation.cancelled() => CloseReason::Cancelled(reason),
+            reason = poll_fn(|context| relay.poll(context, limits, counters)) => reason,
+        };
+        Closed::new(counters, reason)
+    }
 }
 
-async fn both_directions(
-    client: &mut TcpStream,
-    backend: &mut TcpStream,
-    counters: &Counters,
-    activity: &Activity,
-) -> CloseReason {
-    let (client_read, client_write) = client.split();
-    let (backend_read, backend_write) = backend.split();
-    let inward = Direction {
-        from: client_read,
-        to: backend_write,
-        from_side: Side::Client,
-        to_side: Side::Backend,
-        delivered: &counters.0.to_backend,
-        activity,
-    };
-    let outward = Direction {
-        from: backend_read,
-        to: client_write,
-        from_side: Side::Backend,
-        to_side: Side::Client,
-        delivered: &counters.0.to_client,
-        activity,
-    };
-    let (inward, outward) = (inward.run(), outward.run());
-    tokio::pin!(inward, outward);
-    let (first, rest) = tokio::select! {
-        ended = &mut inward => (ended.map(|()| Side::Client), Side::Backend),
-        ended = &mut outward => (ended.map(|()| Side::Backend), Side::Client),
-    };
-    let first_closed = match first {
-        Ok(side) => side,
-        Err(fault) => return reason_of(None, Some(fault)),
-    };
-    activity.half_closed();
-    let second = match rest {
-        Side::Client => inward.await,
-        Side::Backend => outward.await,
-    };
-    reason_of(Some(first_closed), second.err())
+struct Relay<'a> {
+    client: &'a mut TcpStream,
+    backend: &'a mut TcpStream,
+    inward: Direction,
+    outward: Direction,
+    first_closed: Option<Side>,
+    activity: Activity,
 }
 
-struct Direction<'a> {
-    from: ReadHalf<'a>,
-    to: WriteHalf<'a>,
-    from_side: Side,
-    to_side: Side,
-    delivered: &'a AtomicU64,
-    activity: &'a Activity,
+impl<'a> Relay<'a> {
+    fn new(client: &'a mut TcpStream, backend: &'a mut TcpStream) -> Self {
+        Self {
+            client,
+            backend,
+            inward: Direction::from(Side::Client),
+            outward: Direction::from(Side::Backend),
+            first_closed: None,
+            activity: Activity::start(Duration::ZERO),
+        }
+    }
+
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        limits: &impl LiveLimits,
+        counters: &Counters,
+    ) -> Poll<CloseReason> {
+        let mut moved = |to, bytes| {
+            counters.delivered(to, bytes);
+            self.activity.note();
+        };
+        let inward = self.inward.poll(context, self.client, self.backend, &mut moved);
+        let outward = self.outward.poll(context, self.backend, self.client, &mut moved);
+        for (side, ended) in [(Side::Client, &inward), (Side::Backend, &outward)] {
+            if matches!(ended, Poll::Ready(Ok(()))) && self.first_closed.is_none() {
+                self.first_closed = Some(side);
+                self.activity.half_closed();
+            }
+        }
+        match (inward, outward) {
+            (Poll::Ready(Err(fault)), _) | (_, Poll::Ready(Err(fault))) => {
+                Poll::Ready(reason_of(self.first_closed, Some(fault)))
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(reason_of(self.first_closed, None)),
+            (Poll::Pending, _) | (_, Poll::Pending) => {
+                ready!(self.activity.poll_ran_out(context, limits));
+                Poll::Ready(CloseReason::Idle)
+            }
+        }
+    }
 }
 
-/// Why one way of moving bytes gave over to the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One direction.
+struct Direction {
+    from: Side,
+    pace: Pace,
+    /// Messages read and not delivered. The buffer is there only while it holds bytes.
+    held: Option<Held>,
+    full_reads: u32,
+}
+
+struct Held {
+    buffer: Buffer,
+    start: usize,
+    end: usize,
+}
+
+/// The way bytes move.
 enum Pace {
-    Bulk,
     Messages,
-    Ended,
+    /// Boxed, so that a session at rest does not hold its size.
+    Bulk(Box<Bulk>),
+    Closing,
+    Closed,
 }
 
-impl Direction<'_> {
-    async fn run(mut self) -> Result<(), Fault> {
-        let mut pace = Pace::Messages;
+/// A stream through a pipe.
+struct Bulk {
+    pipe: Pipe,
+    small_pieces: u32,
+    /// Since when nothing came, there while nothing does.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Direction {
+    fn from(side: Side) -> Self {
+        Self {
+            from: side,
+            pace: Pace::Messages,
+            held: None,
+            full_reads: 0,
+        }
+    }
+
+    /// `moved` hears of what was delivered.
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        moved: &mut impl FnMut(Side, usize),
+    ) -> Poll<Result<(), Fault>> {
+        let (from_side, to_side) = (self.from, self.from.other());
         loop {
-            pace = match pace {
-                Pace::Messages => self.copy_messages().await?,
-                // Boxed, so that a session at rest does not hold its size.
-                Pace::Bulk => Box::pin(self.splice_bulk()).await?,
-                Pace::Ended => break,
+            self.pace = match &mut self.pace {
+                Pace::Messages => {
+                    ready!(self.poll_deliver(context, to, moved)).map_err(to_side.at())?;
+                    ready!(self.poll_fetch(context, from)).map_err(from_side.at())?
+                }
+                Pace::Bulk(bulk) => {
+                    let drained = bulk.poll_drain(context, to, |bytes| moved(to_side, bytes));
+                    ready!(drained).map_err(to_side.at())?;
+                    match ready!(bulk.poll_fill(context, from)).map_err(from_side.at())? {
+                        Some(next) => next,
+                        None => continue,
+                    }
+                }
+                Pace::Closing => {
+                    let closed = ready!(Pin::new(&mut *to).poll_shutdown(context));
+                    ignore_gone(closed).map_err(to_side.at())?;
+                    Pace::Closed
+                }
+                Pace::Closed => return Poll::Ready(Ok(())),
             };
         }
-        ignore_gone(self.to.shutdown().await).map_err(self.to_side.at())
     }
 
-    async fn copy_messages(&mut self) -> Result<Pace, Fault> {
-        let mut full_reads = 0;
-        loop {
-            let (buffer, length) = self.read_message().await.map_err(self.from_side.at())?;
-            if length == 0 {
-                return Ok(Pace::Ended);
-            }
-            let bytes = buffer.get(..length).unwrap_or_default();
-            self.to.write_all(bytes).await.map_err(self.to_side.at())?;
-            self.note_delivered(length);
-            full_reads = if length == BUFFER_BYTES { full_reads + 1 } else { 0 };
-            if full_reads >= FULL_READS_UNTIL_SPLICE {
-                return Ok(Pace::Bulk);
-            }
-        }
-    }
-
-    /// The buffer is taken anew at each attempt, so that waiting holds none.
-    async fn read_message(&mut self) -> io::Result<(Buffer, usize)> {
-        poll_fn(|context| {
-            let mut buffer = buffers::take(false);
-            let mut space = ReadBuf::new(&mut buffer);
-            ready!(Pin::new(&mut self.from).poll_read(context, &mut space))?;
-            let length = space.filled().len();
-            Poll::Ready(Ok((buffer, length)))
-        })
-        .await
-    }
-
-    async fn splice_bulk(&mut self) -> Result<Pace, Fault> {
-        let Ok(mut pipe) = Pipe::take() else {
-            return Ok(Pace::Messages);
-        };
-        let mut small_pieces = 0;
-        loop {
-            match self.fill(&mut pipe).map_err(self.from_side.at())? {
-                Filled::Bytes(0) => return Ok(Pace::Ended),
-                Filled::Bytes(bytes) => {
-                    self.drain(&mut pipe).await.map_err(self.to_side.at())?;
-                    small_pieces = if bytes < SMALL_PIECE_BYTES {
-                        small_pieces + 1
-                    } else {
-                        0
-                    };
-                }
-                Filled::NothingYet if !self.more_soon().await.map_err(self.from_side.at())? => {
-                    return Ok(Pace::Messages);
-                }
-                Filled::NothingYet => {}
-            }
-            if small_pieces >= SMALL_PIECES_UNTIL_COPY {
-                return Ok(Pace::Messages);
-            }
-        }
-    }
-
-    /// The pipe is empty, so that "would block" can only mean the socket.
-    fn fill(&self, pipe: &mut Pipe) -> io::Result<Filled> {
-        let socket = self.from.as_ref();
-        let spliced = socket.try_io(Interest::READABLE, || {
-            let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-            Ok(splice_bytes(
-                socket,
-                None,
-                pipe.write_end()?,
-                None,
-                pipe.capacity_bytes(),
-                flags,
-            )?)
-        });
-        match spliced {
-            Ok(bytes) => {
-                pipe.filled(bytes);
-                Ok(Filled::Bytes(bytes))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Filled::NothingYet),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Filled::NothingYet),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn drain(&self, pipe: &mut Pipe) -> io::Result<()> {
-        let socket = self.to.as_ref();
-        while pipe.held_bytes() > 0 {
-            let written = socket
-                .async_io(Interest::WRITABLE, || {
-                    let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
-                    Ok(splice_bytes(
-                        pipe.read_end()?,
-                        None,
-                        socket,
-                        None,
-                        pipe.held_bytes(),
-                        flags,
-                    )?)
-                })
-                .await?;
+    fn poll_deliver(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &mut TcpStream,
+        moved: &mut impl FnMut(Side, usize),
+    ) -> Poll<io::Result<()>> {
+        while let Some(held) = &mut self.held {
+            let bytes = held.buffer.get(held.start..held.end).unwrap_or_default();
+            let written = ready!(Pin::new(&mut *to).poll_write(context, bytes))?;
             if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            pipe.drained(written);
-            self.note_delivered(written);
+            held.start += written;
+            if held.start >= held.end {
+                self.held = None;
+            }
+            moved(self.from.other(), written);
         }
-        Ok(())
+        Poll::Ready(Ok(()))
     }
 
-    async fn more_soon(&self) -> io::Result<bool> {
-        match tokio::time::timeout(PIPE_KEPT, self.from.readable()).await {
-            Ok(ready) => ready.map(|()| true),
-            Err(_) => Ok(false),
+    /// Reads a message, unless what comes is a stream. The buffer is taken anew at each attempt, so that waiting holds none.
+    fn poll_fetch(&mut self, context: &mut Context<'_>, from: &mut TcpStream) -> Poll<io::Result<Pace>> {
+        if self.full_reads >= FULL_READS_UNTIL_SPLICE {
+            self.full_reads = 0;
+            if let Ok(pipe) = Pipe::take() {
+                return Poll::Ready(Ok(Pace::Bulk(Box::new(Bulk::through(pipe)))));
+            }
         }
-    }
-
-    fn note_delivered(&self, bytes: usize) {
-        self.delivered.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.activity.note();
+        let mut buffer = buffers::take(false);
+        let mut space = ReadBuf::new(&mut buffer);
+        ready!(Pin::new(from).poll_read(context, &mut space))?;
+        let end = space.filled().len();
+        if end == 0 {
+            return Poll::Ready(Ok(Pace::Closing));
+        }
+        self.full_reads = if end == BUFFER_BYTES {
+            self.full_reads + 1
+        } else {
+            0
+        };
+        self.held = Some(Held {
+            buffer,
+            start: 0,
+            end,
+        });
+        Poll::Ready(Ok(Pace::Messages))
     }
 }
 
-enum Filled {
-    Bytes(usize),
-    NothingYet,
+impl Bulk {
+    fn through(pipe: Pipe) -> Self {
+        Self {
+            pipe,
+            small_pieces: 0,
+            pause: None,
+        }
+    }
+
+    /// Until the pipe is empty.
+    fn poll_drain(
+        &mut self,
+        context: &mut Context<'_>,
+        to: &TcpStream,
+        mut moved: impl FnMut(usize),
+    ) -> Poll<io::Result<()>> {
+        while self.pipe.held_bytes() > 0 {
+            ready!(to.poll_write_ready(context))?;
+            let pipe = &self.pipe;
+            let spliced = to.try_io(Interest::WRITABLE, || {
+                let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+                Ok(splice_bytes(
+                    pipe.read_end()?,
+                    None,
+                    to,
+                    None,
+                    pipe.held_bytes(),
+                    flags,
+                )?)
+            });
+            match so_far(spliced)? {
+                Some(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Some(bytes) => {
+                    self.pipe.drained(bytes);
+                    moved(bytes);
+                }
+                None => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Fills the empty pipe, so that "would block" can only mean the socket. Says what comes next, where it is not more of
+    /// the same.
+    fn poll_fill(&mut self, context: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<Option<Pace>>> {
+        if self.small_pieces >= SMALL_PIECES_UNTIL_COPY {
+            return Poll::Ready(Ok(Some(Pace::Messages)));
+        }
+        loop {
+            let pipe = &self.pipe;
+            let spliced = from.try_io(Interest::READABLE, || {
+                let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+                Ok(splice_bytes(
+                    from,
+                    None,
+                    pipe.write_end()?,
+                    None,
+                    pipe.capacity_bytes(),
+                    flags,
+                )?)
+            });
+            match so_far(spliced)? {
+                Some(0) => return Poll::Ready(Ok(Some(Pace::Closing))),
+                Some(bytes) => {
+                    self.pipe.filled(bytes);
+                    self.pause = None;
+                    self.small_pieces = match bytes < SMALL_PIECE_BYTES {
+                        true => self.small_pieces + 1,
+                        false => 0,
+                    };
+                    return Poll::Ready(Ok(None));
+                }
+                None => {}
+            }
+            match from.poll_read_ready(context)? {
+                Poll::Ready(()) => {}
+                Poll::Pending => {
+                    let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(PIPE_KEPT)));
+                    ready!(pause.as_mut().poll(context));
+                    return Poll::Ready(Ok(Some(Pace::Messages)));
+                }
+            }
+        }
+    }
+}
+
+/// How much was spliced, if anything.
+fn so_far(spliced: io::Result<usize>) -> io::Result<Option<usize>> {
+    match spliced {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        Err(error) => Err(error),
+    }
 }

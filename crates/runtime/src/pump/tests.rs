@@ -1,7 +1,7 @@
 //! The same facts hold for both pumps.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -34,7 +34,7 @@ async fn connected() -> (TcpStream, TcpStream) {
     (near, listener.accept().await.unwrap().0)
 }
 
-async fn session(pump: Pump, limits: PumpLimits) -> Session {
+async fn session(pump: Pump, limits: impl LiveLimits + Send + Sync + 'static) -> Session {
     let (client, mut pump_client) = connected().await;
     let (backend, mut pump_backend) = connected().await;
     let (counters, cancellation) = (Counters::new(), Cancellation::new());
@@ -237,11 +237,11 @@ async fn cancelling_works_while_the_peer_does_not_read() {
 #[tokio::test]
 async fn a_silent_session_ends_as_idle_and_a_busy_one_does_not() {
     let limits = PumpLimits {
-        idle: IdleLimit::new(Some(Duration::from_millis(150))),
+        idle: Some(Duration::from_millis(150)),
         half_closed_idle: None,
     };
     for pump in BOTH {
-        let mut session = session(pump, limits.clone()).await;
+        let mut session = session(pump, limits).await;
         let started = std::time::Instant::now();
         while started.elapsed() < Duration::from_millis(900) {
             session.client.write_all(b"x").await.unwrap();
@@ -252,12 +252,24 @@ async fn a_silent_session_ends_as_idle_and_a_busy_one_does_not() {
     }
 }
 
+/// A limit that somebody else changes.
+struct Shared(Arc<IdleLimit>);
+
+impl LiveLimits for Shared {
+    fn now(&self) -> PumpLimits {
+        self.0.now()
+    }
+
+    fn wake_when_changed(&self, pump: &Waker) {
+        self.0.wake_when_changed(pump);
+    }
+}
+
 #[tokio::test]
 async fn an_idle_limit_that_changes_holds_for_a_session_that_rests_already() {
     for pump in BOTH {
-        let limits = PumpLimits::default();
-        let idle = limits.idle.clone();
-        let mut session = session(pump, limits).await;
+        let idle = Arc::new(IdleLimit::default());
+        let mut session = session(pump, Shared(Arc::clone(&idle))).await;
         session.client.write_all(b"x").await.unwrap();
         session.backend.read_u8().await.unwrap();
         idle.set(Some(Duration::from_secs(3600)));
@@ -270,26 +282,32 @@ async fn an_idle_limit_that_changes_holds_for_a_session_that_rests_already() {
 #[tokio::test]
 async fn a_half_closed_session_that_falls_silent_ends() {
     let limits = PumpLimits {
-        idle: IdleLimit::default(),
+        idle: None,
         half_closed_idle: Some(Duration::from_millis(20)),
     };
     for pump in BOTH {
-        let mut session = session(pump, limits.clone()).await;
+        let mut session = session(pump, limits).await;
         session.client.shutdown().await.unwrap();
         let closed = session.pump.await.unwrap();
         assert!(matches!(closed.reason, CloseReason::Idle), "{pump:?}: {closed:?}");
     }
 }
 
-/// Lets a session be half-closed for ever from the second look on.
-struct Relenting(AtomicUsize);
+/// Lets a session be half-closed for ever from some moment on, without a word.
+#[derive(Default)]
+struct Relenting {
+    has_relented: AtomicBool,
+    looks_since: AtomicUsize,
+}
 
 impl LiveLimits for Relenting {
     fn now(&self) -> PumpLimits {
-        let looks = self.0.fetch_add(1, Ordering::SeqCst);
+        let has_relented = self.has_relented.load(Ordering::SeqCst);
+        self.looks_since
+            .fetch_add(usize::from(has_relented), Ordering::SeqCst);
         PumpLimits {
-            idle: IdleLimit::default(),
-            half_closed_idle: (looks == 0).then_some(Duration::from_millis(20)),
+            idle: None,
+            half_closed_idle: (!has_relented).then_some(Duration::from_millis(20)),
         }
     }
 }
@@ -298,13 +316,14 @@ impl LiveLimits for Relenting {
 async fn limits_are_looked_up_again_before_one_ends_a_session() {
     let (mut client, near) = tokio::io::duplex(64);
     let (mut backend, far) = tokio::io::duplex(64);
-    let limits = Relenting(0.into());
+    let limits = Relenting::default();
     let (counters, cancellation) = (Counters::new(), Cancellation::new());
     let pump = copy(near, far, &limits, &counters, &cancellation);
     let talk = async {
         client.shutdown().await.unwrap();
         assert_eq!(backend.read(&mut [0]).await.unwrap(), 0);
-        while limits.0.load(Ordering::SeqCst) < 2 {
+        limits.has_relented.store(true, Ordering::SeqCst);
+        while limits.looks_since.load(Ordering::SeqCst) == 0 {
             tokio::task::yield_now().await;
         }
         backend.write_all(b"late").await.unwrap();
@@ -350,7 +369,7 @@ async fn a_session_that_is_given_up_and_gone_on_with_loses_and_doubles_nothing()
         let limits = PumpLimits::default();
         let (mut yields, mut with_bytes) = (0, 0);
         loop {
-            let asked = tokio::time::sleep(Duration::from_micros(300));
+            let asked = Box::pin(tokio::time::sleep(Duration::from_micros(300)));
             let relayed = go_on(session, &limits, &counters, &cancellation, asked, async |_, _| {}).await;
             match relayed {
                 Relayed::Closed(closed) => return (closed, yields, with_bytes),
@@ -406,7 +425,7 @@ async fn a_session_that_is_gone_on_with_may_rest_no_longer_than_another() {
         },
     };
     let limits = PumpLimits {
-        idle: IdleLimit::new(Some(Duration::from_secs(3600))),
+        idle: Some(Duration::from_secs(3600)),
         half_closed_idle: None,
     };
     let (counters, cancellation) = (Counters::new(), Cancellation::new());

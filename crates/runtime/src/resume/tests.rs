@@ -31,9 +31,9 @@ impl Reconnect<DuplexStream> for Way {
     fn poll_next(
         &mut self,
         context: &mut Context<'_>,
-        position: u64,
+        endpoint: &mut Endpoint,
     ) -> Poll<io::Result<Arrival<DuplexStream>>> {
-        self.stands.send_replace(Some(position));
+        self.stands.send_replace(Some(endpoint.position()));
         match ready!(self.arrivals.poll_recv(context)) {
             Some(arrival) => Poll::Ready(Ok(arrival)),
             None => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -92,6 +92,7 @@ impl Network {
                 connection,
                 read: Vec::new(),
                 position: stand[1 - at],
+                repeated: 0,
                 answer: None,
             };
             let _ = self.ways[at].0.send(arrival);
@@ -374,6 +375,7 @@ async fn who_cannot_go_on_is_told_and_the_session_ends() {
         connection,
         read: Vec::new(),
         position: 7,
+        repeated: 0,
         answer: Some(Box::new(move |stands| {
             *hears.lock().unwrap() = Some(stands.is_err());
             b"no".to_vec()

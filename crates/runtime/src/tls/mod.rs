@@ -3,6 +3,7 @@
 
 mod connection;
 mod hello;
+mod known;
 mod material;
 mod peer;
 mod pem;
@@ -20,7 +21,7 @@ pub use hello::{
     ClientHelloError, ClientHelloFacts, ClientHelloLimits, accept, alert_record, peek, send_alert,
 };
 pub use material::{CertifiedKey, FixedIdentity, Material, MaterialError, NamedIdentity, certified_key};
-pub use peer::{Demand, PeerVerifier, PostPossession, Refusal};
+pub use peer::{Demand, KnownClients, PeerVerifier, PostPossession, Refusal};
 pub use pem::{PemError, certificates_from_pem, certificates_to_pem, private_key_from_pem};
 pub(crate) use presented::Presented;
 pub use provider::{install_provider, provider};

@@ -1,7 +1,7 @@
 //! Verifies the client of one connection, and remembers who it was.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use iap_identity::verify::{EXPIRED_AGENT_GRACE, EXPIRED_USER_GRACE};
 use iap_identity::{
@@ -17,6 +17,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, UnixTime};
 use time::OffsetDateTime;
 
+use super::known::{Known, Term};
 use super::provider;
 
 /// Whether a client must show a certificate.
@@ -57,7 +58,8 @@ pub struct PeerVerifier {
     demand: Demand,
     earliest_now: Option<OffsetDateTime>,
     hook: Option<PostPossession>,
-    authorities: Vec<DistinguishedName>,
+    authorities: Arc<[DistinguishedName]>,
+    known: Option<Arc<KnownClients>>,
     presented: OnceLock<Presented>,
     proven: OnceLock<Presented>,
     refused: OnceLock<PeerError>,
@@ -70,10 +72,68 @@ enum Presented {
     ExpiredUser(Arc<UserPeer>),
 }
 
+/// What the connections of one listener share: whose certificates were verified a moment ago, and by which bundle.
+#[derive(Debug, Default)]
+pub struct KnownClients {
+    peers: Known<Arc<VerifiedPeer>>,
+    authorities: Mutex<Option<Authorities>>,
+}
+
+/// The names of the authorities in one bundle that issue to some classes.
+#[derive(Debug)]
+struct Authorities {
+    bundle: Arc<TrustBundle>,
+    accepted: ClassSet,
+    names: Arc<[DistinguishedName]>,
+}
+
+impl KnownClients {
+    /// A verifier for one connection, as [`PeerVerifier::new`] makes it, which verifies nothing anew that others have.
+    pub fn verifier(
+        self: &Arc<Self>,
+        bundle: Arc<TrustBundle>,
+        accepted: ClassSet,
+        demand: Demand,
+    ) -> PeerVerifier {
+        let authorities = self.authorities(&bundle, accepted);
+        PeerVerifier {
+            known: Some(Arc::clone(self)),
+            ..PeerVerifier::with_authorities(bundle, accepted, demand, authorities)
+        }
+    }
+
+    fn authorities(&self, bundle: &Arc<TrustBundle>, accepted: ClassSet) -> Arc<[DistinguishedName]> {
+        let mut held = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some(held) if Arc::ptr_eq(&held.bundle, bundle) && held.accepted == accepted => {
+                Arc::clone(&held.names)
+            }
+            Some(_) | None => {
+                let names = authority_names(bundle, accepted);
+                *held = Some(Authorities {
+                    bundle: Arc::clone(bundle),
+                    accepted,
+                    names: Arc::clone(&names),
+                });
+                names
+            }
+        }
+    }
+}
+
 impl PeerVerifier {
     /// Accepts clients of the classes `accepted`.
     pub fn new(bundle: Arc<TrustBundle>, accepted: ClassSet, demand: Demand) -> Self {
         let authorities = authority_names(&bundle, accepted);
+        Self::with_authorities(bundle, accepted, demand, authorities)
+    }
+
+    fn with_authorities(
+        bundle: Arc<TrustBundle>,
+        accepted: ClassSet,
+        demand: Demand,
+        authorities: Arc<[DistinguishedName]>,
+    ) -> Self {
         Self {
             bundle,
             accepted,
@@ -81,6 +141,7 @@ impl PeerVerifier {
             earliest_now: None,
             hook: None,
             authorities,
+            known: None,
             presented: OnceLock::new(),
             proven: OnceLock::new(),
             refused: OnceLock::new(),
@@ -131,14 +192,35 @@ impl PeerVerifier {
     }
 
     fn identify(&self, chain: &[CertificateDer<'_>], now: OffsetDateTime) -> Result<Presented, PeerError> {
-        let verified = verify_client(chain, self.accepted, &self.bundle, now);
-        match (verified, self.demand) {
-            (Ok(peer), _) => Ok(Presented::Current(Arc::new(peer))),
+        match (self.verify(chain, now), self.demand) {
+            (Ok(peer), _) => Ok(Presented::Current(peer)),
             (Err(PeerError::Expired { not_after }), Demand::OptionalOrExpired) => self
                 .identify_expired(chain, now)
                 .map_err(|error| expired_unless_better(error, not_after)),
             (Err(error), Demand::Required | Demand::Optional | Demand::OptionalOrExpired) => Err(error),
         }
+    }
+
+    fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: OffsetDateTime,
+    ) -> Result<Arc<VerifiedPeer>, PeerError> {
+        let (Some(known), Some(leaf)) = (&self.known, chain.first()) else {
+            return verify_client(chain, self.accepted, &self.bundle, now).map(Arc::new);
+        };
+        let accepted = |peer: &Arc<VerifiedPeer>| self.accepted.contains(peer.class());
+        if let Some(peer) = known.peers.recall(leaf, &self.bundle, now, accepted) {
+            return Ok(peer);
+        }
+        let peer = Arc::new(verify_client(chain, self.accepted, &self.bundle, now)?);
+        let authorities = self.bundle.valid_until(peer.class().ca_class(), now);
+        let term = Term {
+            since: now,
+            until: authorities.min(peer.not_after()),
+        };
+        known.peers.keep(leaf, &self.bundle, term, Arc::clone(&peer));
+        Ok(peer)
     }
 
     fn identify_expired(
@@ -289,7 +371,7 @@ fn expired_unless_better(error: PeerError, not_after: OffsetDateTime) -> PeerErr
 }
 
 /// Subjects of the authorities that issue to `accepted`, so that clients with several certificates choose well.
-fn authority_names(bundle: &TrustBundle, accepted: ClassSet) -> Vec<DistinguishedName> {
+fn authority_names(bundle: &TrustBundle, accepted: ClassSet) -> Arc<[DistinguishedName]> {
     let mut store = RootCertStore::empty();
     for authority in CaClass::ALL {
         let issues = |class: &Class| class.ca_class() == authority && accepted.contains(*class);
@@ -297,5 +379,5 @@ fn authority_names(bundle: &TrustBundle, accepted: ClassSet) -> Vec<Distinguishe
             store.add_parsable_certificates(bundle.authorities(authority).iter().cloned());
         }
     }
-    store.subjects()
+    store.subjects().into()
 }

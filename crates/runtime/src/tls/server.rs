@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use iap_identity::verify::FirstContactError;
 use iap_identity::{
-    ClusterName, PeerError, Pin, ServerName, TrustBundle, verify_first_contact, verify_server,
+    CaClass, ClusterName, PeerError, Pin, ServerName, TrustBundle, verify_first_contact, verify_server,
 };
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::verify_tls13_signature;
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName as DialledName, UnixTime};
+use time::OffsetDateTime;
 
+use super::known::{Known, Term};
 use super::peer::{chain_of, offset_date_time, peer_error, tls12_refused};
 use super::{Material, provider};
 
@@ -19,12 +21,40 @@ use super::{Material, provider};
 #[derive(Debug)]
 pub struct ServerVerifier {
     material: Arc<Material>,
+    known: Known<ServerName>,
 }
 
 impl ServerVerifier {
     /// Trusts what `material` trusts.
     pub fn new(material: Arc<Material>) -> Self {
-        Self { material }
+        Self {
+            material,
+            known: Known::default(),
+        }
+    }
+
+    fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        expected: &ServerName,
+        bundle: &Arc<TrustBundle>,
+        now: OffsetDateTime,
+    ) -> Result<(), PeerError> {
+        let same_name = |name: &ServerName| name == expected;
+        if let Some(leaf) = chain.first()
+            && self.known.recall(leaf, bundle, now, same_name).is_some()
+        {
+            return Ok(());
+        }
+        let verified = verify_server(chain, expected, bundle, now)?;
+        if let Some(leaf) = chain.first() {
+            let term = Term {
+                since: now,
+                until: bundle.valid_until(CaClass::System, now).min(verified.not_after),
+            };
+            self.known.keep(leaf, bundle, term, verified.name);
+        }
+        Ok(())
     }
 
     fn expected(&self, dialled: &DialledName<'_>, bundle: &TrustBundle) -> Result<ServerName, Error> {
@@ -92,7 +122,7 @@ tls13_server_verifier! {
         let bundle = self.material.bundle();
         let expected = self.expected(server_name, &bundle)?;
         let chain = chain_of(end_entity, intermediates);
-        let verified = verify_server(&chain, &expected, &bundle, offset_date_time(now)?);
+        let verified = self.verify(&chain, &expected, &bundle, offset_date_time(now)?);
         verified.map_err(|error| logged(&error, &expected.host(bundle.cluster())))?;
         Ok(ServerCertVerified::assertion())
     }

@@ -3,7 +3,7 @@
 use super::frame::{self, Close};
 use super::incoming::{Arrived, Incoming};
 use super::outgoing::Outgoing;
-use super::{Violation, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
+use super::{REPEAT_BYTES_MAX, Violation, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
 
 /// One end of a session, through all its connections.
 #[derive(Debug)]
@@ -11,6 +11,8 @@ pub struct Endpoint {
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Incoming,
     pub(super) peer_closed: Option<Close>,
+    /// The other end has spoken on this connection after it had its answer.
+    pub(super) is_answered: bool,
 }
 
 /// What goes on the wire next, in order; all pieces are empty when there is nothing.
@@ -18,6 +20,15 @@ pub struct Endpoint {
 pub struct Transmit<'a> {
     /// Frames that are no bytes of the session, and a header; then bytes, which may lie in two places.
     pub pieces: [&'a [u8]; 3],
+}
+
+/// Bytes that go out before it is known whether the other end has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repeat {
+    /// The frames; none where there is nothing to repeat, or too much.
+    pub frames: Vec<u8>,
+    /// The position behind the last byte in them, or 0.
+    pub end: u64,
 }
 
 impl Transmit<'_> {
@@ -38,6 +49,7 @@ impl Endpoint {
             outgoing: Outgoing::new(window),
             incoming: Incoming::new(window),
             peer_closed: None,
+            is_answered: true,
         }
     }
 
@@ -142,9 +154,11 @@ impl Endpoint {
             rest = rest.get(count..).unwrap_or_default();
             match arrived {
                 Some(Arrived::Acknowledgement(payload)) => {
+                    self.is_answered = true;
                     self.outgoing.acknowledged(frame::position(&payload))?;
                 }
                 Some(Arrived::Ask) => self.acknowledge(),
+                Some(Arrived::Repeat(payload)) => self.incoming.repeat(frame::position(&payload))?,
                 Some(Arrived::Close(payload)) => self.peer_closed = Some(Close::decode(&payload)?),
                 Some(Arrived::Finish) | None => self.acknowledge_if_due(),
             }
@@ -223,15 +237,36 @@ impl Endpoint {
         self.incoming.position()
     }
 
+    /// What may be sent over a new connection before it is known where the other end stands: everything that is kept, if
+    /// that is at most [`REPEAT_BYTES_MAX`].
+    pub fn repeat(&mut self) -> Repeat {
+        self.outgoing.repeat(REPEAT_BYTES_MAX)
+    }
+
+    /// Whether the other end, since this one was attached, has shown that it knows where this one stands.
+    #[must_use]
+    pub const fn is_answered(&self) -> bool {
+        self.is_answered
+    }
+
     /// Goes on over a new connection: the other end stands at `position`, and was told where this one does, or will be by a
     /// [`preface`](Self::preface).
     ///
     /// # Errors
     /// When it cannot stand there; then there is no going on.
     pub fn attach(&mut self, position: u64) -> Result<(), Violation> {
-        self.incoming.detach();
+        self.attach_behind(position, 0)
+    }
+
+    /// As [`attach`](Self::attach), where everything before `repeated`, the end of a [`Repeat`], went out over the connection
+    /// already.
+    ///
+    /// # Errors
+    /// As for [`attach`](Self::attach).
+    pub fn attach_behind(&mut self, position: u64, repeated: u64) -> Result<(), Violation> {
         self.incoming.attach();
-        self.outgoing.attach(position)?;
+        self.outgoing.attach(position, repeated)?;
+        self.is_answered = false;
         // The other end knows it already. It hears that this one has its answer.
         self.acknowledge();
         Ok(())

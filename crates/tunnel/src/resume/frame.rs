@@ -35,6 +35,8 @@ pub(super) enum Kind {
     Ask = 3,
     /// The session is over.
     Close = 4,
+    /// The bytes behind begin at a position, before it is known where the receiver stands.
+    Repeat = 5,
 }
 
 /// The header of a frame whose kind and length are known to go together.
@@ -53,6 +55,7 @@ impl Header {
             2 => (Kind::Finish, bytes == 0),
             3 => (Kind::Ask, bytes == 0),
             4 => (Kind::Close, bytes <= CLOSE_BYTES_MAX),
+            5 => (Kind::Repeat, bytes == POSITION_BYTES),
             kind => return Err(Violation::UnknownKind { kind }),
         };
         match right {
@@ -74,6 +77,11 @@ pub(super) fn push_data_header(head: &mut Vec<u8>, bytes: usize) {
 
 pub(super) fn push_acknowledge(head: &mut Vec<u8>, position: u64) {
     push(head, Kind::Acknowledge, POSITION_BYTES);
+    head.extend_from_slice(&position.to_be_bytes());
+}
+
+pub(super) fn push_repeat(head: &mut Vec<u8>, position: u64) {
+    push(head, Kind::Repeat, POSITION_BYTES);
     head.extend_from_slice(&position.to_be_bytes());
 }
 

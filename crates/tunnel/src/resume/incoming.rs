@@ -20,18 +20,14 @@ pub(super) struct Incoming {
     /// What the other end was told, or will be at once.
     acknowledged: u64,
     is_finished: bool,
-    state: State,
-    /// For an end that acknowledges what was passed on, and not what was taken.
-    passing_on: Option<Box<PassingOn>>,
-}
-
-/// What was taken and is not passed on may be lost. So the other end keeps it, and sends it again on another connection.
-#[derive(Debug)]
-struct PassingOn {
-    /// Everything before was passed on; the end counts as one.
-    position: u64,
-    /// So many of the bytes that come next were taken before.
+    /// Nothing has come over this connection yet, and others were before it.
+    may_repeat: bool,
+    /// So many of the next bytes were taken before: this end said that it stands before them, or the other end repeats them.
     again: u64,
+    state: State,
+    /// For an end that acknowledges what was passed on, and not what was taken: everything before was; the end counts as one.
+    /// The rest may be lost. So the other end keeps it, and sends it again on another connection.
+    passed_on: Option<u64>,
 }
 
 /// Where in a frame we are.
@@ -67,6 +63,7 @@ pub(super) enum Arrived {
     Ask,
     Finish,
     Close(Vec<u8>),
+    Repeat(Vec<u8>),
 }
 
 impl Incoming {
@@ -77,8 +74,10 @@ impl Incoming {
             taken: 0,
             acknowledged: 0,
             is_finished: false,
+            may_repeat: false,
+            again: 0,
             state: State::default(),
-            passing_on: None,
+            passed_on: None,
         }
     }
 
@@ -112,34 +111,30 @@ impl Incoming {
     /// Everything before was taken, or passed on where that is told; the end, once it is known and everything taken, counts
     /// as one.
     pub(super) fn position(&self) -> u64 {
-        match self.passing_on.as_deref() {
-            None => self.taken + u64::from(self.is_at_end()),
-            // What this connection has not brought again the other end does not know to have sent.
-            Some(PassingOn { position, again: 0 }) => *position,
-            Some(PassingOn { position, again }) => self.taken.saturating_sub(*again).min(*position),
+        let end = u64::from(self.is_at_end());
+        match self.passed_on {
+            None => self.taken + end,
+            // What this connection has not brought again the other end does not know to have sent, unless it was told so.
+            Some(passed_on) => passed_on
+                .min(self.taken.saturating_sub(self.again) + end)
+                .max(self.acknowledged),
         }
     }
 
     /// Everything before `position` was passed on. From the first time on, only that is acknowledged.
     pub(super) fn passed_on(&mut self, position: u64) {
         let position = position.min(self.taken + 1);
-        match &mut self.passing_on {
-            Some(passing_on) => passing_on.position = position.max(passing_on.position),
-            None => self.passing_on = Some(Box::new(PassingOn { position, again: 0 })),
-        }
+        self.passed_on = Some(self.passed_on.map_or(position, |before| before.max(position)));
     }
 
-    /// The other end was told the position, and sends everything from there.
+    /// The connection before is gone. The other end was told the position, or will be, and sends everything from there.
     pub(super) fn attach(&mut self) {
+        self.detach();
         let position = self.position();
-        if let Some(passing_on) = &mut self.passing_on {
-            passing_on.again = self.taken.saturating_sub(position);
-            self.is_finished = position > self.taken;
-        }
-    }
-
-    fn again(&self) -> u64 {
-        self.passing_on.as_ref().map_or(0, |passing_on| passing_on.again)
+        self.again = self.taken.saturating_sub(position);
+        // An end that was not passed on comes again, too.
+        self.is_finished = position > self.taken;
+        self.may_repeat = true;
     }
 
     pub(super) fn is_at_end(&self) -> bool {
@@ -165,7 +160,7 @@ impl Incoming {
     /// How many bytes of the frame at hand could be taken without being held first.
     pub(super) fn direct(&self) -> usize {
         match &self.state {
-            State::Data { left } if self.held.is_empty() && self.again() == 0 => *left,
+            State::Data { left } if self.held.is_empty() && self.again == 0 => *left,
             State::Data { .. } | State::Header { .. } | State::Control { .. } => 0,
         }
     }
@@ -213,7 +208,8 @@ impl Incoming {
                 self.begin(header)
             }
             State::Data { .. } => {
-                let known = self.skip(piece.len());
+                let known = usize::try_from(self.again).map_or(piece.len(), |again| again.min(piece.len()));
+                self.again -= known as u64;
                 self.held.extend(piece.get(known..).unwrap_or_default());
                 self.passed(piece.len());
                 Ok(None)
@@ -232,12 +228,15 @@ impl Incoming {
     }
 
     fn begin(&mut self, header: Header) -> Result<Option<Arrived>, Violation> {
+        let is_first = std::mem::replace(&mut self.may_repeat, false);
         self.state = match header.kind {
+            Kind::Repeat if !is_first => return Err(Violation::LateRepeat),
             Kind::Data => {
                 self.admit(header.bytes)?;
                 State::Data { left: header.bytes }
             }
-            Kind::Finish if self.is_finished => return Err(Violation::AfterEnd),
+            // Nor is there an end before what came before it.
+            Kind::Finish if self.is_finished || self.again > 0 => return Err(Violation::AfterEnd),
             Kind::Finish => {
                 self.is_finished = true;
                 State::default()
@@ -256,10 +255,11 @@ impl Incoming {
     }
 
     fn admit(&self, bytes: usize) -> Result<(), Violation> {
-        if self.is_finished {
+        let new = (bytes as u64).saturating_sub(self.again);
+        if self.is_finished && new > 0 {
             return Err(Violation::AfterEnd);
         }
-        let arrived = (self.taken + (self.held.len() + bytes) as u64).saturating_sub(self.again());
+        let arrived = self.taken + self.held.len() as u64 + new;
         let unacknowledged = arrived.saturating_sub(self.acknowledged);
         match unacknowledged > self.window as u64 {
             true => Err(Violation::BeyondWindow {
@@ -270,14 +270,21 @@ impl Incoming {
         }
     }
 
-    /// How many of the next `count` bytes were taken before.
-    fn skip(&mut self, count: usize) -> usize {
-        let Some(passing_on) = &mut self.passing_on else {
-            return 0;
-        };
-        let known = usize::try_from(passing_on.again).map_or(count, |again| again.min(count));
-        passing_on.again -= known as u64;
-        known
+    /// The next bytes begin at `position`, not behind where this end said that it stands: what of them was taken before is
+    /// passed over.
+    pub(super) fn repeat(&mut self, position: u64) -> Result<(), Violation> {
+        let possible = self.again..=self.window as u64;
+        let again = self.taken.checked_sub(position);
+        match again.filter(|again| possible.contains(again)) {
+            Some(again) => {
+                self.again = again;
+                Ok(())
+            }
+            None => Err(Violation::RepeatFromElsewhere {
+                position,
+                taken: self.taken.saturating_sub(self.again),
+            }),
+        }
     }
 
     fn passed(&mut self, count: usize) {
@@ -321,5 +328,6 @@ fn arrived(kind: Kind, payload: Vec<u8>) -> Option<Arrived> {
         Kind::Finish => Some(Arrived::Finish),
         Kind::Ask => Some(Arrived::Ask),
         Kind::Close => Some(Arrived::Close(payload)),
+        Kind::Repeat => Some(Arrived::Repeat(payload)),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::frame::{self, Close, DATA_FRAME_BYTES_MAX};
 use super::standing::Sends;
-use super::{Transmit, Violation, WINDOW_BYTES_MIN};
+use super::{Repeat, Transmit, Violation, WINDOW_BYTES_MIN};
 
 /// An empty buffer that is larger is given back.
 const UNUSED_BYTES_MAX: usize = 1024;
@@ -71,9 +71,9 @@ impl Outgoing {
         }
         let sends = Sends {
             base: self.base,
-            sent: self.sent,
+            sent: self.reached.min(self.end()),
             is_finished: self.is_finished,
-            finish_sent: self.finish_sent,
+            finish_sent: self.reached > self.end(),
             finish_acknowledged: self.finish_acknowledged,
         };
         let (first, second) = self.kept.as_slices();
@@ -241,11 +241,29 @@ impl Outgoing {
         }
     }
 
-    /// On a new connection everything goes out from `position` on, which is where the other end stands.
-    pub(super) fn attach(&mut self, position: u64) -> Result<(), Violation> {
+    /// Everything that is kept, in frames, if that is some bytes and not more than so many. Counts as sent.
+    pub(super) fn repeat(&mut self, bytes_max: usize) -> Repeat {
+        let bytes = self.kept.len();
+        if bytes == 0 || bytes > bytes_max {
+            return Repeat::default();
+        }
+        let mut frames = Vec::new();
+        frame::push_repeat(&mut frames, self.base);
+        frame::push_data_header(&mut frames, bytes);
+        let (first, second) = self.kept.as_slices();
+        frames.extend_from_slice(first);
+        frames.extend_from_slice(second);
+        let end = self.end();
+        self.reached = self.reached.max(end);
+        Repeat { frames, end }
+    }
+
+    /// On a new connection everything goes out from `position` on, which is where the other end stands, or from
+    /// `repeated` on, if everything before was repeated over it already.
+    pub(super) fn attach(&mut self, position: u64, repeated: u64) -> Result<(), Violation> {
         self.check(position, self.reached)?;
         self.pass(position);
-        self.sent = self.base;
+        self.sent = self.base.max(repeated.min(self.end()));
         self.finish_sent = self.finish_acknowledged;
         self.due.acknowledge = None;
         self.due.ask = false;

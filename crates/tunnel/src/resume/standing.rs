@@ -91,6 +91,7 @@ impl Endpoint {
             outgoing: Outgoing::restore(window, &standing.outgoing, kept),
             incoming: Incoming::restore(window, &standing.incoming),
             peer_closed: None,
+            is_answered: true,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Two ends over connections that break, and peers that do not keep to the protocol.
+//! What the ends say to each other, and peers that do not keep to the protocol.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,311 +7,11 @@
     clippy::indexing_slicing,
     clippy::cast_possible_truncation
 )]
-use std::collections::VecDeque;
-
-use proptest::prelude::*;
+mod histories;
 
 use super::*;
 
 const WINDOW: usize = WINDOW_BYTES_MIN;
-
-/// Two ends and what is on its way between them.
-struct Pair {
-    ends: [Side; 2],
-    is_connected: bool,
-}
-
-struct Side {
-    endpoint: Endpoint,
-    /// On its way to the other end.
-    wire: VecDeque<u8>,
-    written: Vec<u8>,
-    read: Vec<u8>,
-    /// How much of what was read was passed on, for an end that may be killed.
-    passed_on: Option<usize>,
-    passed_end: bool,
-}
-
-impl Pair {
-    fn new() -> Self {
-        let side = || Side {
-            endpoint: Endpoint::new(WINDOW),
-            wire: VecDeque::new(),
-            written: Vec::new(),
-            read: Vec::new(),
-            passed_on: None,
-            passed_end: false,
-        };
-        Self {
-            ends: [side(), side()],
-            is_connected: true,
-        }
-    }
-
-    /// The same, whose first end may be killed at any time.
-    fn mortal() -> Self {
-        let mut pair = Self::new();
-        pair.pass_on(0, 0);
-        pair
-    }
-
-    /// Passes on at most so many bytes of those that were read.
-    fn pass_on(&mut self, at: usize, count: usize) {
-        let side = &mut self.ends[at];
-        let position = (side.passed_on.unwrap_or(0) + count).min(side.read.len());
-        side.passed_on = Some(position);
-        let is_all = position == side.read.len() && side.endpoint.is_at_end();
-        side.passed_end |= is_all && count > 0;
-        let position = position as u64 + u64::from(side.passed_end);
-        side.endpoint.passed_on(position);
-    }
-
-    /// The first end is killed; another process knows what it has passed on and what it has written, and keeps up to
-    /// `more` bytes that the other end has acknowledged.
-    fn kill(&mut self, more: usize) {
-        let side = &mut self.ends[0];
-        let position = side.passed_on.unwrap();
-        side.read.truncate(position);
-        let was = side.endpoint.standing().unwrap().0;
-        let base = (side.endpoint.acknowledged() as usize).saturating_sub(more);
-        let is_finished = was.outgoing.is_finished;
-        let is_shut = side.passed_end;
-        let standing = Standing {
-            window: was.window,
-            outgoing: Sends {
-                base: base as u64,
-                sent: side.written.len() as u64,
-                is_finished,
-                finish_sent: is_finished,
-                finish_acknowledged: false,
-            },
-            incoming: Receives {
-                taken: position as u64,
-                acknowledged: position as u64 + u64::from(is_shut),
-                is_finished: is_shut,
-            },
-        };
-        side.endpoint = Endpoint::restore(&standing, side.written[base..].to_vec()).unwrap();
-        side.endpoint.passed_on(standing.incoming.acknowledged);
-        self.cut();
-    }
-
-    fn write(&mut self, at: usize, count: usize) {
-        let side = &mut self.ends[at];
-        let count = count.min(side.endpoint.room(WINDOW));
-        let start = side.written.len();
-        let bytes: Vec<u8> = (start..start + count).map(|n| (n ^ (n >> 8)) as u8).collect();
-        side.endpoint.write(&bytes);
-        side.written.extend(bytes);
-    }
-
-    /// Sends at most so many bytes.
-    fn send(&mut self, at: usize, count: usize) -> usize {
-        if !self.is_connected {
-            return 0;
-        }
-        let side = &mut self.ends[at];
-        let bytes: Vec<u8> = side.endpoint.transmit().pieces.concat();
-        let count = count.min(bytes.len());
-        side.wire.extend(&bytes[..count]);
-        side.endpoint.transmitted(count);
-        count
-    }
-
-    /// Delivers at most so many bytes to the end, which takes its own bytes directly where it can if it is `eager`.
-    fn deliver(&mut self, at: usize, count: usize, eager: bool) -> usize {
-        let mut delivered = 0;
-        while delivered < count && !self.ends[1 - at].wire.is_empty() {
-            let endpoint = &self.ends[at].endpoint;
-            let (direct, wanted) = (endpoint.direct(), endpoint.wanted());
-            let size = wanted.min(count - delivered).min(self.ends[1 - at].wire.len());
-            let bytes: Vec<u8> = self.ends[1 - at].wire.drain(..size).collect();
-            let side = &mut self.ends[at];
-            if eager && direct > 0 {
-                side.endpoint.took(size);
-                side.read.extend(bytes);
-            } else {
-                side.endpoint.push(&bytes).unwrap();
-            }
-            delivered += size;
-        }
-        delivered
-    }
-
-    fn read(&mut self, at: usize, count: usize) -> usize {
-        let side = &mut self.ends[at];
-        let mut target = vec![0; count];
-        let count = side.endpoint.read(&mut target);
-        side.read.extend(&target[..count]);
-        count
-    }
-
-    fn cut(&mut self) {
-        self.is_connected = false;
-        for side in &mut self.ends {
-            side.wire.clear();
-            side.endpoint.detach();
-        }
-    }
-
-    /// Another process goes on with one end.
-    fn hand_over(&mut self, at: usize) {
-        let endpoint = &mut self.ends[at].endpoint;
-        let (standing, kept) = endpoint.standing().unwrap();
-        let text = serde_json::to_string(&standing).unwrap();
-        *endpoint = Endpoint::restore(&serde_json::from_str(&text).unwrap(), kept.concat()).unwrap();
-        self.cut();
-    }
-
-    fn resume(&mut self) {
-        let positions = [0, 1].map(|at| self.ends[at].endpoint.position());
-        for (at, side) in self.ends.iter_mut().enumerate() {
-            side.endpoint.attach(positions[1 - at]).unwrap();
-        }
-        self.is_connected = true;
-    }
-
-    fn check(&self) {
-        for at in [0, 1] {
-            let (read, written) = (&self.ends[at].read, &self.ends[1 - at].written);
-            assert!(read.len() <= written.len() && *read == written[..read.len()]);
-            let kept_max = 2 * WINDOW + KEPT_BEYOND_WINDOW_BYTES_MAX;
-            assert!(self.ends[at].endpoint.kept() <= kept_max);
-        }
-    }
-
-    /// Until both have everything.
-    fn settle(&mut self) {
-        if !self.is_connected {
-            self.resume();
-        }
-        for side in &mut self.ends {
-            side.endpoint.finish();
-        }
-        for _ in 0..100_000 {
-            let mut moved = 0;
-            for at in [0, 1] {
-                if self.ends[at].passed_on.is_some() {
-                    self.pass_on(at, usize::MAX / 2);
-                }
-                moved += self.send(at, usize::MAX);
-                moved += self.deliver(1 - at, usize::MAX, false);
-                moved += self.read(1 - at, 1 << 20);
-            }
-            if moved == 0 {
-                break;
-            }
-        }
-        for at in [0, 1] {
-            let side = &self.ends[at];
-            assert!(side.endpoint.is_at_end() && side.endpoint.is_drained());
-            assert!(!side.endpoint.is_outstanding() && !side.endpoint.has_frames());
-            assert_eq!(side.endpoint.kept(), 0);
-            assert_eq!(side.read, self.ends[1 - at].written);
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Write(usize, usize),
-    Finish(usize),
-    Send(usize, usize),
-    Deliver(usize, usize, bool),
-    Read(usize, usize),
-    Ask(usize),
-    Acknowledge(usize),
-    Cut,
-    HandOver(usize),
-    Resume,
-}
-
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let end = 0..2usize;
-    let count = prop_oneof![0..20usize, 0..5_000usize, 0..200_000usize];
-    let step = prop_oneof![
-        4 => (end.clone(), count.clone()).prop_map(|(at, n)| Step::Write(at, n)),
-        4 => (end.clone(), count.clone()).prop_map(|(at, n)| Step::Send(at, n)),
-        4 => (end.clone(), count.clone(), any::<bool>()).prop_map(|(at, n, eager)| Step::Deliver(at, n, eager)),
-        4 => (end.clone(), count).prop_map(|(at, n)| Step::Read(at, n)),
-        1 => end.clone().prop_map(Step::Ask),
-        1 => end.clone().prop_map(Step::Acknowledge),
-        1 => Just(Step::Cut),
-        1 => end.clone().prop_map(Step::HandOver),
-        2 => Just(Step::Resume),
-    ];
-    let rare = end.prop_map(Step::Finish);
-    proptest::collection::vec(prop_oneof![40 => step, 1 => rare], 0..200)
-}
-
-proptest! {
-    #[test]
-    fn both_ends_get_every_byte_once_and_in_order_however_often_the_connection_breaks(steps in steps()) {
-        let mut pair = Pair::new();
-        for step in steps {
-            match step {
-                Step::Write(at, count) => pair.write(at, count),
-                Step::Finish(at) => pair.ends[at].endpoint.finish(),
-                Step::Send(at, count) => drop(pair.send(at, count)),
-                Step::Deliver(at, count, eager) => drop(pair.deliver(at, count, eager)),
-                Step::Read(at, count) => drop(pair.read(at, count)),
-                Step::Ask(at) => pair.ends[at].endpoint.ask(),
-                Step::Acknowledge(at) => pair.ends[at].endpoint.acknowledge(),
-                Step::Cut => pair.cut(),
-                Step::HandOver(at) => pair.hand_over(at),
-                Step::Resume if pair.is_connected => {}
-                Step::Resume => pair.resume(),
-            }
-            pair.check();
-        }
-        pair.settle();
-    }
-
-    #[test]
-    fn an_end_that_is_killed_again_and_again_loses_no_byte_and_doubles_none(
-        steps in steps(),
-        kills in proptest::collection::vec(any::<(u8, u16)>(), 0..20),
-    ) {
-        let mut pair = Pair::mortal();
-        let mut kills = kills.into_iter();
-        for (number, step) in steps.into_iter().enumerate() {
-            match step {
-                Step::Write(at, count) => pair.write(at, count),
-                Step::Finish(at) => pair.ends[at].endpoint.finish(),
-                Step::Send(at, count) => drop(pair.send(at, count)),
-                Step::Deliver(at, count, eager) => drop(pair.deliver(at, count, eager)),
-                Step::Read(at, count) => drop(pair.read(at, count)),
-                Step::Ask(at) => pair.pass_on(0, 100 * at),
-                Step::Acknowledge(at) => pair.pass_on(0, 100_000 * at),
-                Step::Cut => pair.cut(),
-                Step::HandOver(_) => {
-                    if let Some((_, more)) = kills.next() {
-                        pair.kill(more.into());
-                    }
-                }
-                Step::Resume if pair.is_connected => {}
-                Step::Resume => pair.resume(),
-            }
-            if number % 16 == 0 && let Some((chance, more)) = kills.next() && chance > 128 {
-                pair.kill(more.into());
-            }
-            pair.check();
-        }
-        pair.settle();
-    }
-
-    #[test]
-    fn no_bytes_from_a_peer_bring_an_end_down(pieces in proptest::collection::vec(any::<Vec<u8>>(), 0..50)) {
-        let mut endpoint = Endpoint::new(WINDOW);
-        endpoint.write(b"kept");
-        for piece in pieces {
-            if endpoint.push(&piece).is_err() {
-                return Ok(());
-            }
-            prop_assert!(endpoint.kept() <= 4 + WINDOW);
-        }
-    }
-}
 
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
     let [.., high, middle, low] = payload.len().to_be_bytes();
@@ -368,6 +68,164 @@ fn what_was_not_acknowledged_is_sent_again_behind_the_preface() {
     assert_eq!(endpoint.kept(), 3);
 }
 
+fn repeat(position: u64) -> Vec<u8> {
+    frame(5, &position.to_be_bytes())
+}
+
+#[test]
+fn what_is_kept_is_repeated_in_advance_and_not_sent_twice() {
+    let mut endpoint = sent(b"hello");
+    endpoint.push(&acknowledge(2)).unwrap();
+    endpoint.detach();
+    endpoint.write(b", you");
+    let in_advance = endpoint.repeat();
+    assert_eq!(in_advance.frames, [repeat(2), frame(0, b"llo, you")].concat());
+    endpoint.write(b"!");
+    endpoint.attach_behind(3, in_advance.end).unwrap();
+    let wire = endpoint.transmit().pieces.concat();
+    assert_eq!(wire, [acknowledge(0), frame(0, b"!")].concat());
+    // It may have arrived before that connection broke, too.
+    endpoint.detach();
+    endpoint.attach(10).unwrap();
+    assert_eq!(
+        endpoint.transmit().pieces.concat(),
+        [acknowledge(0), frame(0, b"!")].concat()
+    );
+    endpoint.write(&vec![0; REPEAT_BYTES_MAX]);
+    assert_eq!(
+        endpoint.repeat(),
+        Repeat::default(),
+        "too much, and most of it has arrived"
+    );
+}
+
+#[test]
+fn what_was_taken_is_passed_over_when_it_is_repeated() {
+    let mut endpoint = Endpoint::new(WINDOW);
+    endpoint.push(&frame(0, b"hello")).unwrap();
+    assert_eq!(endpoint.read(&mut [0; 8]), 5);
+    endpoint.attach(0).unwrap();
+    endpoint
+        .push(&[repeat(3), frame(0, b"lo, yo"), frame(0, b"u")].concat())
+        .unwrap();
+    let mut target = [0; 8];
+    let count = endpoint.read(&mut target);
+    assert_eq!((&target[..count], endpoint.position()), (&b", you"[..], 10));
+    assert!(!endpoint.is_answered());
+    endpoint.push(&acknowledge(0)).unwrap();
+    assert!(endpoint.is_answered());
+}
+
+#[test]
+fn a_repeat_comes_first_on_the_way_back_and_from_where_it_may() {
+    let taken = || {
+        let mut endpoint = Endpoint::new(WINDOW);
+        endpoint
+            .push(&[frame(0, b"hello"), frame(2, b"")].concat())
+            .unwrap();
+        assert_eq!(endpoint.read(&mut [0; 8]), 5);
+        endpoint
+    };
+    assert_eq!(Endpoint::new(WINDOW).push(&repeat(0)), Err(Violation::LateRepeat));
+    assert_eq!(taken().push(&repeat(5)), Err(Violation::LateRepeat));
+    let back = || {
+        let mut endpoint = taken();
+        endpoint.attach(0).unwrap();
+        endpoint
+    };
+    back().push(&[repeat(0), frame(0, b"hello")].concat()).unwrap();
+    let behind = [repeat(0), frame(0, b"hello!")].concat();
+    assert_eq!(back().push(&behind), Err(Violation::AfterEnd));
+    let twice = [repeat(5), repeat(5)].concat();
+    assert_eq!(back().push(&twice), Err(Violation::LateRepeat));
+    let elsewhere = Violation::RepeatFromElsewhere {
+        position: 6,
+        taken: 5,
+    };
+    assert_eq!(back().push(&repeat(6)), Err(elsewhere));
+}
+
+/// An end that has taken "hello" and the end behind it, passed on some of that, and goes on over another connection.
+fn passing_on(passed_on: u64) -> Endpoint {
+    let mut endpoint = Endpoint::new(WINDOW);
+    endpoint.passed_on(0);
+    endpoint
+        .push(&[frame(0, b"hello"), frame(2, b"")].concat())
+        .unwrap();
+    assert_eq!(endpoint.read(&mut [0; 8]), 5);
+    endpoint.passed_on(passed_on);
+    assert_eq!(endpoint.position(), passed_on);
+    endpoint.attach(0).unwrap();
+    assert_eq!(endpoint.transmit().pieces.concat(), acknowledge(passed_on));
+    endpoint
+}
+
+#[test]
+fn what_was_not_passed_on_comes_again_and_counts_once_it_has() {
+    let mut endpoint = passing_on(2);
+    // Taken over the connection before, and now passed on: the other end does not know to have sent it over this one.
+    endpoint.passed_on(6);
+    assert_eq!((endpoint.position(), endpoint.is_at_end()), (2, false));
+    endpoint.push(&frame(0, b"l")).unwrap();
+    assert_eq!(endpoint.position(), 3);
+    endpoint.push(&frame(0, b"lo")).unwrap();
+    assert_eq!((endpoint.position(), endpoint.held()), (5, 0));
+    endpoint.push(&frame(2, b"")).unwrap();
+    assert_eq!((endpoint.position(), endpoint.is_at_end()), (6, true));
+    // Nor does the end come before what came before it.
+    assert_eq!(passing_on(2).push(&frame(2, b"")), Err(Violation::AfterEnd));
+    let beyond = [frame(0, b"llo!"), frame(2, b"")].concat();
+    passing_on(2).push(&beyond).unwrap();
+    assert_eq!(passing_on(6).push(&frame(0, b"!")), Err(Violation::AfterEnd));
+}
+
+#[test]
+fn what_is_repeated_begins_no_later_than_where_the_receiver_said_it_stands() {
+    let mut endpoint = passing_on(2);
+    endpoint
+        .push(&[repeat(1), frame(0, b"ello, yo"), frame(0, b"u")].concat())
+        .unwrap();
+    let mut target = [0; 8];
+    let count = endpoint.read(&mut target);
+    assert_eq!((&target[..count], endpoint.position()), (&b", you"[..], 2));
+    endpoint.passed_on(10);
+    assert_eq!(endpoint.position(), 10);
+    // What it was told it stands at is not taken back.
+    let mut endpoint = passing_on(4);
+    endpoint.push(&[repeat(1), frame(0, b"el")].concat()).unwrap();
+    endpoint.passed_on(5);
+    assert_eq!((endpoint.position(), endpoint.direct()), (4, 0));
+    endpoint.detach();
+    assert_eq!(endpoint.position(), 4);
+    let elsewhere = Violation::RepeatFromElsewhere {
+        position: 3,
+        taken: 2,
+    };
+    assert_eq!(passing_on(2).push(&repeat(3)), Err(elsewhere));
+}
+
+#[test]
+fn what_went_out_over_any_connection_may_have_arrived() {
+    let mut endpoint = sent(b"hello");
+    endpoint.finish();
+    let finish = endpoint.transmit().pieces.concat();
+    endpoint.transmitted(finish.len());
+    endpoint.attach(1).unwrap();
+    assert!(
+        endpoint.push(&acknowledge(2)).is_err(),
+        "not sent over this connection"
+    );
+    endpoint.attach(1).unwrap();
+    let (standing, kept) = endpoint.standing().unwrap();
+    let mut successor = Endpoint::restore(&standing, kept.concat()).unwrap();
+    for end in [&mut endpoint, &mut successor] {
+        let ahead = Violation::AheadOfSent { position: 7, sent: 6 };
+        assert_eq!(end.attach(7), Err(ahead));
+        end.attach(6).unwrap();
+        assert!(end.is_drained());
+    }
+}
+
 #[test]
 fn positions_that_cannot_be_end_the_session() {
     let ahead = Violation::AheadOfSent { position: 6, sent: 5 };
@@ -408,7 +266,8 @@ fn an_end_that_was_acknowledged_is_not_asked_for_again() {
 fn malformed_frames_end_the_session() {
     let long = [0, 4, 0, 1];
     for (bytes, expected) in [
-        (frame(5, b""), Violation::UnknownKind { kind: 5 }),
+        (frame(6, b""), Violation::UnknownKind { kind: 6 }),
+        (frame(5, b"1234567"), Violation::WrongLength { kind: 5, bytes: 7 }),
         (frame(0, b""), Violation::WrongLength { kind: 0, bytes: 0 }),
         (
             long.to_vec(),

@@ -22,6 +22,9 @@ pub struct ResumeOffer {
     pub window_bytes: usize,
     /// For so long the agent waits without a connection.
     pub seconds: u64,
+    /// Whether the agent takes a repeat behind the hello of somebody who comes back.
+    #[serde(default)]
+    pub repeats: bool,
 }
 
 /// Going on with a session, as a client asks for it.

@@ -2,11 +2,12 @@
 
 mod hold;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use iap_audit::CloseReason;
 use iap_policy::Protocol;
-use iap_runtime::pump::{self, PumpLimits, Relayed, UnderWay, Yielded};
+use iap_runtime::pump::{self, Relayed, UnderWay, Yielded};
 use iap_runtime::say_seldom;
 use iap_runtime::seldom::Seldom;
 use iap_tunnel::Boundaries;
@@ -25,9 +26,16 @@ static NOT_KEPT: Seldom = Seldom::new();
 /// A session as it lies between its two ends.
 type Session = Yielded<Delivered<SessionStream>, Held<BackendStream>>;
 
-/// Dials the backend, tells the client, moves bytes until something ends the session or the agent's successor goes on with
-/// it.
-pub(super) async fn serve(visit: Visit<'_>) -> Outcome {
+/// The two ends of a session, and what lies between them.
+#[derive(Debug)]
+pub struct Joined {
+    client: Delivered<SessionStream>,
+    backend: BackendStream,
+    under_way: UnderWay,
+}
+
+/// Dials the backend and tells the client.
+pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
     let Visit {
         client,
         backend,
@@ -36,18 +44,12 @@ pub(super) async fn serve(visit: Visit<'_>) -> Outcome {
     } = visit;
     let (started, live, recorder) = (course.started, course.live, course.recorder);
     let mark = recorder.mark();
-    // What is over before the bytes flow is boxed: a session at rest holds its own size alone.
-    let dialling = Box::pin(backend::dial(
-        backend,
-        started,
-        cluster,
-        course.limits.now().backend_dial(),
-    ));
+    let dialling = backend::dial(backend, started, cluster, course.limits.now().backend_dial());
     let dialled = tokio::select! {
         biased;
         _ = live.switch().cancelled() => {
-            Box::pin(client.unavailable("the session was ended before it began", true)).await;
-            return Outcome::Ended(cut_ending(live));
+            client.unavailable("the session was ended before it began", true).await;
+            return Err(cut_ending(live));
         }
         dialled = dialling => dialled,
     };
@@ -60,46 +62,93 @@ pub(super) async fn serve(visit: Visit<'_>) -> Outcome {
         Ok(backend) => backend,
         Err(failure) => {
             started.connect_failed(failure.text());
-            Box::pin(client.unavailable(failure.text(), true)).await;
-            return Outcome::Ended(Ending::plain(failure.close_reason()));
+            client.unavailable(failure.text(), true).await;
+            return Err(Ending::plain(failure.close_reason()));
         }
     };
-    let client = match Box::pin(client.granted(started, live, cluster)).await {
+    let client = match client.granted(started, live, cluster).await {
         Ok(client) => client,
-        Err(error) => return Outcome::Ended(Ending::because(CloseReason::ClientLost, error.to_string())),
+        Err(error) => return Err(Ending::because(CloseReason::ClientLost, error.to_string())),
     };
     // A session may last for hours; how it began can be seen meanwhile.
     recorder.send_phases(SESSION);
     let boundaries = (started.facts().protocol == Protocol::Postgres).then(Boundaries::new);
-    let client = Delivered::new(client, boundaries);
+    let joined = Joined {
+        client: Delivered::new(client, boundaries),
+        backend,
+        under_way: UnderWay::default(),
+    };
     let keeping = match course.handover {
-        Some(handover) if handover.survives_kill() => {
-            Box::pin(course.keep(handover, &client, &backend)).await
-        }
+        Some(handover) if handover.survives_kill() => Box::pin(course.keep(handover, &joined)).await,
         Some(_) | None => None,
     };
-    Box::pin(course.follow(client, backend, UnderWay::default(), keeping)).await
+    let joined = match keeping {
+        Some(keeping) => joined.kept(keeping, live)?,
+        None => joined,
+    };
+    Ok(Box::new(joined))
 }
 
-/// Goes on with a session that another process has left.
-pub(super) async fn go_on(session: GoingOn<'_>) -> Outcome {
+/// The ends of a session that another process has left.
+pub(super) fn go_on(session: GoingOn) -> Result<Box<Joined>, Ending> {
     let client = SessionStream::Resumable(Box::new(session.client));
-    let client = Delivered::new(client, session.boundaries);
-    session
-        .course
-        .follow(client, session.backend, session.under_way, session.keeping)
-        .await
+    let joined = Joined {
+        client: Delivered::new(client, session.boundaries),
+        backend: session.backend,
+        under_way: session.under_way,
+    };
+    let joined = match session.keeping {
+        Some(keeping) => joined.kept(keeping, &session.live)?,
+        None => joined,
+    };
+    Ok(Box::new(joined))
+}
+
+impl Joined {
+    /// From now on it is kept for the case that this agent is killed, and nothing of it is lost then.
+    fn kept(mut self, keeping: Arc<Keeping>, live: &Live) -> Result<Self, Ending> {
+        let SessionStream::Resumable(stream) = self.client.inner_mut() else {
+            return Ok(self);
+        };
+        self.backend = self
+            .backend
+            .kept(&keeping)
+            .map_err(|error| Ending::because(CloseReason::BackendLost, error.to_string()))?;
+        stream.follow(keeping.ledger());
+        live.is_kept_by(Arc::clone(&keeping));
+        // Its client may have come back before that, and hears of its next ticket once bytes move.
+        let noted = keeping.note(|| {
+            let waits = stream.reconnect().waits();
+            Returned {
+                presence: live.presence().clone(),
+                tickets: (waits.ticket, waits.next_ticket),
+                resumes: live.facts.resumes.count(),
+            }
+        });
+        noted.map_err(|error| Ending::because(CloseReason::InternalError, error.to_string()))?;
+        Ok(self)
+    }
+
+    /// Two ends whose bytes can be held.
+    #[expect(
+        clippy::boxed_local,
+        reason = "it frees the box, which a session at rest would hold otherwise"
+    )]
+    fn held_by(self: Box<Self>, hold: &Hold) -> Session {
+        Yielded {
+            client: self.client,
+            backend: Held::new(self.backend, hold.clone()),
+            under_way: self.under_way,
+        }
+    }
 }
 
 impl Course<'_> {
     /// Keeps a session that begins for the case that this agent is killed. What cannot be kept goes on as others do.
-    async fn keep(
-        &self,
-        handover: &Handover,
-        client: &Delivered<SessionStream>,
-        backend: &BackendStream,
-    ) -> Option<Arc<Keeping>> {
-        let (SessionStream::Resumable(stream), BackendStream::Tcp(_)) = (client.inner(), backend) else {
+    async fn keep(&self, handover: &Handover, joined: &Joined) -> Option<Arc<Keeping>> {
+        let (SessionStream::Resumable(client), BackendStream::Tcp(_)) =
+            (joined.client.inner(), &joined.backend)
+        else {
             return None;
         };
         if !self.started.is_on_record() {
@@ -108,10 +157,10 @@ impl Course<'_> {
         let standstill = Standstill {
             started: self.started,
             live: self.live,
-            client: stream,
+            client,
             boundaries: None,
-            backend,
-            under_way: &UnderWay::default(),
+            backend: &joined.backend,
+            under_way: &joined.under_way,
         };
         let session = self.started.session_id();
         let kept = handover.keep_new(standstill).await;
@@ -119,84 +168,49 @@ impl Course<'_> {
             .ok()
     }
 
-    /// Moves bytes.
-    async fn follow(
-        mut self,
-        mut client: Delivered<SessionStream>,
-        mut backend: BackendStream,
-        under_way: UnderWay,
-        keeping: Option<Arc<Keeping>>,
-    ) -> Outcome {
-        if let (Some(keeping), SessionStream::Resumable(stream)) = (keeping, client.inner_mut()) {
-            backend = match backend.kept(&keeping) {
-                Ok(backend) => backend,
-                Err(error) => {
-                    return Outcome::Ended(Ending::because(CloseReason::BackendLost, error.to_string()));
-                }
-            };
-            stream.follow(keeping.ledger());
-            self.live.is_kept_by(Arc::clone(&keeping));
-            // Its client may have come back before that, and hears of its next ticket once bytes move.
-            let noted = keeping.note(|| {
-                let waits = stream.reconnect().waits();
-                Returned {
-                    presence: self.live.presence().clone(),
-                    tickets: (waits.ticket, waits.next_ticket),
-                    resumes: self.live.facts.resumes.count(),
-                }
-            });
-            if let Err(error) = noted {
-                return Outcome::Ended(Ending::because(CloseReason::InternalError, error.to_string()));
-            }
-        }
-        if !matches!(client.inner(), SessionStream::Resumable(_)) || !self.started.is_on_record() {
+    /// Moves bytes until something ends the session or the agent's successor goes on with it. No `async fn`, whose future
+    /// would hold all of this twice.
+    pub(crate) fn follow(mut self, joined: Box<Joined>) -> impl Future<Output = Outcome> + Send {
+        if !matches!(joined.client.inner(), SessionStream::Resumable(_)) || !self.started.is_on_record() {
             self.handover = None;
         }
         if self.handover.is_some() {
             self.live.may_move();
         }
         let mark = self.recorder.mark();
-        let hold = Hold::default();
-        let session = Yielded {
-            client,
-            backend: Held::new(backend, hold.clone()),
-            under_way,
-        };
         let audit_full = self.audit_full.take();
-        let moving = Box::pin(self.move_bytes(session));
-        let outcome = tokio::select! {
-            // First, so that no byte moves once the spool is known to be full.
-            biased;
-            never = hold.while_full(audit_full, self.limits, self.live) => match never {},
-            outcome = moving => outcome,
-        };
-        self.recorder.phase("relay", mark, |_| {});
-        outcome
-    }
-
-    async fn move_bytes(&self, session: Session) -> Outcome {
-        let asked = async {
-            match self.handover {
-                Some(handover) => handover.asked().await,
-                None => std::future::pending().await,
-            }
-        };
-        match self.relay(session, asked).await {
-            Relayed::Closed(closed) => Outcome::Ended(ending_of(&closed.reason, self.live)),
-            Relayed::Yielded(session) => Box::pin(self.leave(*session)).await,
+        async move {
+            let hold = Hold::default();
+            let session = joined.held_by(&hold);
+            let relayed = tokio::select! {
+                // First, so that no byte moves once the spool is known to be full.
+                biased;
+                never = hold.while_full(audit_full, self.limits, self.live) => match never {},
+                relayed = self.relay(session, self.asked()) => relayed,
+            };
+            let outcome = match relayed {
+                Relayed::Closed(closed) => Outcome::Ended(ending_of(&closed.reason, self.live)),
+                Relayed::Yielded(session) => Box::pin(self.leave(*session)).await,
+            };
+            self.recorder.phase("relay", mark, |_| {});
+            outcome
         }
     }
 
-    async fn relay(
+    /// Ready once the session is to be left to the agent's successor. In a box: most sessions cannot be.
+    fn asked(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        match self.handover {
+            Some(handover) => Box::pin(handover.asked()),
+            None => Box::pin(std::future::pending()),
+        }
+    }
+
+    fn relay(
         &self,
         session: Session,
-        asked: impl Future<Output = ()>,
-    ) -> Relayed<Delivered<SessionStream>, Held<BackendStream>> {
+        asked: impl Future<Output = ()> + Unpin,
+    ) -> impl Future<Output = Relayed<Delivered<SessionStream>, Held<BackendStream>>> {
         let (live, started) = (self.live, self.started);
-        let limits = PumpLimits {
-            idle: live.idle_limit(),
-            ..PumpLimits::default()
-        };
         let last_words = async |client: &mut Delivered<SessionStream>, reason: &pump::CloseReason| {
             let ending = match reason {
                 pump::CloseReason::Cancelled(_)
@@ -217,13 +231,12 @@ impl Course<'_> {
         };
         pump::go_on(
             session,
-            &limits,
+            live.idle_limit(),
             started.counters(),
             live.switch(),
             asked,
             last_words,
         )
-        .await
     }
 
     /// Leaves the session to the agent's successor, and ends it where that cannot be.

@@ -68,6 +68,7 @@ pub(crate) fn seeds() -> Seeds {
         resume: Some(ResumeOffer {
             ticket: Ticket::from_random([7; 32]),
             window_bytes: 4 << 20,
+            repeats: true,
             seconds: 300,
         }),
         trace_id: Some(TraceId::parse(&id.simple().to_string()).unwrap()),

@@ -7,17 +7,38 @@ use crate::input::{choice, pieces};
 
 /// What was sent before, so that some of it can be acknowledged.
 const SENT: &[u8] = b"sixteen bytes ..";
+/// How much of what came before was passed on, where that is told.
+const PASSED_ON: u64 = 5;
 
 pub(crate) fn run(bytes: &[u8]) {
     let Some((size, stream)) = choice(bytes, u8::MAX) else {
         return;
     };
-    let whole = outcome(stream, 0, false);
-    assert_eq!(outcome(stream, size, false), whole, "pieces make no difference");
-    // What is read at once is acknowledged sooner, and leaves the other end more of the window.
-    if !matches!(whole.ended, Err(Violation::BeyondWindow { .. })) {
-        assert_eq!(outcome(stream, size, true), whole, "nor does who holds the bytes");
+    for begins in [Begins::Anew, Begins::Again, Begins::PassingOn] {
+        let whole = outcome(stream, 0, false, begins);
+        assert_eq!(
+            outcome(stream, size, false, begins),
+            whole,
+            "pieces make no difference"
+        );
+        // What is read at once is acknowledged sooner, and leaves the other end more of the window.
+        if !matches!(whole.ended, Err(Violation::BeyondWindow { .. })) {
+            assert_eq!(
+                outcome(stream, size, true, begins),
+                whole,
+                "nor does who holds the bytes"
+            );
+        }
     }
+}
+
+/// Whether the frames are those of a first connection, or of one on which a session goes on: from where everything was taken,
+/// or from what was passed on of that.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Begins {
+    Anew,
+    Again,
+    PassingOn,
 }
 
 /// What came of it: where it ended, the bytes, what was acknowledged, and what is left to say.
@@ -30,8 +51,17 @@ struct Outcome {
     closed: Option<Close>,
 }
 
-fn outcome(stream: &[u8], size: u8, direct: bool) -> Outcome {
+fn outcome(stream: &[u8], size: u8, direct: bool, begins: Begins) -> Outcome {
     let mut endpoint = Endpoint::new(WINDOW_BYTES_MIN);
+    if begins != Begins::Anew {
+        let came = [&[0, 0, 0, 16], SENT].concat();
+        endpoint.push(&came).expect("a frame");
+        assert_eq!(endpoint.read(&mut [0; SENT.len()]), SENT.len());
+        if begins == Begins::PassingOn {
+            endpoint.passed_on(PASSED_ON);
+        }
+        endpoint.attach(0).expect("where it began");
+    }
     endpoint.write(SENT);
     let sent = endpoint.transmit().pieces.concat().len();
     endpoint.transmitted(sent);
@@ -64,7 +94,10 @@ fn outcome(stream: &[u8], size: u8, direct: bool) -> Outcome {
         }
     }
     assert!(read.len() <= stream.len(), "more came out than went in");
-    assert!(endpoint.position() >= read.len() as u64);
+    match begins {
+        Begins::Anew | Begins::Again => assert!(endpoint.position() >= read.len() as u64),
+        Begins::PassingOn => assert_eq!(endpoint.position(), PASSED_ON),
+    }
     Outcome {
         ended,
         is_at_end: endpoint.is_at_end(),
@@ -88,6 +121,7 @@ pub(crate) fn seeds() -> Seeds {
     };
     let framed = |size: u8, wire: Vec<u8>| [vec![size], wire].concat();
     let acknowledge = |position: u8| vec![1, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, position];
+    let repeat = |position: u8| vec![5, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, position];
     let talk = sends(&|endpoint| {
         endpoint.write(b"hello");
         endpoint.ask();
@@ -114,5 +148,21 @@ pub(crate) fn seeds() -> Seeds {
         ),
         ("too-long".into(), framed(0, vec![0, 4, 0, 1])),
         ("beyond".into(), framed(0, vec![0, 1, 0, 1])),
+        (
+            "repeated".into(),
+            framed(2, [repeat(12), vec![0, 0, 0, 8], b"5678 new".to_vec()].concat()),
+        ),
+        (
+            "repeated-late".into(),
+            framed(0, [acknowledge(1), repeat(0)].concat()),
+        ),
+        ("repeated-ahead".into(), framed(0, repeat(17))),
+        (
+            "again".into(),
+            framed(
+                3,
+                [vec![0, 0, 0, 15], b"en bytes .. new".to_vec(), vec![2, 0, 0, 0]].concat(),
+            ),
+        ),
     ]
 }

@@ -1,9 +1,11 @@
 //! The protection of records (RFC 8446 §5.2 and §5.3).
 
 use aws_lc_rs::aead::{
-    AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey,
+    AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
-use rustls::{ConnectionTrafficSecrets, Error, PeerMisbehaved};
+use rustls::{CipherSuite, ConnectionTrafficSecrets, Error, PeerMisbehaved, Tls13CipherSuite};
+
+pub(super) use aws_lc_rs::aead::NONCE_LEN as NONCE_BYTES;
 
 /// Content types (RFC 8446 §5.1).
 pub(super) const ALERT: u8 = 21;
@@ -17,13 +19,15 @@ const TAG_BYTES: usize = 16;
 pub(super) const TYPE_BYTES: usize = 1;
 /// The most content in one record.
 pub(super) const FRAGMENT_BYTES_MAX: usize = 16 * 1024;
+/// The longest key there is.
+pub(super) const KEY_BYTES_MAX: usize = 32;
 /// By so much is a record without padding longer than its content.
 pub(super) const PROTECTION_BYTES: usize = HEADER_BYTES + TYPE_BYTES + TAG_BYTES;
 
 /// The keys of one direction, and how many records they have protected.
 pub(super) struct Keys {
     key: LessSafeKey,
-    iv: [u8; NONCE_LEN],
+    iv: [u8; NONCE_BYTES],
     sequence: u64,
 }
 
@@ -35,14 +39,36 @@ impl Keys {
             ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
             _ => return Err(Error::General("an unknown cipher".to_owned())),
         };
-        let wrong_length = |_| Error::General("keys of the wrong length".to_owned());
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(wrong_length)?;
         let iv = iv.as_ref().try_into();
+        let iv = iv.map_err(|_| Error::General("an initialisation vector of the wrong length".to_owned()))?;
         Ok(Self {
-            key: LessSafeKey::new(key),
-            iv: iv.map_err(|_| Error::General("an initialisation vector of the wrong length".to_owned()))?,
             sequence,
+            ..Self::first(algorithm, key.as_ref(), iv)?
         })
+    }
+
+    /// Keys that have protected nothing yet.
+    pub(super) fn first(
+        algorithm: &'static Algorithm,
+        key: &[u8],
+        iv: [u8; NONCE_BYTES],
+    ) -> Result<Self, Error> {
+        let key = UnboundKey::new(algorithm, key);
+        Ok(Self {
+            key: LessSafeKey::new(key.map_err(|_| Error::General("keys of the wrong length".to_owned()))?),
+            iv,
+            sequence: 0,
+        })
+    }
+
+    /// What a suite's records are protected with.
+    pub(super) fn algorithm(suite: &Tls13CipherSuite) -> Result<&'static Algorithm, Error> {
+        match suite.common.suite {
+            CipherSuite::TLS13_AES_128_GCM_SHA256 => Ok(&AES_128_GCM),
+            CipherSuite::TLS13_AES_256_GCM_SHA384 => Ok(&AES_256_GCM),
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => Ok(&CHACHA20_POLY1305),
+            _ => Err(Error::General("an unknown cipher".to_owned())),
+        }
     }
 
     /// How many records they have protected.

@@ -1,12 +1,13 @@
 //! A TLS connection that works in few large steps, and holds no buffers while nothing moves.
 //!
-//! rustls shakes hands and keeps the key schedule. Records are opened and sealed here, in buffers from a pool that go back
+//! rustls shakes hands. Records are opened and sealed here, in buffers from a pool that go back
 //! as soon as they are empty: from where they arrived into their reader's memory, and from their writer's into what is sent,
 //! without a copy in between.
 
 mod keys;
 mod negotiated;
 mod received;
+mod schedule;
 mod sending;
 mod session;
 mod shake;
@@ -28,6 +29,7 @@ use crate::buffers::Pool;
 use keys::{FRAGMENT_BYTES_MAX, PROTECTION_BYTES, TYPE_BYTES, opened_bytes};
 pub use negotiated::Negotiated;
 use received::Received;
+use schedule::TrafficSecrets;
 use sending::Sending;
 use session::{Fault, Opened, Session, record_bytes};
 use shake::{Connection, Shaking};
@@ -91,7 +93,7 @@ impl<S> TlsStream<S> {
         &mut self.io
     }
 
-    /// Lets go of this copy of the peer's certificates (rustls' key schedule has its own), for who has looked at them and keeps the connection for hours.
+    /// Lets go of the peer's certificates, for who has looked at them and keeps the connection for hours.
     pub fn forget_certificates(&mut self) {
         self.negotiated.forget_certificates();
     }
@@ -131,8 +133,11 @@ impl<S> TlsStream<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
     /// Answers a client. What is left of the connection comes back with an error, its alert sent.
     pub(super) async fn accept(io: S, config: Arc<ServerConfig>) -> Result<Self, (io::Error, S)> {
-        match UnbufferedServerConnection::new(config) {
-            Ok(connection) => Self::establish(io, Connection::Server(Box::new(connection))).await,
+        let secrets = Arc::new(TrafficSecrets::default());
+        let mut config = ServerConfig::clone(&config);
+        config.key_log = Arc::clone(&secrets) as _;
+        match UnbufferedServerConnection::new(Arc::new(config)) {
+            Ok(connection) => Self::establish(io, Connection::Server(Box::new(connection)), secrets).await,
             Err(error) => Err((invalid(error), io)),
         }
     }
@@ -143,14 +148,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream<S> {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<Self, (io::Error, S)> {
-        match UnbufferedClientConnection::new(config, name) {
-            Ok(connection) => Self::establish(io, Connection::Client(Box::new(connection))).await,
+        let secrets = Arc::new(TrafficSecrets::default());
+        let mut config = ClientConfig::clone(&config);
+        config.key_log = Arc::clone(&secrets) as _;
+        match UnbufferedClientConnection::new(Arc::new(config), name) {
+            Ok(connection) => Self::establish(io, Connection::Client(Box::new(connection)), secrets).await,
             Err(error) => Err((invalid(error), io)),
         }
     }
 
-    async fn establish(io: S, connection: Connection) -> Result<Self, (io::Error, S)> {
-        let mut shaking = Shaking::new(io, connection);
+    async fn establish(
+        io: S,
+        connection: Connection,
+        secrets: Arc<TrafficSecrets>,
+    ) -> Result<Self, (io::Error, S)> {
+        let mut shaking = Shaking::new(io, connection, secrets);
         match poll_fn(|context| shaking.poll(context)).await {
             Ok(()) => shaking.into_stream(),
             Err(error) => Err((error, shaking.io)),

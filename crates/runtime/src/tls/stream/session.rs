@@ -1,5 +1,5 @@
 //! TLS 1.3 once the handshake is over (RFC 8446 §4.6, §5 and §6), without I/O: records are opened and sealed in their
-//! caller's buffers. rustls keeps the key schedule.
+//! caller's buffers.
 
 #[cfg(test)]
 mod tests;
@@ -7,17 +7,13 @@ mod tests;
 use std::io::IoSlice;
 use std::ops::Range;
 
-use rustls::client::ClientConnectionData;
-use rustls::kernel::KernelConnection;
-use rustls::server::ServerConnectionData;
-use rustls::{
-    AlertDescription, Error, ExtractedSecrets, InvalidMessage, PeerMisbehaved, SupportedCipherSuite,
-};
+use rustls::{AlertDescription, Error, ExtractedSecrets, InvalidMessage, PeerMisbehaved};
 
 use super::keys::{
     ALERT, APPLICATION_DATA, Content, FRAGMENT_BYTES_MAX, HANDSHAKE, HEADER_BYTES, Keys, PROTECTION_BYTES,
     opened_bytes,
 };
+use super::schedule::{End, Schedule};
 
 const CHANGE_CIPHER_SPEC: u8 = 20;
 /// The last content type that there is, of heartbeats.
@@ -42,6 +38,7 @@ const WARNINGS_MAX: u8 = 4;
 
 /// One end of an established connection.
 pub(super) struct Session {
+    end: End,
     schedule: Schedule,
     opening: Keys,
     sealing: Keys,
@@ -52,12 +49,6 @@ pub(super) struct Session {
     empty_records: u8,
     key_updates: u8,
     warnings: u8,
-}
-
-/// Who has the secrets that the next keys are made from.
-enum Schedule {
-    Client(KernelConnection<ClientConnectionData>),
-    Server(KernelConnection<ServerConnectionData>),
 }
 
 /// What a record was.
@@ -119,35 +110,14 @@ impl From<Error> for Fault {
 }
 
 impl Session {
-    pub(super) fn client(
-        secrets: ExtractedSecrets,
-        schedule: KernelConnection<ClientConnectionData>,
-    ) -> Result<Self, Error> {
-        let suite = schedule.negotiated_cipher_suite();
-        Self::new(secrets, Schedule::Client(schedule), suite)
-    }
-
-    pub(super) fn server(
-        secrets: ExtractedSecrets,
-        schedule: KernelConnection<ServerConnectionData>,
-    ) -> Result<Self, Error> {
-        let suite = schedule.negotiated_cipher_suite();
-        Self::new(secrets, Schedule::Server(schedule), suite)
-    }
-
-    fn new(
-        secrets: ExtractedSecrets,
-        schedule: Schedule,
-        suite: SupportedCipherSuite,
-    ) -> Result<Self, Error> {
-        let Some(suite) = suite.tls13() else {
-            return Err(Error::General("not TLS 1.3".to_owned()));
-        };
+    /// `keys` are those it begins with; what follows them comes out of the schedule.
+    pub(super) fn new(end: End, keys: ExtractedSecrets, schedule: Schedule) -> Result<Self, Error> {
         Ok(Self {
+            end,
+            sealed_max: schedule.sealed_max(),
             schedule,
-            opening: Keys::new(secrets.rx)?,
-            sealing: Keys::new(secrets.tx)?,
-            sealed_max: suite.common.confidentiality_limit,
+            opening: Keys::new(keys.rx)?,
+            sealing: Keys::new(keys.tx)?,
             handshake: Vec::new(),
             empty_records: 0,
             key_updates: 0,
@@ -300,11 +270,10 @@ impl Session {
         is_last: bool,
         answer: &mut Vec<u8>,
     ) -> Result<(), Fault> {
-        match (kind, &mut self.schedule) {
+        match (kind, self.end) {
             (KEY_UPDATE, _) => self.take_key_update(body, is_last, answer),
-            (NEW_SESSION_TICKET, Schedule::Client(schedule)) => {
-                schedule.handle_new_session_ticket(body).map_err(Fault::from)
-            }
+            // Sessions are never resumed: what is in it is of no use.
+            (NEW_SESSION_TICKET, End::Client) => check_ticket(body).map_err(Fault::malformed),
             _ => Err(Fault::new(
                 InvalidMessage::InvalidContentType,
                 AlertDescription::UnexpectedMessage,
@@ -337,20 +306,14 @@ impl Session {
             [] => return Err(Fault::malformed(InvalidMessage::MissingData("KeyUpdate"))),
             _ => return Err(Fault::malformed(InvalidMessage::TrailingData("KeyUpdate"))),
         }
-        self.opening = Keys::new(match &mut self.schedule {
-            Schedule::Client(schedule) => schedule.update_rx_secret()?,
-            Schedule::Server(schedule) => schedule.update_rx_secret()?,
-        })?;
+        self.opening = self.schedule.next_opening()?;
         Ok(())
     }
 
     /// Says that other keys come, and takes them; the peer need not do the same.
     fn seal_key_update(&mut self, space: &mut [u8]) -> Result<usize, Error> {
         let length = self.sealing.seal(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0], space)?;
-        self.sealing = Keys::new(match &mut self.schedule {
-            Schedule::Client(schedule) => schedule.update_tx_secret()?,
-            Schedule::Server(schedule) => schedule.update_tx_secret()?,
-        })?;
+        self.sealing = self.schedule.next_sealing()?;
         Ok(length)
     }
 
@@ -406,6 +369,35 @@ impl Session {
         messages.extend_from_slice(record.get(..length).unwrap_or_default());
         Ok(())
     }
+}
+
+/// Whether that can be a NewSessionTicket (RFC 8446 §4.6.1): lifetime and age, a nonce, a ticket, and extensions.
+fn check_ticket(body: &[u8]) -> Result<(), InvalidMessage> {
+    let missing = InvalidMessage::MissingData("NewSessionTicket");
+    let (_, behind) = body.split_at_checked(8).ok_or(missing)?;
+    let (_, behind) = counted::<1>(behind).ok_or(missing)?;
+    let (ticket, behind) = counted::<2>(behind).ok_or(missing)?;
+    let (mut extensions, behind) = counted::<2>(behind).ok_or(missing)?;
+    if ticket.is_empty() {
+        return Err(InvalidMessage::IllegalEmptyValue);
+    }
+    while !extensions.is_empty() {
+        let (_, extension) = extensions.split_at_checked(2).ok_or(missing)?;
+        (_, extensions) = counted::<2>(extension).ok_or(missing)?;
+    }
+    match behind {
+        [] => Ok(()),
+        _ => Err(InvalidMessage::TrailingData("NewSessionTicket")),
+    }
+}
+
+/// What a length of so many bytes counts, and what is behind it.
+fn counted<const BYTES: usize>(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, behind) = bytes.split_first_chunk::<BYTES>()?;
+    let length = length
+        .iter()
+        .fold(0, |length, byte| length << 8 | usize::from(*byte));
+    behind.split_at_checked(length)
 }
 
 /// How long the record at the front of `bytes` is; nothing before its header is there. What cannot be one is refused as soon

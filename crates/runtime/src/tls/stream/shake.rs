@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustls::client::UnbufferedClientConnection;
@@ -13,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::keys::HEADER_BYTES;
 use super::negotiated::Negotiated;
 use super::received::Received;
+use super::schedule::{End, Schedule, TrafficSecrets};
 use super::sending::Sending;
 use super::session::Session;
 use super::{TlsStream, invalid};
@@ -26,6 +28,8 @@ pub(super) enum Connection {
 pub(super) struct Shaking<S> {
     pub(super) io: S,
     connection: Connection,
+    /// Where rustls puts what the connection's next keys will be made from.
+    secrets: Arc<TrafficSecrets>,
     received: Received,
     /// Up to here rustls is shown what arrives: one record after the other, so that it opens none behind those of the
     /// handshake.
@@ -43,10 +47,11 @@ enum Progress {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Shaking<S> {
-    pub(super) fn new(io: S, connection: Connection) -> Self {
+    pub(super) fn new(io: S, connection: Connection, secrets: Arc<TrafficSecrets>) -> Self {
         Self {
             io,
             connection,
+            secrets,
             received: Received::default(),
             shown: 0,
             sending: Sending::default(),
@@ -117,11 +122,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Shaking<S> {
         let Self {
             io,
             connection,
+            secrets,
             received,
             sending,
             ..
         } = self;
-        match connection.into_session() {
+        match connection.into_session(&secrets) {
             Ok((session, negotiated)) => Ok(TlsStream::new(io, session, negotiated, received, sending)),
             Err(error) => Err((invalid(error), io)),
         }
@@ -136,19 +142,16 @@ impl Connection {
         }
     }
 
-    fn into_session(self) -> Result<(Session, Negotiated), Error> {
+    fn into_session(self, secrets: &TrafficSecrets) -> Result<(Session, Negotiated), Error> {
         let negotiated = Negotiated::of(self.common());
-        let session = match self {
-            Self::Client(connection) => {
-                let (secrets, schedule) = connection.dangerous_into_kernel_connection()?;
-                Session::client(secrets, schedule)?
-            }
-            Self::Server(connection) => {
-                let (secrets, schedule) = connection.dangerous_into_kernel_connection()?;
-                Session::server(secrets, schedule)?
-            }
+        let suite = negotiated.negotiated_cipher_suite();
+        let suite = suite.ok_or(Error::HandshakeNotComplete)?;
+        let (end, keys) = match self {
+            Self::Client(connection) => (End::Client, connection.dangerous_into_kernel_connection()?.0),
+            Self::Server(connection) => (End::Server, connection.dangerous_into_kernel_connection()?.0),
         };
-        Ok((session, negotiated))
+        let schedule = Schedule::new(end, suite, secrets)?;
+        Ok((Session::new(end, keys, schedule)?, negotiated))
     }
 }
 

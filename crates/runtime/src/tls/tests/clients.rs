@@ -56,6 +56,38 @@ async fn an_expired_certificate_is_told_so() {
 }
 
 #[tokio::test]
+async fn a_certificate_known_from_the_last_connection_is_refused_as_soon_as_it_would_be_otherwise() {
+    let world = World::new();
+    let alice = world.cluster.user("alice@example.com", &[]).unwrap();
+    let known = Arc::new(KnownClients::default());
+    let verifier = |bundle, accepted| known.verifier(bundle, accepted, Demand::Required);
+    let bundle = world.material.bundle();
+    let client = world.client(Some(&alice));
+    let first = world
+        .meet(verifier(Arc::clone(&bundle), USERS), Arc::clone(&client))
+        .await;
+    let first = first.accepted().peer().unwrap();
+    let again = world
+        .meet(verifier(Arc::clone(&bundle), USERS), Arc::clone(&client))
+        .await;
+    let again = again.accepted().peer().unwrap();
+    assert!(Arc::ptr_eq(&first, &again), "it was verified anew");
+
+    let late = verifier(Arc::clone(&bundle), USERS).not_before(first.not_after() + Duration::SECOND);
+    let late = world.meet(late, Arc::clone(&client)).await;
+    late.refused_with(AlertDescription::CertificateExpired);
+    let agents = ClassSet::of(&[Class::Agent]);
+    let among_agents = world.meet(verifier(bundle, agents), Arc::clone(&client)).await;
+    among_agents.refused_with(AlertDescription::AccessDenied);
+    let other = TestCluster::at("iap.example.com", OffsetDateTime::now_utc()).unwrap();
+    let stranger = verifier(Arc::new(other.bundle().clone()), USERS);
+    world
+        .meet(stranger, client)
+        .await
+        .refused_with(AlertDescription::UnknownCA);
+}
+
+#[tokio::test]
 async fn who_answers_learns_of_a_refusal_before_the_client_has_read_it() {
     let world = World::of_age(Duration::days(60));
     let profile = Profile::User(world.cluster.user_profile("alice@example.com", &[]).unwrap());

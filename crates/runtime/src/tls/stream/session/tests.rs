@@ -7,13 +7,15 @@ use std::sync::{Arc, LazyLock};
 use iap_testkit::TestCluster;
 use proptest::prelude::*;
 use rustls::client::UnbufferedClientConnection;
+use rustls::crypto::cipher::Iv;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, ConnectionTrafficSecrets, ServerConfig};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::*;
+use crate::tls::stream::schedule::TrafficSecrets;
 use crate::tls::{FixedIdentity, Material, ServerVerifier, certified_key, client_config, web_server_config};
 
 static CONFIGS: LazyLock<(Arc<ClientConfig>, Arc<ServerConfig>)> = LazyLock::new(|| {
@@ -51,9 +53,13 @@ fn step<Data>(status: UnbufferedStatus<'_, '_, Data>, wire: &mut Vec<u8>) -> (us
 /// Two ends of one connection.
 fn pair() -> (Session, Session) {
     let (client, server) = &*CONFIGS;
+    let (mut client, mut server) = (ClientConfig::clone(client), ServerConfig::clone(server));
+    let (at_client, at_server) = <(Arc<TrafficSecrets>, Arc<TrafficSecrets>)>::default();
+    client.key_log = Arc::clone(&at_client) as _;
+    server.key_log = Arc::clone(&at_server) as _;
     let name = "db.iap.example.com".try_into().unwrap();
-    let mut client = UnbufferedClientConnection::new(Arc::clone(client), name).unwrap();
-    let mut server = UnbufferedServerConnection::new(Arc::clone(server)).unwrap();
+    let mut client = UnbufferedClientConnection::new(Arc::new(client), name).unwrap();
+    let mut server = UnbufferedServerConnection::new(Arc::new(server)).unwrap();
     let (mut to_client, mut to_server) = (Vec::new(), Vec::new());
     while client.is_handshaking() || server.is_handshaking() {
         loop {
@@ -71,10 +77,16 @@ fn pair() -> (Session, Session) {
             }
         }
     }
-    let (secrets, schedule) = client.dangerous_into_kernel_connection().unwrap();
-    let client = Session::client(secrets, schedule).unwrap();
-    let (secrets, schedule) = server.dangerous_into_kernel_connection().unwrap();
-    (client, Session::server(secrets, schedule).unwrap())
+    let suite = client.negotiated_cipher_suite().unwrap();
+    let schedule = |end, secrets: &TrafficSecrets| Schedule::new(end, suite, secrets).unwrap();
+    let (of_client, of_server) = (
+        schedule(End::Client, &at_client),
+        schedule(End::Server, &at_server),
+    );
+    let keys = client.dangerous_into_kernel_connection().unwrap().0;
+    let client = Session::new(End::Client, keys, of_client).unwrap();
+    let keys = server.dangerous_into_kernel_connection().unwrap().0;
+    (client, Session::new(End::Server, keys, of_server).unwrap())
 }
 
 impl Session {
@@ -131,11 +143,7 @@ fn update(session: &mut Session, records: &[&[u8]]) -> Vec<u8> {
         .iter()
         .flat_map(|content| session.seal_one(HANDSHAKE, content))
         .collect();
-    session.sealing = Keys::new(match &mut session.schedule {
-        Schedule::Client(schedule) => schedule.update_tx_secret().unwrap(),
-        Schedule::Server(schedule) => schedule.update_tx_secret().unwrap(),
-    })
-    .unwrap();
+    session.sealing = session.schedule.next_sealing().unwrap();
     wire
 }
 
@@ -182,16 +190,8 @@ fn a_key_update_that_asks_for_another_is_answered_once_until_the_answer_has_left
 fn what_was_sealed_with_the_keys_before_is_refused_after_a_key_update() {
     let (mut one, mut other) = pair();
     let late = one.seal_one(APPLICATION_DATA, b"late");
-    one.sealing = Keys::new(match &mut one.schedule {
-        Schedule::Client(schedule) => schedule.update_tx_secret().unwrap(),
-        Schedule::Server(_) => panic!("the client is first"),
-    })
-    .unwrap();
-    other.opening = Keys::new(match &mut other.schedule {
-        Schedule::Server(schedule) => schedule.update_rx_secret().unwrap(),
-        Schedule::Client(_) => panic!("the server is second"),
-    })
-    .unwrap();
+    one.sealing = one.schedule.next_sealing().unwrap();
+    other.opening = other.schedule.next_opening().unwrap();
     let fault = other.open_all(&late, 100).unwrap_err();
     assert_eq!(
         (fault.error, fault.alert),
@@ -214,10 +214,9 @@ fn a_record_is_good_once_and_in_its_order() {
 
 #[test]
 fn a_sequence_does_not_wrap() {
-    let (mut one, _) = pair();
-    let secrets = match &mut one.schedule {
-        Schedule::Client(schedule) => schedule.update_tx_secret().unwrap().1,
-        Schedule::Server(_) => panic!("the client is first"),
+    let secrets = ConnectionTrafficSecrets::Aes256Gcm {
+        key: [7; 32].into(),
+        iv: Iv::new([7; 12]),
     };
     let mut last = Keys::new((u64::MAX, secrets)).unwrap();
     let mut space = [0; 100];
