@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use iap_audit::CloseReason;
 use iap_identity::ClusterName;
+use iap_runtime::handover::KeptStream;
 use iap_runtime::net::{self, Family, HostPort};
 use serde::{Deserialize, Deserializer, de};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
@@ -18,6 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::LocalService;
 use crate::session::Started;
+use crate::session::handover::keeping::Keeping;
 pub use introduction::Introduction;
 
 /// Where a service's backend listens: `host:port` or `unix:/path`.
@@ -166,9 +168,22 @@ pub enum BackendStream {
     Tcp(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
+    /// Over TCP, for a session that outlives this process's being killed.
+    Kept(Box<KeptStream>),
 }
 
 impl BackendStream {
+    /// The same connection for a session that is kept.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub(crate) fn kept(self, keeping: &Keeping) -> std::io::Result<Self> {
+        match self {
+            Self::Tcp(stream) => keeping.stream(stream).map(Box::new).map(Self::Kept),
+            Self::Unix(_) | Self::Kept(_) => Ok(self),
+        }
+    }
+
     /// Goes on with a connection that another process opened.
     ///
     /// # Errors
@@ -200,7 +215,7 @@ impl BackendStream {
     fn peer_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),
-            Self::Unix(_) => None,
+            Self::Unix(_) | Self::Kept(_) => None,
         }
     }
 }
@@ -210,6 +225,7 @@ impl AsFd for BackendStream {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
+            Self::Kept(stream) => stream.as_fd(),
         }
     }
 }
@@ -223,6 +239,7 @@ impl AsyncRead for BackendStream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Kept(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -236,6 +253,7 @@ impl AsyncWrite for BackendStream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Kept(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -243,6 +261,7 @@ impl AsyncWrite for BackendStream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
             Self::Unix(stream) => Pin::new(stream).poll_flush(context),
+            Self::Kept(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
@@ -250,6 +269,7 @@ impl AsyncWrite for BackendStream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Kept(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

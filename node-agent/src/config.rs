@@ -38,6 +38,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where spans go; nowhere by default.
     pub traces: Option<traces::Settings>,
+    /// What becomes of sessions.
+    pub sessions: Sessions,
     /// Named bounds.
     pub limits: Limits,
     /// The services it can serve, by name.
@@ -83,6 +85,14 @@ impl DataChoice {
             Self::Quic => Some(DataWay::Quic),
         }
     }
+}
+
+/// What becomes of sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sessions {
+    /// Whether those that can be are kept, while they run, so that they outlive the agent's being killed.
+    pub survive_kill: bool,
 }
 
 /// The services of this host's own file, by name.
@@ -147,6 +157,8 @@ struct RawConfig {
     log: LogConfig,
     #[serde(default)]
     traces: TracesSection,
+    #[serde(default)]
+    sessions: Sessions,
     #[serde(default)]
     limits: Limits,
     #[serde(default)]
@@ -237,6 +249,7 @@ impl Config {
             data,
             admin_listen,
             log,
+            sessions,
             limits,
             ..
         } = raw;
@@ -249,6 +262,7 @@ impl Config {
             admin_listen,
             log,
             traces,
+            sessions,
             limits,
             services,
         })

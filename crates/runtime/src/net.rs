@@ -14,6 +14,8 @@ pub mod dial;
 pub mod family;
 pub mod http_proxy;
 pub mod no_proxy;
+#[cfg(unix)]
+pub mod tcp_counts;
 
 pub use accept::{accept, listen};
 pub use dial::{connect, race};
@@ -21,6 +23,8 @@ pub use dial::{connect, race};
 pub use family::{Family, stream_family};
 pub use http_proxy::{HttpProxy, HttpProxyError, Route, proxied, reach};
 pub use no_proxy::NoProxy;
+#[cfg(unix)]
+pub use tcp_counts::{TcpCounts, tcp_counts};
 
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);

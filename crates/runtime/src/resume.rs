@@ -3,17 +3,20 @@
 //! To whoever reads and writes it, a lost connection is silence. It fails only when there is no going on.
 
 mod allowance;
+mod ledger;
 mod liveness;
 #[cfg(test)]
 mod tests;
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 pub use allowance::{Allowance, Budget};
 use iap_tunnel::resume::{Close, Endpoint, Impossible, Standing, Violation};
+pub use ledger::Ledger;
 pub use liveness::Patience;
 use liveness::{Liveness, Verdict};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -102,6 +105,8 @@ pub struct Resumable<C, R> {
     reader_waits: bool,
     /// Why there is no going on.
     dead: Option<io::ErrorKind>,
+    /// For a session whose process may be killed.
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl<C, R> std::fmt::Debug for Resumable<C, R> {
@@ -161,6 +166,21 @@ where
             is_unflushed: false,
             reader_waits: false,
             dead: None,
+            ledger: None,
+        }
+    }
+
+    /// From now on what was read counts as read once the ledger says that it was passed on. Nothing may be acknowledged by
+    /// then of what is not.
+    pub fn follow(&mut self, ledger: Arc<Ledger>) {
+        self.ledger = Some(ledger);
+        self.consult();
+        self.settle();
+    }
+
+    fn consult(&mut self) {
+        if let Some(ledger) = &self.ledger {
+            self.endpoint.passed_on(ledger.passed_on());
         }
     }
 
@@ -210,6 +230,7 @@ where
         if let Some(kind) = self.dead {
             return Poll::Ready(Err(kind.into()));
         }
+        self.consult();
         while self.connection.is_none() || R::REPLACES {
             match self.reconnect.poll_next(context, &mut self.endpoint) {
                 Poll::Ready(Ok(arrival)) => self.attach(arrival)?,
@@ -239,6 +260,7 @@ where
             }
             return Err(self.violated(violation));
         }
+        self.report();
         self.endpoint
             .preface(answer.map_or_else(Vec::new, |answer| answer(Ok(here))));
         self.connection = Some(connection);
@@ -327,6 +349,7 @@ where
         let target = piece.get_mut(..wanted).unwrap_or_default();
         let count = ready!(self.poll_connection(context, target));
         let pushed = self.endpoint.push(piece.get(..count).unwrap_or_default());
+        self.report();
         pushed.map_err(|violation| self.violated(violation))?;
         if count > 0 && self.endpoint.is_answered() {
             self.reconnect.heard();
@@ -397,6 +420,13 @@ where
 
     fn settle(&mut self) {
         self.allowance.settle(self.endpoint.kept());
+        self.report();
+    }
+
+    fn report(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.acknowledge(self.endpoint.acknowledged());
+        }
     }
 
     fn closed_by_peer(&self) -> Option<io::Error> {
@@ -541,6 +571,7 @@ where
         let this = self.get_mut();
         this.endpoint.finish();
         loop {
+            this.consult();
             if this.endpoint.is_drained() || this.endpoint.peer_closed().is_some() {
                 let _ = this.poll_transmit(context);
                 return Poll::Ready(Ok(()));

@@ -11,6 +11,12 @@ pub const INTERVAL: Duration = Duration::from_secs(1);
 pub struct Seldom(Mutex<(Option<Instant>, u64)>);
 
 impl Seldom {
+    /// Nothing was said yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Mutex::new((None, 0)))
+    }
+
     /// Whether it is time again: how often it was not.
     pub fn due(&self, now: Instant) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,7 +15,7 @@ mod ticket;
 
 pub use endpoint::{Endpoint, Repeat, Transmit};
 pub use frame::{CLOSE_BYTES_MAX, Close, DATA_FRAME_BYTES_MAX, HEADER_BYTES};
-pub use standing::{Impossible, Receives, Sends, Standing};
+pub use standing::{Impossible, KEPT_BEYOND_WINDOW_BYTES_MAX, Receives, Sends, Standing};
 pub use ticket::{ResumeOffer, ResumeRequest, Ticket};
 
 use thiserror::Error;

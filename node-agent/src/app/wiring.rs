@@ -74,8 +74,15 @@ pub(super) fn start(
         shutdown: shutdown.clone(),
     });
     let handover = match store {
-        Some(store) => Handover::through(store),
-        None => Handover::direct(successor),
+        Some(store) => Handover::through(store).surviving_kill(config.sessions.survive_kill),
+        None => {
+            if config.sessions.survive_kill {
+                tracing::warn!(
+                    "sessions end when this agent is killed: there is no descriptor store to keep them in"
+                );
+            }
+            Handover::direct(successor)
+        }
     };
     let shared = Shared {
         agent_id: joined.agent_id,

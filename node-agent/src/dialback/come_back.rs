@@ -13,6 +13,7 @@ use super::handshake::{AttemptSeed, ClientStream};
 use super::hello::{read_hello, say_last};
 use super::serve::Passage;
 use crate::decide::Refusal;
+use crate::session::handover::keeping::Returned;
 use crate::session::resumption::{Resumption, cannot_stand};
 use crate::session::{Caller, Presence, review};
 
@@ -74,9 +75,25 @@ impl Passage {
             let text = format!("The session was ended: {}.", ending.reason.as_str());
             return refuse(self.denied(OVER, &text, Some(session)));
         }
+        // What its successor is told of a session by then would not count this.
+        if self.entrance.parts.handover.is_asked() {
+            return refuse(self.unavailable("the agent's successor goes on with its sessions"));
+        }
         let Ok(ticket) = resumption.trade(&request.ticket) else {
             return refuse(self.unavailable("the agent's system has no randomness"));
         };
+        resumption.live.facts.resumes.note();
+        if let Some(keeping) = resumption.live.keeping() {
+            let noted = keeping.note(|| Returned {
+                presence: self.presence(caller),
+                tickets: resumption.tickets(),
+                resumes: resumption.live.facts.resumes.count(),
+            });
+            if let Err(error) = noted {
+                tracing::warn!(%session, %error, "the session is kept as it was before");
+                return refuse(self.unavailable("the agent cannot note where its sessions stand"));
+            }
+        }
         self.record(caller, &resumption);
         if let Some(connection) = stream.take() {
             resumption.hand_over(self.arrival(connection, request, ticket));

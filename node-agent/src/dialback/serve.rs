@@ -540,7 +540,7 @@ impl Begun {
     }
 
     /// Records the end, or leaves that to the successor.
-    async fn conclude(self, outcome: Outcome) {
+    pub(super) async fn conclude(self, outcome: Outcome) {
         let session = self.started.session_id();
         match outcome {
             Outcome::Ended(ending) => {
@@ -549,6 +549,9 @@ impl Begun {
                 self.entrance.parts.metrics.session_ended(counters);
                 spans::ended(&self.recorder, self.started.facts(), counters, &ending);
                 self.started.end(ending).await;
+                if let Some(keeping) = self.entered.live().keeping() {
+                    Box::pin(keeping.over()).await;
+                }
             }
             Outcome::HandedOver => {
                 tracing::info!(%session, "the session is left to this agent's successor");

@@ -1,5 +1,7 @@
 //! Sessions that this agent's predecessor has left: each is decided on anew, and then waits for its client.
 
+use std::io;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +17,11 @@ use super::Entrance;
 use super::serve::Begun;
 use crate::backend::BackendStream;
 use crate::decide::{Attempt, Permit, Refusal};
-use crate::handlers::{self, GoingOn, Joined};
+use crate::handlers::{self, GoingOn, Joined, Outcome};
 use crate::session::handover::handed::{Bundle, HandedSession, unusable};
+use crate::session::handover::keeping::{Keeping, ToKeep};
 use crate::session::live::Reserved;
-use crate::session::resumption::Expected;
+use crate::session::resumption::{Expected, ResumableStream};
 use crate::session::{Ending, Live, Started, review};
 
 /// How long the auth server may take to tell this agent what was locked or taken away while there was no agent. If it
@@ -78,7 +81,7 @@ impl Entrance {
             Verdict::Ends(ending) => self.end_handed(session, ending).await,
             Verdict::GoesOn(permit) => {
                 match Box::pin(self.bring_back(session, permit, expected, place)).await {
-                    Ok(begun) => return Some(begun),
+                    Ok(begun) => return begun,
                     Err((session, ending)) => {
                         tracing::error!(session = %id, ?ending, "a session cannot be gone on with");
                         self.end_handed(*session, ending).await;
@@ -138,14 +141,14 @@ impl Entrance {
             .min(self.parts.limits.now().outage_grace())
     }
 
-    /// From the permit to what moves its bytes.
+    /// From the permit to what moves its bytes; nothing where it ended on the way.
     async fn bring_back(
         self: &Arc<Self>,
         mut session: HandedSession,
         permit: Permit,
         expected: Expected,
         place: Reserved,
-    ) -> Result<(Begun, Box<Joined>), (Box<HandedSession>, Ending)> {
+    ) -> Result<Option<(Begun, Box<Joined>)>, (Box<HandedSession>, Ending)> {
         let parts = &self.parts;
         let facts = Arc::new(session.facts());
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
@@ -163,11 +166,11 @@ impl Entrance {
             Ok(taken) => taken,
             Err(why) => return Err((Box::new(session), unusable(&why))),
         };
-        // From here on nobody else can take it over.
-        if let Err(error) = session.parcel.empty() {
-            return Err((Box::new(session), unusable(&error.to_string())));
-        }
-        self.forget(&session.bundle).await;
+        let cause = session.cause();
+        let keeping = match Box::pin(self.keep(&mut session, &client)).await {
+            Ok(keeping) => keeping,
+            Err(error) => return Err((Box::new(session), unusable(&error.to_string()))),
+        };
         let counters = Counters::starting_at(session.state.facts.bytes_in, session.state.facts.bytes_out);
         let bytes = (counters.bytes_in(), counters.bytes_out());
         let started = Started::taken_over(
@@ -179,26 +182,86 @@ impl Entrance {
         let (now, id) = parts.journal.stamp();
         parts
             .journal
-            .note(facts.handover_event(permit.grant(), now, id, &session.last, bytes));
+            .note(facts.handover_event(permit.grant(), now, id, &session.last, bytes, cause));
         let entered = parts.registry.enter(place, Arc::clone(&live));
         self.decide_again_if_stale(&permit, &live).await;
         parts.metrics.session_taken_over();
-        tracing::info!(session = %facts.session_id, from = session.state.facts.agent_version, "a session of the agent's predecessor goes on");
+        tracing::info!(session = %facts.session_id, from = session.state.facts.agent_version, cause, "a session of the agent's predecessor goes on");
         let recorder = parts.traces.follow(TraceId::of_connection(&facts.connection_id));
-        let joined = handlers::go_on(GoingOn {
+        let going_on = GoingOn {
             client,
             backend,
             under_way: session.state.under_way(),
             boundaries: session.state.facts.boundaries,
-        });
-        drop((expected, session));
+            keeping,
+            live: Arc::clone(&live),
+        };
         let begun = Begun {
             entrance: Arc::clone(self),
             recorder,
             started,
             entered,
         };
-        Ok((begun, joined))
+        let joined = handlers::go_on(going_on);
+        drop((expected, session));
+        match joined {
+            Ok(joined) => Ok(Some((begun, joined))),
+            Err(ending) => {
+                Box::pin(begun.conclude(Outcome::Ended(ending))).await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Sees to it that nobody else takes the session over, unless this agent is killed and sessions are kept for that.
+    async fn keep(
+        &self,
+        session: &mut HandedSession,
+        client: &ResumableStream,
+    ) -> io::Result<Option<Arc<Keeping>>> {
+        let handover = &self.parts.handover;
+        let is_kept = handover.survives_kill();
+        if is_kept && let Some(memory) = session.memory.take() {
+            let parcel = session.parcel.as_fd().try_clone_to_owned()?;
+            let stored = (session.bundle.name(), parcel.into());
+            let keeping = handover.keep_on(&session.state, memory, stored);
+            return Ok(keeping.map(Arc::new));
+        }
+        let keeping = match is_kept {
+            true => self.keep_anew(session, client).await,
+            false => None,
+        };
+        session.parcel.empty()?;
+        self.forget(&session.bundle).await;
+        Ok(keeping)
+    }
+
+    /// What cannot be kept goes on as others do.
+    async fn keep_anew(&self, session: &HandedSession, client: &ResumableStream) -> Option<Arc<Keeping>> {
+        let (handover, state) = (&self.parts.handover, &session.state);
+        let (_, kept) = client.standing()?;
+        let to_keep = ToKeep {
+            facts: state.facts.clone(),
+            kept,
+            outward: &state.outward,
+            inward_bytes: state.inward.len(),
+        };
+        let keeping = match handover.keep(to_keep, &session.backend).await {
+            Ok(keeping) => keeping,
+            Err(error) => {
+                let id = session.session_id();
+                tracing::debug!(session = %id, %error, "it would not outlive this agent's being killed");
+                return None;
+            }
+        };
+        match handover.stored().await {
+            Ok(()) => Some(keeping),
+            Err(error) => {
+                tracing::warn!(%error, "the service manager does not say what it keeps");
+                keeping.over().await;
+                None
+            }
+        }
     }
 
     /// Records why a session that was left does not go on, and lets go of what was left.

@@ -28,6 +28,7 @@ use crate::backend::BackendStream;
 use crate::config::LocalService;
 use crate::decide::Permit;
 use crate::limits::Limits;
+use crate::session::handover::keeping::Keeping;
 use crate::session::resumption::ResumableStream;
 use crate::session::{Ending, Handover, Live, Started};
 
@@ -55,6 +56,10 @@ pub(crate) struct GoingOn {
     pub(crate) under_way: UnderWay,
     /// Where a PostgreSQL backend stands between its messages.
     pub(crate) boundaries: Option<Boundaries>,
+    /// Where it is kept for the case that this agent is killed.
+    pub(crate) keeping: Option<Arc<Keeping>>,
+    /// The switch that cuts it.
+    pub(crate) live: Arc<Live>,
 }
 
 /// What a session follows while its bytes move.
@@ -109,7 +114,10 @@ pub fn can_serve(service: &ServiceFacts) -> bool {
 }
 
 /// What a session of bytes goes on with; no other is left by a predecessor.
-pub(crate) fn go_on(session: GoingOn) -> Box<Joined> {
+///
+/// # Errors
+/// Why it ends instead.
+pub(crate) fn go_on(session: GoingOn) -> Result<Box<Joined>, Ending> {
     tcp::go_on(session)
 }
 

@@ -171,6 +171,7 @@ impl SessionFacts {
         id: Uuid,
         last: &Presence,
         (inwards, outwards): (u64, u64),
+        cause: &'static str,
     ) -> Event {
         let moved = Self {
             caller: last.caller.clone(),
@@ -181,6 +182,7 @@ impl SessionFacts {
         moved
             .event(EventKind::SessionHandover, now, grant, id)
             .bytes(inwards, outwards)
+            .field("cause", cause)
     }
 
     fn event(&self, kind: EventKind, time: OffsetDateTime, grant: &Grant, id: Uuid) -> Event {

@@ -12,6 +12,7 @@ use iap_runtime::slots::{Slot, Slots};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 
+use super::handover::keeping::Keeping;
 use super::{Caller, Ending, SessionFacts, Through};
 use crate::clock::Witnessed;
 use crate::decide::{Attempt, Permit};
@@ -32,6 +33,8 @@ pub struct Live {
     outage_since: Mutex<Option<Witnessed>>,
     /// The agent's successor can go on with it.
     can_move: AtomicBool,
+    /// Where it is kept for the case that this agent is killed.
+    keeping: OnceLock<Arc<Keeping>>,
 }
 
 /// Who is in a session, and over what: the same person all the time, with another certificate and from elsewhere once
@@ -63,6 +66,7 @@ impl Live {
             why: OnceLock::new(),
             outage_since: Mutex::new(None),
             can_move: AtomicBool::new(false),
+            keeping: OnceLock::new(),
         }
     }
 
@@ -73,6 +77,15 @@ impl Live {
 
     pub(crate) fn can_move(&self) -> bool {
         self.can_move.load(Ordering::Relaxed)
+    }
+
+    /// From now on it is kept for the case that this agent is killed.
+    pub(crate) fn is_kept_by(&self, keeping: Arc<Keeping>) {
+        let _ = self.keeping.set(keeping);
+    }
+
+    pub(crate) fn keeping(&self) -> Option<Arc<Keeping>> {
+        self.keeping.get().cloned()
     }
 
     /// Who is in it now.

@@ -249,12 +249,17 @@ impl Resumption {
         Ok(fresh)
     }
 
+    /// The tickets that are good: the newest that is known to have arrived, and the one after it.
+    pub(crate) fn tickets(&self) -> (Ticket, Option<Ticket>) {
+        let tickets = locked(&self.tickets);
+        (tickets.current, tickets.next)
+    }
+
     /// Hands a connection over, in place of one that was not taken up yet.
     pub(crate) fn hand_over(&self, arrival: Arrival<ClientStream>) {
         *locked(&self.mailbox) = Some(arrival);
         self.has_mail.store(true, Ordering::Release);
         self.waker.wake();
-        self.live.facts.resumes.note();
     }
 
     /// Gives up the client's connection through `proxy`, if it is still that: the client comes back by another.

@@ -13,15 +13,9 @@ pub fn sealed(name: &str, pieces: &[&[u8]]) -> io::Result<OwnedFd> {
     {
         use std::io::Write as _;
 
-        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+        use rustix::fs::{SealFlags, fcntl_add_seals};
 
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // Hardened hosts (`vm.memfd_noexec`) want to be told that it is no program; Linux before 6.3 does not know how.
-        let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
-            Err(error) if error == rustix::io::Errno::INVAL => memfd_create(name, flags)?,
-            made => made?,
-        };
-        let mut file = File::from(file);
+        let mut file = create(name)?;
         for piece in pieces {
             file.write_all(piece)?;
         }
@@ -36,6 +30,52 @@ pub fn sealed(name: &str, pieces: &[&[u8]]) -> io::Result<OwnedFd> {
             io::ErrorKind::Unsupported,
             "memory files are Linux's",
         ))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn create(name: &str) -> io::Result<File> {
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Hardened hosts (`vm.memfd_noexec`) want to be told that it is no program; Linux before 6.3 does not know how.
+    let file = match memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(error) if error == rustix::io::Errno::INVAL => memfd_create(name, flags)?,
+        made => made?,
+    };
+    Ok(File::from(file))
+}
+
+/// A file of zeros that can be written to, and whose size stays.
+pub(super) fn of_size(name: &str, bytes: u64) -> io::Result<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{SealFlags, fcntl_add_seals};
+
+        let file = create(name)?;
+        file.set_len(bytes)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(file.into())
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (name, bytes);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Whether [`of_size`] may have made it.
+pub(super) fn has_fixed_size(file: &OwnedFd) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{SealFlags, fcntl_get_seals};
+        let fixed = SealFlags::SHRINK | SealFlags::GROW;
+        fcntl_get_seals(file).is_ok_and(|seals| seals.contains(fixed))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        false
     }
 }
 

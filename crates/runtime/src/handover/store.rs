@@ -13,6 +13,11 @@ use crate::service_manager::connect;
 
 /// How long the manager may take to make room for a message.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// No store is taken to be larger: the names of what lies in it go to the next process in one variable of its environment,
+/// which the kernel lets be 128 KiB long. A longer one would keep it from starting.
+const ROOM_MAX: usize = 2500;
+/// No name is longer.
+const NAME_BYTES_MAX: usize = 48;
 
 /// Where descriptors outlive the process: whoever is started next in its place has them. Clones share it.
 #[derive(Debug, Clone)]
@@ -50,8 +55,14 @@ impl DescriptorStore {
         socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         Ok(Some(Self {
             socket: Arc::new(socket),
-            room: Arc::new(AtomicUsize::new(room)),
+            room: Arc::new(AtomicUsize::new(room.min(ROOM_MAX))),
         }))
+    }
+
+    /// So many lie in it already.
+    pub fn holds(&self, count: usize) {
+        let less = |room: usize| Some(room.saturating_sub(count));
+        let _ = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// Stores a descriptor under a name: letters, digits and hyphens. Blocks for at most some seconds, and returns before
@@ -60,7 +71,18 @@ impl DescriptorStore {
     /// # Errors
     /// When the store is full or the manager does not take the message.
     pub fn keep(&self, name: &str, descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        let one_less = |room: usize| room.checked_sub(1);
+        self.keep_leaving(name, descriptor, 0)
+    }
+
+    /// The same where room for `spare` others remains.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn keep_leaving(&self, name: &str, descriptor: BorrowedFd<'_>, spare: usize) -> io::Result<()> {
+        if name.len() > NAME_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let one_less = |room: usize| room.checked_sub(1).filter(|left| *left >= spare);
         let took = self
             .room
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
@@ -75,13 +97,14 @@ impl DescriptorStore {
         Ok(sent?)
     }
 
-    /// Takes what has that name out of the store. Blocks as above.
+    /// Takes what has that name out of the store, which is one descriptor. Blocks as above.
     ///
     /// # Errors
     /// When the manager does not take the message.
     pub fn forget(&self, name: &str) -> io::Result<()> {
         let message = format!("FDSTOREREMOVE=1\nFDNAME={name}");
         send(&*self.socket, message.as_bytes(), &[])?;
+        self.room.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -150,6 +173,13 @@ mod tests {
         assert_eq!(kept.look().unwrap().unwrap().descriptors.len(), 1);
         store.forget("session-1").unwrap();
         assert_eq!(received(&manager).0, "FDSTOREREMOVE=1\nFDNAME=session-1");
+        assert!(store.keep_leaving("session-3", manager.as_fd(), 1).is_err());
+        store.keep_leaving("session-3", manager.as_fd(), 0).unwrap();
+        assert_eq!(received(&manager).0, "FDSTORE=1\nFDNAME=session-3\nFDPOLL=0");
+        store.forget("session-3").unwrap();
+        assert_eq!(received(&manager).0, "FDSTOREREMOVE=1\nFDNAME=session-3");
+        store.holds(1);
+        assert!(store.keep("session-4", manager.as_fd()).is_err());
         assert!(store.settled(Duration::from_millis(20)).is_err());
         assert_eq!(received(&manager).0, "BARRIER=1");
         let waiting = std::thread::spawn(move || store.settled(Duration::from_secs(30)));

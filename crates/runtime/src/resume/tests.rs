@@ -256,6 +256,34 @@ async fn what_is_read_is_acknowledged_soon_and_no_longer_kept() {
     assert_eq!(one.unwrap().endpoint.kept(), 0);
 }
 
+#[tokio::test]
+async fn with_a_ledger_what_is_read_is_acknowledged_once_it_was_passed_on() {
+    let (mut one, mut other, _network) = Network::pair(WINDOW);
+    let ledger = Arc::new(Ledger::default());
+    other.follow(Arc::clone(&ledger));
+    one.write_all(b"short").await.unwrap();
+    other.read_exact(&mut [0; 5]).await.unwrap();
+    for (passed_on, kept) in [(0, 5), (2, 3), (5, 0)] {
+        ledger.pass(passed_on);
+        let patience = 3 * ACKNOWLEDGED_AFTER;
+        let (mut at_one, mut at_other) = ([0], [0]);
+        let (_, _) = tokio::join!(
+            tokio::time::timeout(patience, one.read(&mut at_one)),
+            tokio::time::timeout(patience, other.read(&mut at_other)),
+        );
+        assert_eq!(one.endpoint.kept(), kept);
+    }
+    other.write_all(b"back").await.unwrap();
+    one.read_exact(&mut [0; 4]).await.unwrap();
+    let (mut at_one, mut at_other) = ([0], [0]);
+    let patience = 3 * ACKNOWLEDGED_AFTER;
+    let (_, _) = tokio::join!(
+        tokio::time::timeout(patience, one.read(&mut at_one)),
+        tokio::time::timeout(patience, other.read(&mut at_other)),
+    );
+    assert_eq!(ledger.acknowledged(), 4);
+}
+
 /// The end of a connection behind the last frame of both ends is no loss: nobody looks for another.
 #[tokio::test]
 async fn a_session_that_is_over_looks_for_no_connection() {

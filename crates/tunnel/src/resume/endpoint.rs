@@ -166,6 +166,20 @@ impl Endpoint {
         Ok(())
     }
 
+    /// Everything before `position` was passed on by whoever reads here, the end counting as one. From the first time on
+    /// only that is acknowledged and is this end's [`position`](Self::position): the other end keeps the rest, so that
+    /// it is not lost with this one. Nothing may be acknowledged by then that is not passed on.
+    pub fn passed_on(&mut self, position: u64) {
+        self.incoming.passed_on(position);
+        self.acknowledge_if_due();
+    }
+
+    /// The other end has passed on everything before.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.outgoing.base()
+    }
+
     /// Whether there is anything for the wire.
     #[must_use]
     pub fn has_frames(&self) -> bool {
@@ -250,7 +264,7 @@ impl Endpoint {
     /// # Errors
     /// As for [`attach`](Self::attach).
     pub fn attach_behind(&mut self, position: u64, repeated: u64) -> Result<(), Violation> {
-        self.incoming.detach();
+        self.incoming.attach();
         self.outgoing.attach(position, repeated)?;
         self.is_answered = false;
         // The other end knows it already. It hears that this one has its answer.

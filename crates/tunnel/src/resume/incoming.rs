@@ -22,9 +22,12 @@ pub(super) struct Incoming {
     is_finished: bool,
     /// Nothing has come over this connection yet, and others were before it.
     may_repeat: bool,
-    /// So many of the next bytes were taken before.
-    repeated: u64,
+    /// So many of the next bytes were taken before: this end said that it stands before them, or the other end repeats them.
+    again: u64,
     state: State,
+    /// For an end that acknowledges what was passed on, and not what was taken: everything before was; the end counts as one.
+    /// The rest may be lost. So the other end keeps it, and sends it again on another connection.
+    passed_on: Option<u64>,
 }
 
 /// Where in a frame we are.
@@ -72,8 +75,9 @@ impl Incoming {
             acknowledged: 0,
             is_finished: false,
             may_repeat: false,
-            repeated: 0,
+            again: 0,
             state: State::default(),
+            passed_on: None,
         }
     }
 
@@ -104,9 +108,33 @@ impl Incoming {
         self.held.len()
     }
 
-    /// Everything before was taken; the end, once it is known and everything taken, counts as one.
+    /// Everything before was taken, or passed on where that is told; the end, once it is known and everything taken, counts
+    /// as one.
     pub(super) fn position(&self) -> u64 {
-        self.taken + u64::from(self.is_at_end())
+        let end = u64::from(self.is_at_end());
+        match self.passed_on {
+            None => self.taken + end,
+            // What this connection has not brought again the other end does not know to have sent, unless it was told so.
+            Some(passed_on) => passed_on
+                .min(self.taken.saturating_sub(self.again) + end)
+                .max(self.acknowledged),
+        }
+    }
+
+    /// Everything before `position` was passed on. From the first time on, only that is acknowledged.
+    pub(super) fn passed_on(&mut self, position: u64) {
+        let position = position.min(self.taken + 1);
+        self.passed_on = Some(self.passed_on.map_or(position, |before| before.max(position)));
+    }
+
+    /// The connection before is gone. The other end was told the position, or will be, and sends everything from there.
+    pub(super) fn attach(&mut self) {
+        self.detach();
+        let position = self.position();
+        self.again = self.taken.saturating_sub(position);
+        // An end that was not passed on comes again, too.
+        self.is_finished = position > self.taken;
+        self.may_repeat = true;
     }
 
     pub(super) fn is_at_end(&self) -> bool {
@@ -132,7 +160,7 @@ impl Incoming {
     /// How many bytes of the frame at hand could be taken without being held first.
     pub(super) fn direct(&self) -> usize {
         match &self.state {
-            State::Data { left } if self.held.is_empty() && self.repeated == 0 => *left,
+            State::Data { left } if self.held.is_empty() && self.again == 0 => *left,
             State::Data { .. } | State::Header { .. } | State::Control { .. } => 0,
         }
     }
@@ -180,10 +208,9 @@ impl Incoming {
                 self.begin(header)
             }
             State::Data { .. } => {
-                let known =
-                    usize::try_from(self.repeated).map_or(piece.len(), |known| known.min(piece.len()));
-                self.repeated -= known as u64;
-                self.held.extend(piece.iter().skip(known));
+                let known = usize::try_from(self.again).map_or(piece.len(), |again| again.min(piece.len()));
+                self.again -= known as u64;
+                self.held.extend(piece.get(known..).unwrap_or_default());
                 self.passed(piece.len());
                 Ok(None)
             }
@@ -208,7 +235,8 @@ impl Incoming {
                 self.admit(header.bytes)?;
                 State::Data { left: header.bytes }
             }
-            Kind::Finish if self.is_finished => return Err(Violation::AfterEnd),
+            // Nor is there an end before what came before it.
+            Kind::Finish if self.is_finished || self.again > 0 => return Err(Violation::AfterEnd),
             Kind::Finish => {
                 self.is_finished = true;
                 State::default()
@@ -227,7 +255,7 @@ impl Incoming {
     }
 
     fn admit(&self, bytes: usize) -> Result<(), Violation> {
-        let new = (bytes as u64).saturating_sub(self.repeated);
+        let new = (bytes as u64).saturating_sub(self.again);
         if self.is_finished && new > 0 {
             return Err(Violation::AfterEnd);
         }
@@ -242,17 +270,19 @@ impl Incoming {
         }
     }
 
-    /// The next bytes begin at `position`: what of them was taken before is passed over.
+    /// The next bytes begin at `position`, not behind where this end said that it stands: what of them was taken before is
+    /// passed over.
     pub(super) fn repeat(&mut self, position: u64) -> Result<(), Violation> {
-        let repeated = self.taken.checked_sub(position);
-        match repeated.filter(|repeated| *repeated <= self.window as u64) {
-            Some(repeated) => {
-                self.repeated = repeated;
+        let possible = self.again..=self.window as u64;
+        let again = self.taken.checked_sub(position);
+        match again.filter(|again| possible.contains(again)) {
+            Some(again) => {
+                self.again = again;
                 Ok(())
             }
             None => Err(Violation::RepeatFromElsewhere {
                 position,
-                taken: self.taken,
+                taken: self.taken.saturating_sub(self.again),
             }),
         }
     }
@@ -273,13 +303,13 @@ impl Incoming {
 
     /// Whether the other end will soon have to wait for an acknowledgement, or waits for that of its end.
     pub(super) fn owes_now(&self) -> bool {
-        let owed = self.position() - self.acknowledged;
+        let owed = self.position().saturating_sub(self.acknowledged);
         owed >= (self.window / 4) as u64 || (self.is_at_end() && owed > 0)
     }
 
     /// The position to acknowledge, which from now on counts as told.
     pub(super) fn acknowledge(&mut self) -> u64 {
-        self.acknowledged = self.position();
+        self.acknowledged = self.acknowledged.max(self.position());
         self.acknowledged
     }
 
@@ -287,8 +317,6 @@ impl Incoming {
     pub(super) fn detach(&mut self) {
         self.is_finished = self.is_at_end();
         self.held = VecDeque::new();
-        self.may_repeat = true;
-        self.repeated = 0;
         self.state = State::default();
     }
 }

@@ -17,6 +17,9 @@ pub(super) struct Outgoing {
     base: u64,
     /// Everything before was handed to this connection, or arrived over an earlier one.
     sent: u64,
+    /// The same of all connections, the end counting as one: an end that passes on what it took over an earlier connection,
+    /// and is killed, has more than this connection has brought it.
+    reached: u64,
     is_finished: bool,
     finish_sent: bool,
     finish_acknowledged: bool,
@@ -45,6 +48,7 @@ impl Outgoing {
             kept: VecDeque::new(),
             base: 0,
             sent: 0,
+            reached: 0,
             is_finished: false,
             finish_sent: false,
             finish_acknowledged: false,
@@ -67,9 +71,9 @@ impl Outgoing {
         }
         let sends = Sends {
             base: self.base,
-            sent: self.sent,
+            sent: self.reached.min(self.end()),
             is_finished: self.is_finished,
-            finish_sent: self.finish_sent,
+            finish_sent: self.reached > self.end(),
             finish_acknowledged: self.finish_acknowledged,
         };
         let (first, second) = self.kept.as_slices();
@@ -82,6 +86,7 @@ impl Outgoing {
             kept: kept.into(),
             base: sends.base,
             sent: sends.sent,
+            reached: sends.sent + u64::from(sends.finish_sent),
             is_finished: sends.is_finished,
             finish_sent: sends.finish_sent,
             finish_acknowledged: sends.finish_acknowledged,
@@ -142,15 +147,27 @@ impl Outgoing {
         self.kept.len() - self.kept_before(self.sent)
     }
 
+    /// The other end has passed on everything before.
+    pub(super) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Bytes that no connection has taken yet, as far as the other end lets them come. What a process that was killed
+    /// leaves may go beyond that.
+    fn sendable(&self) -> usize {
+        let on_the_way = self.kept_before(self.sent);
+        self.unsent().min(self.window.saturating_sub(on_the_way))
+    }
+
     /// Whether frames wait, or are half sent.
     pub(super) fn has_frames(&self) -> bool {
+        let is_behind_bytes = self.is_finished != self.finish_sent || self.due.close.is_some();
         self.head_sent < self.head.len()
             || self.payload_left > 0
-            || self.unsent() > 0
-            || self.is_finished != self.finish_sent
+            || self.sendable() > 0
             || self.due.acknowledge.is_some()
             || self.due.ask
-            || self.due.close.is_some()
+            || (is_behind_bytes && self.unsent() == 0)
     }
 
     /// What goes on the wire next; empty when there is nothing. `acknowledged` is what may be acknowledged along with bytes.
@@ -173,12 +190,13 @@ impl Outgoing {
         let of_payload = (bytes - of_head).min(self.payload_left);
         self.payload_left -= of_payload;
         self.sent += of_payload as u64;
+        self.reached = self.reached.max(self.sent);
     }
 
     fn compose(&mut self, acknowledgement: impl FnOnce() -> Option<u64>) {
         self.head.clear();
         self.head_sent = 0;
-        let bytes = self.unsent().min(DATA_FRAME_BYTES_MAX);
+        let bytes = self.sendable().min(DATA_FRAME_BYTES_MAX);
         let due = std::mem::take(&mut self.due);
         let rides_along = if bytes > 0 { acknowledgement() } else { None };
         if let Some(position) = rides_along.or(due.acknowledge) {
@@ -188,14 +206,17 @@ impl Outgoing {
             frame::push_ask(&mut self.head);
         }
         if bytes > 0 {
-            // What else is due comes behind the bytes.
-            self.due.close = due.close;
             frame::push_data_header(&mut self.head, bytes);
             self.payload_left = bytes;
+        }
+        if self.unsent() > 0 {
+            // What else is due comes behind the bytes.
+            self.due.close = due.close;
             return;
         }
         if self.is_finished && !self.finish_sent {
             self.finish_sent = true;
+            self.reached = self.end() + 1;
             frame::push_finish(&mut self.head);
         }
         if let Some(close) = due.close {
@@ -205,7 +226,12 @@ impl Outgoing {
 
     /// The other end has passed on everything before `position`.
     pub(super) fn acknowledged(&mut self, position: u64) -> Result<(), Violation> {
-        self.check(position)?;
+        self.check(position, self.sent + u64::from(self.finish_sent))?;
+        self.pass(position);
+        Ok(())
+    }
+
+    fn pass(&mut self, position: u64) {
         self.finish_acknowledged = position > self.end();
         let passed_on = self.kept_before(position);
         self.base += passed_on as u64;
@@ -213,7 +239,6 @@ impl Outgoing {
         if self.kept.is_empty() && self.kept.capacity() > UNUSED_BYTES_MAX {
             self.kept = VecDeque::new();
         }
-        Ok(())
     }
 
     /// Everything that is kept, in frames, if that is some bytes and not more than so many. Counts as sent.
@@ -229,14 +254,15 @@ impl Outgoing {
         frames.extend_from_slice(first);
         frames.extend_from_slice(second);
         let end = self.end();
-        self.sent = self.sent.max(end);
+        self.reached = self.reached.max(end);
         Repeat { frames, end }
     }
 
     /// On a new connection everything goes out from `position` on, which is where the other end stands, or from
     /// `repeated` on, if everything before was repeated over it already.
     pub(super) fn attach(&mut self, position: u64, repeated: u64) -> Result<(), Violation> {
-        self.acknowledged(position)?;
+        self.check(position, self.reached)?;
+        self.pass(position);
         self.sent = self.base.max(repeated.min(self.end()));
         self.finish_sent = self.finish_acknowledged;
         self.due.acknowledge = None;
@@ -252,8 +278,7 @@ impl Outgoing {
         self.payload_left = 0;
     }
 
-    fn check(&self, position: u64) -> Result<(), Violation> {
-        let sent = self.sent + u64::from(self.finish_sent);
+    fn check(&self, position: u64, sent: u64) -> Result<(), Violation> {
         if position > sent {
             return Err(Violation::AheadOfSent { position, sent });
         }

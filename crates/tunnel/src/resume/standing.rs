@@ -9,6 +9,8 @@ use super::{Endpoint, WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
 
 /// No session gets this far, and what does not can be counted on with.
 const POSITION_MAX: u64 = 1 << 62;
+/// A process that was killed may leave so much more than the window, of which it is not known whether the other end has it.
+pub const KEPT_BEYOND_WINDOW_BYTES_MAX: usize = 1024 * 1024;
 
 /// Where one end stands without a connection. The bytes that it keeps for the other end go beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,8 +82,8 @@ impl Endpoint {
         if !(WINDOW_BYTES_MIN..=WINDOW_BYTES_MAX).contains(&window) {
             return Err(Impossible("the window is out of bounds"));
         }
-        if kept.len() > window {
-            return Err(Impossible("more is kept than the window"));
+        if kept.len() > window + KEPT_BEYOND_WINDOW_BYTES_MAX {
+            return Err(Impossible("more is kept than any session keeps"));
         }
         standing.outgoing.check(kept.len() as u64)?;
         standing.incoming.check()?;

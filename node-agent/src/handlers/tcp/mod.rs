@@ -3,19 +3,25 @@
 mod hold;
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use iap_audit::CloseReason;
 use iap_policy::Protocol;
 use iap_runtime::pump::{self, Relayed, UnderWay, Yielded};
+use iap_runtime::say_seldom;
+use iap_runtime::seldom::Seldom;
 use iap_tunnel::Boundaries;
 
 use super::farewell::{self, Delivered};
 use super::stream::SessionStream;
 use super::{Course, GoingOn, Outcome, Visit};
 use crate::backend::{self, BackendStream};
+use crate::session::handover::keeping::{Keeping, Returned};
 use crate::session::handover::leaving::Standstill;
-use crate::session::{Ending, Live, SESSION};
+use crate::session::{Ending, Handover, Live, SESSION};
 use hold::{Held, Hold};
+
+static NOT_KEPT: Seldom = Seldom::new();
 
 /// A session as it lies between its two ends.
 type Session = Yielded<Delivered<SessionStream>, Held<BackendStream>>;
@@ -67,24 +73,62 @@ pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
     // A session may last for hours; how it began can be seen meanwhile.
     recorder.send_phases(SESSION);
     let boundaries = (started.facts().protocol == Protocol::Postgres).then(Boundaries::new);
-    Ok(Box::new(Joined {
+    let joined = Joined {
         client: Delivered::new(client, boundaries),
         backend,
         under_way: UnderWay::default(),
-    }))
+    };
+    let keeping = match course.handover {
+        Some(handover) if handover.survives_kill() => Box::pin(course.keep(handover, &joined)).await,
+        Some(_) | None => None,
+    };
+    let joined = match keeping {
+        Some(keeping) => joined.kept(keeping, live)?,
+        None => joined,
+    };
+    Ok(Box::new(joined))
 }
 
 /// The ends of a session that another process has left.
-pub(super) fn go_on(session: GoingOn) -> Box<Joined> {
+pub(super) fn go_on(session: GoingOn) -> Result<Box<Joined>, Ending> {
     let client = SessionStream::Resumable(Box::new(session.client));
-    Box::new(Joined {
+    let joined = Joined {
         client: Delivered::new(client, session.boundaries),
         backend: session.backend,
         under_way: session.under_way,
-    })
+    };
+    let joined = match session.keeping {
+        Some(keeping) => joined.kept(keeping, &session.live)?,
+        None => joined,
+    };
+    Ok(Box::new(joined))
 }
 
 impl Joined {
+    /// From now on it is kept for the case that this agent is killed, and nothing of it is lost then.
+    fn kept(mut self, keeping: Arc<Keeping>, live: &Live) -> Result<Self, Ending> {
+        let SessionStream::Resumable(stream) = self.client.inner_mut() else {
+            return Ok(self);
+        };
+        self.backend = self
+            .backend
+            .kept(&keeping)
+            .map_err(|error| Ending::because(CloseReason::BackendLost, error.to_string()))?;
+        stream.follow(keeping.ledger());
+        live.is_kept_by(Arc::clone(&keeping));
+        // Its client may have come back before that, and hears of its next ticket once bytes move.
+        let noted = keeping.note(|| {
+            let waits = stream.reconnect().waits();
+            Returned {
+                presence: live.presence().clone(),
+                tickets: (waits.ticket, waits.next_ticket),
+                resumes: live.facts.resumes.count(),
+            }
+        });
+        noted.map_err(|error| Ending::because(CloseReason::InternalError, error.to_string()))?;
+        Ok(self)
+    }
+
     /// Two ends whose bytes can be held.
     #[expect(
         clippy::boxed_local,
@@ -100,6 +144,30 @@ impl Joined {
 }
 
 impl Course<'_> {
+    /// Keeps a session that begins for the case that this agent is killed. What cannot be kept goes on as others do.
+    async fn keep(&self, handover: &Handover, joined: &Joined) -> Option<Arc<Keeping>> {
+        let (SessionStream::Resumable(client), BackendStream::Tcp(_)) =
+            (joined.client.inner(), &joined.backend)
+        else {
+            return None;
+        };
+        if !self.started.is_on_record() {
+            return None;
+        }
+        let standstill = Standstill {
+            started: self.started,
+            live: self.live,
+            client,
+            boundaries: None,
+            backend: &joined.backend,
+            under_way: &joined.under_way,
+        };
+        let session = self.started.session_id();
+        let kept = handover.keep_new(standstill).await;
+        kept.inspect_err(|error| say_seldom!(NOT_KEPT, warn, %session, %error, "a session would not outlive its agent's being killed"))
+            .ok()
+    }
+
     /// Moves bytes until something ends the session or the agent's successor goes on with it. No `async fn`, whose future
     /// would hold all of this twice.
     pub(crate) fn follow(mut self, joined: Box<Joined>) -> impl Future<Output = Outcome> + Send {
@@ -174,7 +242,12 @@ impl Course<'_> {
     /// Leaves the session to the agent's successor, and ends it where that cannot be.
     async fn leave(&self, session: Session) -> Outcome {
         match self.give(&session).await {
-            Ok(()) => return Outcome::HandedOver,
+            Ok(()) => {
+                if let Some(keeping) = self.live.keeping() {
+                    keeping.left().await;
+                }
+                return Outcome::HandedOver;
+            }
             Err(error) => {
                 let id = self.started.session_id();
                 tracing::warn!(session = %id, %error, "the session cannot be left to this agent's successor");

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iap_audit::{CloseReason, Event, EventKind};
 use iap_identity::{AgentId, SessionId};
-use iap_runtime::handover::{Left, Parcel, read_sealed};
+use iap_runtime::handover::{Left, LiveMemory, Parcel, read_sealed};
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::keeping::{self, Lost};
 use super::state::{STATE_BYTES_MAX, SessionState, StateError};
 use super::{SESSIONS_LABEL, session_of};
 use crate::backend::BackendStream;
@@ -30,6 +31,8 @@ enum Unusable {
     Memory(io::Error),
     #[error("its state cannot be read: {0}")]
     State(#[from] StateError),
+    #[error(transparent)]
+    Lost(#[from] Lost),
     #[error("its state is another session's or another agent's")]
     Other,
     #[error("its backend's connection cannot be used: {0}")]
@@ -58,6 +61,8 @@ pub(crate) struct HandedSession {
     pub(crate) backend: OwnedFd,
     pub(crate) began: Presence,
     pub(crate) last: Presence,
+    /// Where it was kept up to date, if its agent was killed.
+    pub(crate) memory: Option<LiveMemory>,
     /// What is carried of its start record.
     pub(crate) start: Map<String, Value>,
 }
@@ -71,6 +76,11 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
+    /// What they lie under.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// One of them is needed no longer. The name, once none is.
     pub(crate) fn less(&self) -> Option<String> {
         let was = self.needed.fetch_sub(1, Ordering::Relaxed);
@@ -114,16 +124,24 @@ impl Handed {
         let looked = match parcel.look() {
             // An earlier run has it.
             Ok(None) => None,
-            Ok(Some(content)) => Some((session_of(&content.label), content.descriptors)),
+            Ok(Some(content)) => {
+                let is_live = keeping::is_label(&content.label);
+                Some((session_of(&content.label), is_live, content.descriptors))
+            }
             Err(error) => {
                 tracing::error!(%error, "a session was left that cannot be gone on with");
                 None
             }
         };
-        let Some((Some(session), found)) = looked else {
+        let Some((Some(session), is_live, found)) = looked else {
             return self.done_with.extend(bundle.less());
         };
-        match HandedSession::of(session, found, parcel, bundle, agent) {
+        // Where one stood still and was left as it was, that is the newer.
+        let stood_still = |other: &HandedSession| other.memory.is_none();
+        if is_live && self.sessions.get(&session).is_some_and(stood_still) {
+            return self.done_with.extend(bundle.less());
+        }
+        match HandedSession::of(session, is_live, found, parcel, bundle, agent) {
             Ok(found) => {
                 // The same session a second time is none.
                 if let Some(other) = self.sessions.insert(session, found) {
@@ -178,6 +196,7 @@ impl Handed {
 impl HandedSession {
     fn of(
         session: SessionId,
+        is_live: bool,
         found: Vec<OwnedFd>,
         parcel: Parcel,
         bundle: &Arc<Bundle>,
@@ -187,8 +206,16 @@ impl HandedSession {
             .try_into()
             .map_err(|found: Vec<OwnedFd>| Unusable::Descriptors(found.len()))?;
         let [backend, state] = found;
-        let state = read_sealed(state, STATE_BYTES_MAX).map_err(Unusable::Memory)?;
-        let state = SessionState::decode(&state)?;
+        let (state, memory) = match is_live {
+            true => {
+                let memory = keeping::open(state).map_err(Unusable::Memory)?;
+                (keeping::recover(&memory, &backend)?, Some(memory))
+            }
+            false => {
+                let state = read_sealed(state, STATE_BYTES_MAX).map_err(Unusable::Memory)?;
+                (SessionState::decode(&state)?, None)
+            }
+        };
         if state.facts.session_id != session || state.facts.agent != agent {
             return Err(Unusable::Other);
         }
@@ -206,12 +233,21 @@ impl HandedSession {
             backend,
             began,
             last,
+            memory,
             start: Map::new(),
         })
     }
 
     pub(crate) fn session_id(&self) -> SessionId {
         self.state.facts.session_id
+    }
+
+    /// Why another process goes on with it, for the record.
+    pub(crate) fn cause(&self) -> &'static str {
+        match self.memory {
+            Some(_) => "killed",
+            None => "stopped",
+        }
     }
 
     /// What an end record repeats of the start is what this agent believes to go on with.

@@ -2,16 +2,17 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::sync::Arc;
 
 use iap_runtime::handover::{Parcel, monotonic, sealed};
 use iap_runtime::pump::UnderWay;
 use iap_tunnel::Boundaries;
 use tokio::time::Instant;
 
+use super::keeping::{Keeping, ToKeep};
 use super::peer::Who;
 use super::state::{Facts, encode_head};
-use super::{Handover, label_of};
+use super::{Handover, label_of, milliseconds};
 use crate::backend::BackendStream;
 use crate::session::resumption::ResumableStream;
 use crate::session::{Live, Started};
@@ -35,6 +36,22 @@ impl Handover {
         let id = session.started.session_id();
         let parcel = session.parcel()?;
         self.leave(id, parcel).await
+    }
+
+    /// Keeps a session that begins for the case that this agent is killed.
+    ///
+    /// # Errors
+    /// Why it cannot be; then it is as it was.
+    pub(crate) async fn keep_new(&self, session: Standstill<'_>) -> io::Result<Arc<Keeping>> {
+        let over = || io::Error::other("the session is over");
+        let (standing, kept) = session.client.standing().ok_or_else(over)?;
+        let to_keep = ToKeep {
+            facts: session.facts(standing)?,
+            kept,
+            outward: &session.under_way.outward.bytes,
+            inward_bytes: session.under_way.inward.bytes.len(),
+        };
+        self.keep(to_keep, session.backend).await
     }
 }
 
@@ -92,10 +109,7 @@ impl Standstill<'_> {
             first_closed: self.under_way.first_closed,
             rested_milliseconds: milliseconds(self.under_way.rested),
             boundaries: self.boundaries,
+            baseline: None,
         })
     }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

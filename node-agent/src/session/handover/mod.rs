@@ -3,9 +3,11 @@
 //! that is started beside it.
 //!
 //! Reading order: [`state`] (what is to be known), [`leaving`] (how the old agent leaves it), [`handed`] (how the new one
-//! finds it), [`succession`] (where there is no store: a new agent asks the old one).
+//! finds it), [`succession`] (where there is no store: a new agent asks the old one), [`keeping`] (what is in the store for
+//! the case that an agent is killed).
 
 pub(crate) mod handed;
+pub(crate) mod keeping;
 pub(crate) mod leaving;
 mod peer;
 pub(crate) mod state;
@@ -31,6 +33,8 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 const SESSION_LABEL: &str = "session-";
 /// What is written on a parcel of sessions' parcels, and what it is stored under, before an id of its own.
 const SESSIONS_LABEL: &str = "sessions-";
+/// What is written on the parcel of a session that is kept while it runs, and what it is stored under, before its id.
+const LIVE_LABEL: &str = "live-";
 /// For so long sessions are gathered that are to be stored together.
 const GATHER_FOR: Duration = Duration::from_millis(10);
 
@@ -47,10 +51,12 @@ impl Inheritance {
     /// What the environment names; see [`Left`] and [`DescriptorStore`]. Ask once.
     #[must_use]
     pub fn from_environment() -> Self {
-        Self {
-            left: Left::from_environment(),
-            store: DescriptorStore::from_environment(),
+        let left = Left::from_environment();
+        let store = DescriptorStore::from_environment();
+        if let Some(store) = &store {
+            store.holds(left.len());
         }
+        Self { left, store }
     }
 }
 
@@ -59,6 +65,7 @@ impl Inheritance {
 pub struct Handover {
     way: Way,
     asked: CancellationToken,
+    survives_kill: bool,
 }
 
 /// How what is left gets there.
@@ -86,6 +93,16 @@ impl Handover {
         Self {
             way: Way::Store(store, Arc::default()),
             asked: CancellationToken::new(),
+            survives_kill: false,
+        }
+    }
+
+    /// Sessions are kept there while they run, if so: they outlive the agent's being killed.
+    #[must_use]
+    pub fn surviving_kill(self, survives_kill: bool) -> Self {
+        Self {
+            survives_kill,
+            ..self
         }
     }
 
@@ -94,6 +111,7 @@ impl Handover {
         Self {
             way: Way::Direct(successor),
             asked: CancellationToken::new(),
+            survives_kill: false,
         }
     }
 
@@ -113,6 +131,11 @@ impl Handover {
     /// From now on sessions that can be are left to the successor.
     pub(crate) fn ask(&self) {
         self.asked.cancel();
+    }
+
+    /// Whether they are.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.is_cancelled()
     }
 
     /// Returns as soon as sessions are to be left.
@@ -196,8 +219,20 @@ fn label_of(session: SessionId) -> String {
     format!("{SESSION_LABEL}{session}")
 }
 
+fn live_label_of(session: SessionId) -> String {
+    format!("{LIVE_LABEL}{session}")
+}
+
+/// The session whose parcel has that label, stored as it stood still or while it ran.
 fn session_of(label: &str) -> Option<SessionId> {
-    SessionId::parse(label.strip_prefix(SESSION_LABEL)?).ok()
+    let id = label
+        .strip_prefix(SESSION_LABEL)
+        .or(label.strip_prefix(LIVE_LABEL))?;
+    SessionId::parse(id).ok()
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Nothing here holds an invariant that a panic elsewhere could break.

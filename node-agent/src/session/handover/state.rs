@@ -9,24 +9,27 @@ use iap_identity::{AgentId, ConnectId, ConnectionId, LoginName, ServiceName, Ses
 use iap_policy::Protocol;
 use iap_runtime::pump::{Side, Stretch, UnderWay};
 use iap_tunnel::Boundaries;
-use iap_tunnel::resume::{Standing, Ticket, WINDOW_BYTES_MAX};
+use iap_tunnel::resume::{KEPT_BEYOND_WINDOW_BYTES_MAX, Standing, Ticket, WINDOW_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::keeping::Baseline;
 use super::peer::Who;
 
 const MAGIC: &[u8] = b"IAPS";
 const VERSION: u16 = 1;
-const HEAD_BYTES: usize = MAGIC.len() + size_of::<u16>() + SECTIONS * size_of::<u32>();
+pub(super) const HEAD_BYTES: usize = MAGIC.len() + size_of::<u16>() + SECTIONS * size_of::<u32>();
 /// Facts, bytes for the client, bytes on the way to the backend, bytes on the way from it.
 const SECTIONS: usize = 4;
 /// What is known of a session, groups and all, is some thousand bytes.
-const FACTS_BYTES_MAX: usize = 256 * 1024;
+pub(super) const FACTS_BYTES_MAX: usize = 256 * 1024;
 /// What lies between two sockets is a buffer of the pump at most.
 const STRETCH_BYTES_MAX: usize = 1024 * 1024;
+/// What a client has not acknowledged is no more than the window, or a little more if the agent before was killed.
+pub(super) const KEPT_BYTES_MAX: usize = WINDOW_BYTES_MAX + KEPT_BEYOND_WINDOW_BYTES_MAX;
 /// Whatever is longer is no session.
 pub(super) const STATE_BYTES_MAX: usize =
-    HEAD_BYTES + FACTS_BYTES_MAX + WINDOW_BYTES_MAX + 2 * STRETCH_BYTES_MAX;
+    HEAD_BYTES + FACTS_BYTES_MAX + KEPT_BYTES_MAX + 2 * STRETCH_BYTES_MAX;
 
 /// A session as one agent leaves it to the next.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,6 +79,9 @@ pub(crate) struct Facts {
     pub(crate) rested_milliseconds: u64,
     /// Where a PostgreSQL backend stands between its messages.
     pub(crate) boundaries: Option<Boundaries>,
+    /// Of a session that is kept while it runs: what everything else is counted from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) baseline: Option<Baseline>,
 }
 
 /// Why bytes are no session.
@@ -205,7 +211,7 @@ impl Facts {
 
 fn check_lengths([facts, kept, inward, outward]: [usize; SECTIONS]) -> Result<(), StateError> {
     let fits = facts <= FACTS_BYTES_MAX
-        && kept <= WINDOW_BYTES_MAX
+        && kept <= KEPT_BYTES_MAX
         && inward <= STRETCH_BYTES_MAX
         && outward <= STRETCH_BYTES_MAX;
     match fits {

@@ -6,17 +6,25 @@
     clippy::panic,
     clippy::indexing_slicing
 )]
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
 use iap_identity::{AgentId, ConnectionId, ServiceName, SessionId, verify_client};
 use iap_policy::Protocol;
-use iap_runtime::handover::{DescriptorStore, Keeper, Parcel};
+use iap_runtime::handover::{DescriptorStore, Keeper, KeptStream, Left, Parcel, sealed};
 use iap_runtime::pump::Side;
 use iap_testkit::{Credential, TestCluster};
-use iap_tunnel::resume::{Endpoint, Ticket, WINDOW_BYTES_MAX};
+use iap_tunnel::resume::{Endpoint, Ticket};
+use serde_json::json;
 use time::OffsetDateTime;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
+use super::handed::{Handed, HandedSession};
+use super::keeping::{Keeping, Returned, ToKeep};
 use super::peer::Who;
-use super::state::{Facts, SessionState, StateError, encode_head};
+use super::state::{Facts, KEPT_BYTES_MAX, SessionState, StateError, encode_head};
 use super::{Handover, label_of, session_of};
 use crate::session::caller::session_classes;
 use crate::session::{Caller, Through};
@@ -102,6 +110,7 @@ fn facts() -> Facts {
         first_closed: Some(Side::Client),
         rested_milliseconds: 9,
         boundaries: Some(iap_tunnel::Boundaries::new()),
+        baseline: None,
     }
 }
 
@@ -157,7 +166,7 @@ fn a_state_of_another_version_or_kind_is_refused() {
 fn lengths_that_no_session_has_are_refused_before_anything_is_made_of_them() {
     let whole = encoded(&facts());
     for section in 0..4 {
-        for length in [u32::MAX, u32::try_from(WINDOW_BYTES_MAX).unwrap() + 1] {
+        for length in [u32::MAX, u32::try_from(KEPT_BYTES_MAX).unwrap() + 1] {
             let mut bytes = whole.clone();
             bytes[6 + 4 * section..10 + 4 * section].copy_from_slice(&length.to_be_bytes());
             assert_eq!(SessionState::decode(&bytes), Err(StateError::TooLong));
@@ -168,7 +177,7 @@ fn lengths_that_no_session_has_are_refused_before_anything_is_made_of_them() {
         assert!(SessionState::decode(&bytes).is_err(), "section {section}");
     }
     assert_eq!(
-        encode_head(&facts(), [WINDOW_BYTES_MAX + 1, 0, 0]),
+        encode_head(&facts(), [KEPT_BYTES_MAX + 1, 0, 0]),
         Err(StateError::TooLong)
     );
 }
@@ -195,4 +204,218 @@ fn a_state_that_contradicts_itself_is_refused() {
             "{decoded:?}"
         );
     }
+}
+
+/// A session that begins, of which nothing was sent yet.
+fn beginning() -> Facts {
+    Facts {
+        standing: Endpoint::new(65_536).standing().unwrap().0,
+        inward_ended: false,
+        first_closed: None,
+        bytes_in: 0,
+        bytes_out: 0,
+        ..facts()
+    }
+}
+
+/// A session that is kept for the case that its agent is killed.
+struct Kept {
+    keeper: Keeper,
+    handover: Handover,
+    keeping: Arc<Keeping>,
+    stream: KeptStream,
+    backend: TcpStream,
+    facts: Facts,
+    _folder: tempfile::TempDir,
+}
+
+impl Kept {
+    async fn begin() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let keeper = Keeper::listen(&folder.path().join("notify")).unwrap();
+        let store = DescriptorStore::at(keeper.path().to_owned().into(), 100).unwrap();
+        let handover = Handover::through(store.unwrap()).surviving_kill(true);
+        assert!(handover.survives_kill());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut backend, _) = listener.accept().await.unwrap();
+        // The backend was told who comes; that is none of the session's bytes.
+        near.write_all(b"introduction").await.unwrap();
+        backend.read_exact(&mut [0; 12]).await.unwrap();
+        let facts = beginning();
+        let to_keep = ToKeep {
+            facts: facts.clone(),
+            kept: [&[], &[]],
+            outward: &[],
+            inward_bytes: 0,
+        };
+        let keeping = handover.keep(to_keep, &near).await.unwrap();
+        let stream = keeping.stream(near).unwrap();
+        handover.stored().await.unwrap();
+        Self {
+            keeper,
+            handover,
+            keeping,
+            stream,
+            backend,
+            facts,
+            _folder: folder,
+        }
+    }
+
+    fn left(&self) -> Vec<Left> {
+        let kept = self.keeper.kept().unwrap().into_iter();
+        kept.map(|(name, parcel)| Left {
+            name,
+            parcel: parcel.into(),
+        })
+        .collect()
+    }
+
+    /// As the next agent finds it, and the names of what it does not need.
+    fn found(&self, left: Vec<Left>) -> (Option<HandedSession>, Vec<String>) {
+        let mut handed = Handed::look(left, self.facts.agent);
+        let began = self.facts.began.clone().presence().unwrap();
+        let start = json!({
+            "session_id": self.facts.session_id.to_string(),
+            "connection_id": self.facts.connection_id.to_string(),
+            "service": self.facts.service.as_str(),
+            "user": {"id": began.caller.peer().principal()},
+        });
+        let _ = handed.claims(start.as_object().unwrap());
+        let (mut sessions, done_with) = handed.into_claimed();
+        assert!(sessions.len() <= 1);
+        (sessions.pop(), done_with)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_agent_was_killed_is_found_where_the_kernel_says_it_stood() {
+    let mut kept = Kept::begin().await;
+    kept.stream.write_all(b"question").await.unwrap();
+    kept.backend.write_all(b"a long answer").await.unwrap();
+    kept.stream.read_exact(&mut [0; 6]).await.unwrap();
+    let mut presence = kept.facts.last.clone().presence().unwrap();
+    presence.client = "198.51.100.9:9".parse().unwrap();
+    let tickets = [9, 10].map(|byte| Ticket::from_random([byte; 32]));
+    let returned = Returned {
+        presence: presence.clone(),
+        tickets: (tickets[0], Some(tickets[1])),
+        resumes: 4,
+    };
+    kept.keeping.note(|| returned).unwrap();
+    let found = kept.found(kept.left()).0.unwrap();
+    assert_eq!(found.cause(), "killed");
+    assert_eq!(found.last.client, presence.client);
+    let facts = &found.state.facts;
+    assert_eq!(
+        (facts.ticket, facts.next_ticket, facts.resumes),
+        (tickets[0], Some(tickets[1]), 4)
+    );
+    assert_eq!((facts.bytes_in, facts.bytes_out), (8, 6));
+    assert_eq!(
+        (&found.state.kept[..], &found.state.outward[..]),
+        (&b"a long"[..], &b""[..])
+    );
+    let endpoint = Endpoint::restore(&facts.standing, found.state.kept.clone()).unwrap();
+    assert_eq!(endpoint.position(), 8);
+
+    // Another process goes on, and is killed too, once each side has closed.
+    kept.stream.read_exact(&mut [0; 7]).await.unwrap();
+    kept.stream.shutdown().await.unwrap();
+    let facts = kept.found(kept.left()).0.unwrap().state.facts;
+    assert_eq!((facts.inward_ended, facts.outward_ended), (true, false));
+    assert_eq!((facts.standing.incoming.acknowledged, facts.bytes_out), (9, 13));
+
+    // Nobody finds it once it is over.
+    Arc::clone(&kept.keeping).over().await;
+    kept.handover.stored().await.unwrap();
+    assert!(kept.left().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_task_ended_early_is_not_gone_on_with_and_its_backend_hears_so() {
+    let Kept {
+        keeper,
+        keeping,
+        stream,
+        mut backend,
+        ..
+    } = Kept::begin().await;
+    drop((keeping, stream));
+    let [(_, parcel)] = <[_; 1]>::try_from(keeper.kept().unwrap()).unwrap();
+    assert!(Parcel::from(parcel).look().unwrap().is_none());
+    assert_eq!(backend.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_session_was_left_as_it_stood_still_that_counts() {
+    let kept = Kept::begin().await;
+    let head = encode_head(&kept.facts, [0, 2, 0]).unwrap();
+    let state = sealed("test", &[&head, b"in"]).unwrap();
+    let parcel = Parcel::of(
+        &label_of(kept.facts.session_id),
+        &[kept.stream.as_fd(), state.as_fd()],
+    )
+    .unwrap();
+    kept.handover.leave(kept.facts.session_id, parcel).await.unwrap();
+    kept.handover.stored().await.unwrap();
+    assert_eq!(kept.left().len(), 2);
+    for is_reversed in [false, true] {
+        let mut left = kept.left();
+        if is_reversed {
+            left.reverse();
+        }
+        let (found, done_with) = kept.found(left);
+        let found = found.unwrap();
+        assert_eq!((found.cause(), &found.state.inward[..]), ("stopped", &b"in"[..]));
+        assert!(
+            done_with.len() == 1 && done_with[0].starts_with("live-"),
+            "{done_with:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_backend_is_gone_is_lost_with_its_agent() {
+    let mut kept = Kept::begin().await;
+    kept.stream.shutdown().await.unwrap();
+    kept.backend.shutdown().await.unwrap();
+    // Closed from both sides: nobody counts any more.
+    assert!(kept.found(kept.left()).0.is_none());
+    let kept = Kept::begin().await;
+    kept.backend.set_zero_linger().unwrap();
+    let left = kept.left();
+    let (stream, keeper) = (kept.stream, kept.keeper);
+    drop(kept.backend);
+    assert!(Handed::look(left, kept.facts.agent).into_claimed().0.is_empty());
+    drop((stream, keeper));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_backend_has_not_and_its_client_was_told_of_is_not_kept() {
+    let kept = Kept::begin().await;
+    let mut facts = beginning();
+    (
+        facts.standing.incoming.taken,
+        facts.standing.incoming.acknowledged,
+    ) = (10, 9);
+    for (inward_bytes, is_kept) in [(2, false), (1, true)] {
+        let to_keep = ToKeep {
+            facts: facts.clone(),
+            kept: [b"not ", b"acknowledged"],
+            outward: b" nor taken",
+            inward_bytes,
+        };
+        let keeping = kept.handover.keep(to_keep, &kept.stream).await;
+        assert_eq!(keeping.is_ok(), is_kept, "{inward_bytes}");
+    }
+    let (unix, _) = tokio::net::UnixStream::pair().unwrap();
+    let to_keep = ToKeep {
+        facts,
+        kept: [&[], &[]],
+        outward: &[],
+        inward_bytes: 0,
+    };
+    assert!(kept.handover.keep(to_keep, &unix).await.is_err());
 }

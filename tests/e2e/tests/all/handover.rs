@@ -1,10 +1,12 @@
 //! Sessions that go on while their agent is started anew: told to stop, it leaves them to the next (`iapctl dev` keeps a
 //! descriptor store for it, as systemd does).
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use iap_e2e::{Background, Plane, wait_until};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::resume::{TRANSFER_BYTES, events, only_session, transfer_through};
 use crate::survival::psql::Psql;
@@ -59,6 +61,69 @@ fn a_transfer_arrives_whole_through_an_agent_that_is_started_anew_again_and_agai
     let handovers = events(&plane, &session);
     let handovers = handovers.iter().filter(|event| *event == "session.handover");
     assert!(handovers.count() > 0);
+}
+
+/// A plane whose agent keeps sessions for the case that it is killed.
+pub(crate) fn plane_surviving_kills(arguments: &[&str]) -> Plane {
+    let plane = Plane::start_by(arguments, |_, mut command| {
+        command.env("IAP_AGENT__SESSIONS__SURVIVE_KILL", "true");
+        Ok(command)
+    });
+    plane.unwrap()
+}
+
+#[test]
+fn a_transfer_arrives_whole_through_an_agent_that_is_killed_and_stopped_in_turn() {
+    let plane = plane_surviving_kills(&["--demo"]);
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let session = plane.echo_session("alice").unwrap();
+    let times = std::cell::Cell::new(0);
+    transfer_through(session, 6, || {
+        times.set(times.get() + 1);
+        let signal = if times.get() % 3 == 0 {
+            Signal::TERM
+        } else {
+            Signal::KILL
+        };
+        restart_agent(&plane, signal);
+    });
+    let session = only_session(&plane);
+    let records = plane.records(session["session_id"].as_str().unwrap()).unwrap();
+    let end = records.last().unwrap();
+    let moved = (TRANSFER_BYTES + b"ping\n".len()) as u64;
+    assert_eq!(
+        (end["bytes_in"].as_u64(), end["bytes_out"].as_u64()),
+        (Some(moved), Some(moved))
+    );
+    let causes = records
+        .iter()
+        .filter(|record| record["event"] == "session.handover");
+    let causes: Vec<_> = causes.map(|record| record["cause"].as_str().unwrap()).collect();
+    assert!(causes.contains(&"killed"), "{causes:?}");
+}
+
+/// Of what comes by a Unix socket nobody counts the bytes.
+#[test]
+fn a_session_by_a_unix_socket_is_lost_with_an_agent_that_is_killed() {
+    let plane = plane_surviving_kills(&["--demo"]);
+    plane.log_in("alice").unwrap();
+    plane.log_in("auditor").unwrap();
+    let mut command = plane
+        .command("alice", &["connect", "db-prod", "--stdio"])
+        .unwrap();
+    let session = Background(
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let has_begun = |all: &[Value]| all.len() == 1 && all[0]["end"].is_null();
+    plane.sessions_when(has_begun).unwrap();
+    restart_agent(&plane, Signal::KILL);
+    assert_ne!(session.finish().unwrap().code, 0);
+    assert_eq!(only_session(&plane)["close_reason"], "agent_lost");
 }
 
 /// Whoever is locked while there is no agent to hear of it does not go on.

@@ -7,12 +7,14 @@ use crate::input::{choice, pieces};
 
 /// What was sent before, so that some of it can be acknowledged.
 const SENT: &[u8] = b"sixteen bytes ..";
+/// How much of what came before was passed on, where that is told.
+const PASSED_ON: u64 = 5;
 
 pub(crate) fn run(bytes: &[u8]) {
     let Some((size, stream)) = choice(bytes, u8::MAX) else {
         return;
     };
-    for begins in [Begins::Anew, Begins::Again] {
+    for begins in [Begins::Anew, Begins::Again, Begins::PassingOn] {
         let whole = outcome(stream, 0, false, begins);
         assert_eq!(
             outcome(stream, size, false, begins),
@@ -30,11 +32,13 @@ pub(crate) fn run(bytes: &[u8]) {
     }
 }
 
-/// Whether the frames are those of a first connection, or of one on which a session goes on.
+/// Whether the frames are those of a first connection, or of one on which a session goes on: from where everything was taken,
+/// or from what was passed on of that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Begins {
     Anew,
     Again,
+    PassingOn,
 }
 
 /// What came of it: where it ended, the bytes, what was acknowledged, and what is left to say.
@@ -49,10 +53,13 @@ struct Outcome {
 
 fn outcome(stream: &[u8], size: u8, direct: bool, begins: Begins) -> Outcome {
     let mut endpoint = Endpoint::new(WINDOW_BYTES_MIN);
-    if begins == Begins::Again {
+    if begins != Begins::Anew {
         let came = [&[0, 0, 0, 16], SENT].concat();
         endpoint.push(&came).expect("a frame");
         assert_eq!(endpoint.read(&mut [0; SENT.len()]), SENT.len());
+        if begins == Begins::PassingOn {
+            endpoint.passed_on(PASSED_ON);
+        }
         endpoint.attach(0).expect("where it began");
     }
     endpoint.write(SENT);
@@ -87,7 +94,10 @@ fn outcome(stream: &[u8], size: u8, direct: bool, begins: Begins) -> Outcome {
         }
     }
     assert!(read.len() <= stream.len(), "more came out than went in");
-    assert!(endpoint.position() >= read.len() as u64);
+    match begins {
+        Begins::Anew | Begins::Again => assert!(endpoint.position() >= read.len() as u64),
+        Begins::PassingOn => assert_eq!(endpoint.position(), PASSED_ON),
+    }
     Outcome {
         ended,
         is_at_end: endpoint.is_at_end(),
@@ -147,5 +157,12 @@ pub(crate) fn seeds() -> Seeds {
             framed(0, [acknowledge(1), repeat(0)].concat()),
         ),
         ("repeated-ahead".into(), framed(0, repeat(17))),
+        (
+            "again".into(),
+            framed(
+                3,
+                [vec![0, 0, 0, 15], b"en bytes .. new".to_vec(), vec![2, 0, 0, 0]].concat(),
+            ),
+        ),
     ]
 }
