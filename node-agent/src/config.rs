@@ -1,7 +1,7 @@
 //! The agent's own file: read, checked as a whole, and only then a [`Config`].
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -107,6 +107,9 @@ pub struct LocalService {
     pub introduction: Introduction,
     /// What this host allows at most.
     pub ceiling: Ceiling,
+    /// Where the backend sees this agent, if that cannot be found out here. SSH certificates are bound to it; an
+    /// empty list binds them to nothing.
+    pub source_addresses: Option<Vec<IpAddr>>,
 }
 
 /// A bound that the central policy can never exceed. An absent list bounds nothing.
@@ -174,6 +177,8 @@ struct RawService {
     proxy_protocol: Introduction,
     #[serde(default)]
     ceiling: Ceiling,
+    #[serde(default)]
+    source_addresses: Option<Vec<IpAddr>>,
 }
 
 impl Config {
@@ -232,6 +237,7 @@ impl Config {
                 backend: service.backend,
                 introduction: service.proxy_protocol,
                 ceiling: service.ceiling,
+                source_addresses: service.source_addresses,
             };
             let name = service.name.clone();
             if services.insert(service.name, Arc::new(local)).is_some() {

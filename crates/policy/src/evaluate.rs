@@ -3,6 +3,8 @@
 mod logins;
 mod wording;
 
+pub(crate) use logins::own_login;
+
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 

@@ -129,6 +129,17 @@ impl AuthClient {
         Ok(chain_of(issued))
     }
 
+    /// What to log in to a service's backend with.
+    ///
+    /// # Errors
+    /// When the auth server refuses, or cannot be reached.
+    pub async fn backend_credentials(
+        &self,
+        request: v1::BackendCredentialsRequest,
+    ) -> Result<v1::BackendCredentialsReply, CallError> {
+        in_time(self.client().backend_credentials(request)).await
+    }
+
     /// The feed.
     ///
     /// # Errors

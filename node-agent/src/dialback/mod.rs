@@ -36,6 +36,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::control::Link;
+use crate::credentials::Credentials;
 use crate::decide::Gate;
 use crate::identity::OwnIdentity;
 use crate::journal::Journal;
@@ -107,6 +108,8 @@ pub struct EntranceParts {
     pub shutdown: Shutdown,
     /// The way to this agent's successor.
     pub handover: Handover,
+    /// What to log in to backends with.
+    pub credentials: Credentials,
 }
 
 impl Entrance {

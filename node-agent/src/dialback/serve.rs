@@ -451,6 +451,7 @@ impl Passage {
             client,
             backend: permit.local(),
             cluster: &parts.cluster,
+            credentials: &parts.credentials,
             course: begun.course(),
         };
         match Box::pin(handlers::begin(&permit, visit)).await {

@@ -26,6 +26,7 @@ pub use tcp::Joined;
 
 use crate::backend::BackendStream;
 use crate::config::LocalService;
+use crate::credentials::Credentials;
 use crate::decide::Permit;
 use crate::limits::Limits;
 use crate::session::handover::keeping::Keeping;
@@ -41,6 +42,8 @@ pub struct Visit<'a> {
     pub backend: &'a LocalService,
     /// The cluster of its names.
     pub cluster: &'a ClusterName,
+    /// What to log in to backends with, held in advance.
+    pub credentials: &'a Credentials,
     /// What it follows from then on.
     pub course: Course<'a>,
 }

@@ -6,11 +6,17 @@ use iap_identity::LoginName;
 
 use super::{Deciding, Verdict};
 use crate::decision::{Decision, Visible};
-use crate::facts::Sight;
+use crate::facts::{Sight, UserFacts};
 use crate::limits::LOGIN_CANDIDATES_MAX;
 use crate::rule::Effect;
 use crate::selector::ANY;
 use crate::target::{Wanted, is_permitted};
+
+/// `user.local`, unless it is reserved or no login.
+pub(crate) fn own_login<'a>(user: &'a UserFacts, reserved: &BTreeSet<String>) -> Option<&'a str> {
+    let local = user.local();
+    is_permitted(local, reserved).then_some(local)
+}
 
 impl<'q> Deciding<'_, 'q> {
     /// The default login, in order: the service's, the user's own, the only one written literally.
@@ -66,8 +72,7 @@ impl<'q> Deciding<'_, 'q> {
 
     /// `user.local`, unless it is one that must be granted literally and asked for.
     fn own_login(&self) -> Option<&'q str> {
-        let local = self.question.user.local();
-        is_permitted(local, &self.policy.options.reserved_logins).then_some(local)
+        own_login(self.question.user, &self.policy.options.reserved_logins)
     }
 
     /// The logins that allow rules write down, and those that their templates come to.

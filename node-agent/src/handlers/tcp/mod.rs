@@ -40,6 +40,7 @@ pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         client,
         backend,
         cluster,
+        credentials: _,
         course,
     } = visit;
     let (started, live, recorder) = (course.started, course.live, course.recorder);
