@@ -9,6 +9,7 @@ use iap_identity::backend::{
     SshExtension, SshIssueError, SshProfile, issue_client_leaf, issue_ssh_certificate, ssh_public_key,
 };
 use iap_identity::{AgentId, LoginId, LoginName, Request, Serial, ServiceName, hex};
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::services::ServiceKeys;
@@ -57,21 +58,27 @@ pub struct BackendAsked<'a> {
     pub source_addresses: Vec<IpAddr>,
 }
 
-/// A person and the accounts of one service that they may use now.
+/// The accounts of one service that a person may use now.
 #[derive(Debug)]
 pub struct UserSshAsked<'a> {
-    /// Who.
-    pub user: &'a UserRecord,
-    /// By which login.
-    pub login_id: LoginId,
     /// Of which service.
     pub service: &'a ServiceName,
     /// Which accounts; never empty.
     pub logins: &'a [LoginName],
     /// The key it is for.
     pub request: &'a Request,
-    /// When the certificate of the person ends.
-    pub not_after: OffsetDateTime,
+}
+
+/// Issues a person's certificates for the SSH services whose bytes agents pass on. Nothing of it may be released
+/// before [`record`](Self::record).
+#[derive(Debug)]
+pub struct UserSshIssuer<'a> {
+    authority: &'a Authority,
+    user: &'a UserRecord,
+    login_id: LoginId,
+    not_after: OffsetDateTime,
+    issued: Vec<Value>,
+    key: Option<String>,
 }
 
 impl Authority {
@@ -145,37 +152,6 @@ impl Authority {
         Ok(certificate)
     }
 
-    /// A person's certificate for a service whose bytes the agent passes on: it lives as long as theirs.
-    pub async fn issue_ssh_user(
-        &self,
-        asked: &UserSshAsked<'_>,
-        keys: &ServiceKeys,
-    ) -> Result<SshCertificate, BackendIssueError> {
-        let now = self.clock.now();
-        let profile = SshProfile {
-            kind: SshCertificateKind::User,
-            key_id: format!("{} login {}", asked.user.name, asked.login_id),
-            principals: asked.logins.iter().map(ToString::to_string).collect(),
-            source_addresses: Vec::new(),
-            extensions: USER_EXTENSIONS.to_vec(),
-            life: asked.not_after - now,
-        };
-        let certificate = self.sign_ssh(asked.request, &profile, &keys.ssh_user_key, now)?;
-        let event = self
-            .audit
-            .event(EventKind::CertificateIssued)?
-            .user(asked.user)
-            .login_id(&asked.login_id)
-            .service(asked.service)
-            .serial(&certificate.serial().to_string())
-            .field("class", "ssh_user")
-            .field("principals", profile.principals)
-            .field("not_after", format_time(certificate.not_after()))
-            .field("key_sha256", hex(&asked.request.spki_sha256()));
-        self.audit.record(event).await?;
-        Ok(certificate)
-    }
-
     fn sign_ssh(
         &self,
         request: &Request,
@@ -228,5 +204,72 @@ impl Authority {
             tracing::warn!(%exceeded, "no certificates for backends");
         }
         Err(exceeded.into())
+    }
+}
+
+/// Certificates of one record: with the longest names it stays below a record's limit.
+const CERTIFICATES_PER_RECORD_MAX: usize = 32;
+
+impl<'a> UserSshIssuer<'a> {
+    /// For this person, whose own certificate ends then.
+    pub fn new(
+        authority: &'a Authority,
+        user: &'a UserRecord,
+        login_id: LoginId,
+        not_after: OffsetDateTime,
+    ) -> Self {
+        Self {
+            authority,
+            user,
+            login_id,
+            not_after,
+            issued: Vec::new(),
+            key: None,
+        }
+    }
+
+    /// One certificate, which is to be recorded before it is released.
+    pub fn issue(
+        &mut self,
+        asked: &UserSshAsked<'_>,
+        keys: &ServiceKeys,
+    ) -> Result<SshCertificate, BackendIssueError> {
+        let now = self.authority.clock.now();
+        let profile = SshProfile {
+            kind: SshCertificateKind::User,
+            key_id: format!("{} login {}", self.user.name, self.login_id),
+            principals: asked.logins.iter().map(ToString::to_string).collect(),
+            source_addresses: Vec::new(),
+            extensions: USER_EXTENSIONS.to_vec(),
+            life: self.not_after - now,
+        };
+        let certificate = self
+            .authority
+            .sign_ssh(asked.request, &profile, &keys.ssh_user_key, now)?;
+        self.key = Some(hex(&asked.request.spki_sha256()));
+        self.issued.push(json!({
+            "service": asked.service,
+            "principals": profile.principals,
+            "serial": certificate.serial().to_string(),
+        }));
+        Ok(certificate)
+    }
+
+    /// Writes down what was issued: one record for many, as they come with every renewal.
+    pub async fn record(self) -> Result<(), BackendIssueError> {
+        let audit = &self.authority.audit;
+        let mut events = Vec::new();
+        for certificates in self.issued.chunks(CERTIFICATES_PER_RECORD_MAX) {
+            let event = audit
+                .event(EventKind::CertificateIssued)?
+                .user(self.user)
+                .login_id(&self.login_id)
+                .field("class", "ssh_user")
+                .field("certificates", certificates)
+                .field("not_after", format_time(self.not_after))
+                .field("key_sha256", self.key.clone());
+            events.push(event);
+        }
+        Ok(audit.record_all(events).await?)
     }
 }

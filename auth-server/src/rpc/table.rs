@@ -109,6 +109,10 @@ pub const TABLE: &[Row] = &[
     admin("/iap.v1.Admin/SessionKill", &[Verb::SessionKill]),
     admin("/iap.v1.Admin/AgentsList", &[Verb::InventoryRead]),
     admin("/iap.v1.Admin/WhoCan", &[Verb::PolicyRead, Verb::PolicyWrite]),
+    admin(
+        "/iap.v1.Admin/ServiceAuthorities",
+        &[Verb::InventoryRead, Verb::ServiceWrite],
+    ),
     admin("/iap.v1.Admin/AuditSearch", &[Verb::AuditRead]),
 ];
 

@@ -111,7 +111,11 @@ impl AuthClient {
     /// When the auth server refuses, or cannot be reached.
     pub async fn renew(&self, csr: Vec<u8>) -> Result<Vec<CertificateDer<'static>>, CallError> {
         let mut client = self.client();
-        let issued = in_time(client.renew(v1::RenewRequest { csr })).await?;
+        let issued = in_time(client.renew(v1::RenewRequest {
+            csr,
+            ..Default::default()
+        }))
+        .await?;
         Ok(chain_of(issued))
     }
 

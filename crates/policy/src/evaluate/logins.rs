@@ -53,6 +53,32 @@ impl<'q> Deciding<'_, 'q> {
         self.no_obvious_login(choices.into_iter().collect(), database)
     }
 
+    /// Where the backend holds people to the logins of their certificate: whether there is any that they may use. Which
+    /// one they will use is not known here, so the decision names none.
+    pub(super) fn decide_certified(&self, database: Wanted<'_>) -> Decision {
+        let (literals, rendered) = self.login_candidates();
+        let default = self.question.service.default_login.as_ref();
+        let mut candidates = default
+            .into_iter()
+            .map(LoginName::as_str)
+            .chain(self.own_login())
+            .chain(literals.iter().map(String::as_str))
+            .chain(rendered.iter().map(String::as_str))
+            .map(|login| (Wanted::Named(login), self.verdict(Wanted::Named(login), database)));
+        if let Some((wanted, allowed)) =
+            candidates.find(|(_, verdict)| matches!(verdict, Verdict::Allowed(_)))
+        {
+            return self.decision(allowed, wanted, None);
+        }
+        match self.verdict(Wanted::Whichever, database) {
+            // Each login that a rule gives, another takes.
+            Verdict::Allowed(_) if !self.gives_any_login() => {
+                self.decision(Verdict::Nothing, Wanted::Nothing, None)
+            }
+            verdict => self.decision(verdict, Wanted::Nothing, None),
+        }
+    }
+
     fn no_obvious_login(&self, choices: Vec<LoginName>, database: Wanted<'_>) -> Decision {
         let verdict = self.verdict(Wanted::Whichever, database);
         let any = self.gives_any_login();
@@ -96,10 +122,10 @@ impl<'q> Deciding<'_, 'q> {
     pub(crate) fn visible(&self) -> Option<Visible> {
         let database = match self.question.service.database_sight() {
             Sight::Visible => Wanted::Whichever,
-            Sight::Opaque | Sight::Absent => self.wanted_database(),
+            Sight::Opaque | Sight::Certified | Sight::Absent => self.wanted_database(),
         };
         let (logins, login) = match self.question.service.login_sight() {
-            Sight::Visible => self.visible_logins(database)?,
+            Sight::Visible | Sight::Certified => self.visible_logins(database)?,
             Sight::Opaque | Sight::Absent => {
                 let login = self.wanted_login()?;
                 if !matches!(self.verdict(login, database), Verdict::Allowed(_)) {
