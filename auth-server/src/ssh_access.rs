@@ -1,6 +1,7 @@
 //! What a person needs for the SSH services they may reach: certificates for those whose server sees them, and for all of
 //! them the authority that vouches for the host. It comes with each certificate of theirs and lives as long.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use iap_audit::UserRecord;
@@ -93,6 +94,7 @@ async fn issue(
                     service: &name,
                     logins: &logins,
                     request,
+                    source_addresses: sources(context, &name),
                 };
                 issuer.issue(&asked, &keys)?.to_bytes()
             }
@@ -107,6 +109,18 @@ async fn issue(
     }
     issuer.record().await?;
     Ok(access)
+}
+
+/// Where the server sees whoever comes by way of this service's agents.
+fn sources(context: &AppContext, service: &ServiceName) -> Vec<IpAddr> {
+    let snapshot = context.feed.snapshot();
+    let record = snapshot
+        .content
+        .services
+        .iter()
+        .find(|known| known.facts.name == *service);
+    let agents = record.map(|record| record.agents.as_slice()).unwrap_or_default();
+    context.authority.ssh_sources.of(service, agents)
 }
 
 /// The accounts that the policy gives now, the default first. Any comes to the default and the person's own.

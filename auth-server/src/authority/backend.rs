@@ -67,6 +67,8 @@ pub struct UserSshAsked<'a> {
     pub logins: &'a [LoginName],
     /// The key it is for.
     pub request: &'a Request,
+    /// Where the server sees them come from: the service's agents. Empty: from anywhere.
+    pub source_addresses: Vec<IpAddr>,
 }
 
 /// Issues a person's certificates for the SSH services whose bytes agents pass on. Nothing of it may be released
@@ -239,7 +241,7 @@ impl<'a> UserSshIssuer<'a> {
             kind: SshCertificateKind::User,
             key_id: format!("{} login {}", self.user.name, self.login_id),
             principals: asked.logins.iter().map(ToString::to_string).collect(),
-            source_addresses: Vec::new(),
+            source_addresses: asked.source_addresses.clone(),
             extensions: USER_EXTENSIONS.to_vec(),
             life: self.not_after - now,
         };

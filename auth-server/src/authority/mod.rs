@@ -5,6 +5,7 @@ pub mod generation;
 mod keys;
 pub mod quota;
 pub mod services;
+pub mod sources;
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub(crate) use keys::AUTH_ID_FILE;
 pub use keys::{AuthorityKeys, DATABASE_FILE, FeedSigner, Issuer, KeysError, SignError};
 pub use quota::{QuotaExceeded, Quotas};
 pub use services::{ServiceAuthorities, ServiceKeys};
+pub use sources::SshSources;
 
 /// The facts of a login that a user's certificate carries.
 #[derive(Clone, Debug)]
@@ -65,6 +67,8 @@ pub struct Authority {
     pub bundle: Arc<TrustBundle>,
     /// What each service's backend trusts.
     pub services: ServiceAuthorities,
+    /// Where SSH servers see people come from.
+    pub ssh_sources: SshSources,
     /// How long a user's certificate lives.
     pub user_life: time::Duration,
     /// Where certificates are recorded.

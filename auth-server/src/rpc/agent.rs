@@ -1,5 +1,7 @@
 //! `iap.v1.Agent`: agents renew themselves and their leaves, follow the feed, and send their records.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use iap_identity::{AgentPeer, Request as CertificateRequest, ServiceName};
@@ -139,7 +141,9 @@ impl v1::agent_server::Agent for AgentRpc {
             local_services: Some(names(&status.services)?),
             live_sessions: Some(status.live_sessions),
         };
+        let sources = ssh_sources(&status.ssh_sources)?;
         self.report(agent, &report).await?;
+        self.context.authority.ssh_sources.report(agent.id, sources);
         Ok(Response::new(v1::Empty {}))
     }
 
@@ -173,6 +177,19 @@ fn proxies(status: &v1::AgentStatus) -> Result<Vec<ConnectedProxy>, RpcError> {
         })
     };
     status.proxies.iter().map(proxy).collect()
+}
+
+fn ssh_sources(given: &[v1::ServiceSources]) -> Result<BTreeMap<ServiceName, Vec<IpAddr>>, RpcError> {
+    if given.len() > NAMES_MAX {
+        return Err(RpcError::invalid(format!(
+            "at most {NAMES_MAX} services can be reported"
+        )));
+    }
+    let read = |one: &v1::ServiceSources| {
+        let name = ServiceName::parse(&one.service).map_err(RpcError::invalid)?;
+        Ok((name, backend::source_addresses(&one.addresses)?))
+    };
+    given.iter().map(read).collect()
 }
 
 fn names(given: &[String]) -> Result<Vec<String>, RpcError> {

@@ -10,6 +10,7 @@ use iap_proto::v1;
 use super::RpcError;
 use crate::authority::ServiceKeys;
 use crate::authority::backend::{BackendAsked, BackendIssueError};
+use crate::authority::sources::ADDRESSES_PER_AGENT_MAX;
 use crate::context::AppContext;
 use crate::policies::service_named;
 
@@ -17,7 +18,6 @@ use crate::policies::service_named;
 pub(super) const LOGINS_MAX: usize = 512;
 /// Accounts that an agent may name beside those the policy tells.
 const LOGINS_ASKED_MAX: usize = 64;
-const SOURCE_ADDRESSES_MAX: usize = 8;
 
 /// Answers an agent that the gate let through.
 pub(super) async fn credentials(
@@ -141,9 +141,9 @@ async fn logins(
     Ok((logins, accounts.complete))
 }
 
-fn source_addresses(given: &[String]) -> Result<Vec<IpAddr>, RpcError> {
-    if given.len() > SOURCE_ADDRESSES_MAX {
-        let text = format!("at most {SOURCE_ADDRESSES_MAX} source addresses can be named");
+pub(super) fn source_addresses(given: &[String]) -> Result<Vec<IpAddr>, RpcError> {
+    if given.len() > ADDRESSES_PER_AGENT_MAX {
+        let text = format!("at most {ADDRESSES_PER_AGENT_MAX} source addresses can be named");
         return Err(RpcError::invalid(text));
     }
     let parse = |text: &String| {

@@ -21,8 +21,8 @@ use crate::auth::{AuthClient, renewal, status};
 use crate::clock::TrustedClock;
 use crate::config::LocalServices;
 use crate::control::{Connected, Connector, Proxies};
-use crate::credentials::Credentials;
 use crate::credentials::keeper::{CredentialKeeper, KeeperParts};
+use crate::credentials::{Credentials, Relayed};
 use crate::decide::Gate;
 use crate::dialback::{Entrance, EntranceParts};
 use crate::identity::OwnIdentity;
@@ -168,6 +168,12 @@ pub(super) fn start(
         conditions,
     };
 
+    let relayed = Relayed {
+        agent_id: shared.agent_id,
+        services: shared.services.clone(),
+        views: shared.views.clone(),
+    };
+
     let mut tasks = Tasks::default();
     tasks.spawn("review", shared.reviewer(gate).run());
     tasks.spawn("journal", journal.clone().run());
@@ -181,7 +187,13 @@ pub(super) fn start(
     tasks.spawn("feed", shared.watcher(feed, Arc::clone(&client)).run());
     tasks.spawn(
         "status",
-        status::run(Arc::clone(&client), connected, Arc::clone(&sessions), offers),
+        status::run(
+            Arc::clone(&client),
+            connected,
+            Arc::clone(&sessions),
+            offers,
+            relayed,
+        ),
     );
     tasks.spawn("renewal", renewal::run(client, shared.identity, shared.clock));
     tasks.spawn("gauges", gauges.run());

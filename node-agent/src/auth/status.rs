@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::AuthClient;
 use crate::control::{Connected, ConnectedProxy};
+use crate::credentials::Relayed;
 use crate::leaves::Offer;
 use crate::session::Registry;
 
@@ -19,15 +20,18 @@ pub async fn run(
     connected: Arc<Connected>,
     registry: Arc<Registry>,
     mut offers: watch::Receiver<Arc<Offer>>,
+    relayed: Relayed,
 ) {
     let mut changes = connected.changes();
     loop {
         let proxies = connected.list();
+        let services = offers.borrow_and_update().names();
         let status = AgentStatus {
             connected_proxies: proxies.iter().map(|proxy| proxy.address.to_string()).collect(),
             proxies: proxies.iter().map(wire).collect(),
             live_sessions: u32::try_from(registry.len()).unwrap_or(u32::MAX),
-            services: offers.borrow_and_update().names(),
+            services,
+            ssh_sources: relayed.sources().await,
         };
         if let Err(error) = client.status(status).await {
             tracing::debug!(%error, "status not delivered");

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 use crate::clock::TrustedClock;
 use crate::metrics::Metrics;
 
+pub use source::Relayed;
 pub use stored::{ServiceCredentials, StoredError};
 
 /// How long a session waits for a login that could not be told in advance.

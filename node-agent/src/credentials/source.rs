@@ -3,14 +3,54 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use iap_identity::AgentId;
+use iap_policy::Protocol;
+use iap_proto::v1;
+use tokio::sync::watch;
+
 use crate::backend::BackendAddress;
-use crate::config::LocalService;
+use crate::config::{LocalService, LocalServices};
+use crate::view::View;
 
 /// The auth server takes no more.
 const ADDRESSES_MAX: usize = 8;
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The SSH services whose bytes this agent passes on.
+#[derive(Debug)]
+pub struct Relayed {
+    /// This agent.
+    pub agent_id: AgentId,
+    /// What the agent's own file lists.
+    pub services: watch::Receiver<Arc<LocalServices>>,
+    /// What is granted.
+    pub views: watch::Receiver<Option<Arc<View>>>,
+}
+
+impl Relayed {
+    /// Where the server of each sees people come from: the auth server binds their certificates to it.
+    pub async fn sources(&self) -> Vec<v1::ServiceSources> {
+        let view = self.views.borrow().clone();
+        let local = self.services.borrow().clone();
+        let granted = view.iter().flat_map(|view| view.services_of(self.agent_id));
+        let relayed = granted
+            .map(|record| &record.facts)
+            .filter(|facts| facts.protocol == Protocol::Ssh && !facts.inspect)
+            .filter_map(|facts| Some((facts.name.clone(), local.get(&facts.name)?)));
+        let mut sources = Vec::new();
+        for (name, service) in relayed {
+            let addresses = addresses(service).await;
+            sources.push(v1::ServiceSources {
+                service: name.to_string(),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+            });
+        }
+        sources
+    }
+}
 
 /// What the agent's own file says; else the addresses this host takes towards the backend. Empty where that is not
 /// known: then certificates are bound to none.

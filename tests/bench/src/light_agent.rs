@@ -155,6 +155,7 @@ impl Agent {
         let request = WatchRequest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             services: vec![self.service.to_string()],
+            ssh_sources: Vec::new(),
         };
         let mut stream = self.client().watch(request).await?.into_inner();
         loop {

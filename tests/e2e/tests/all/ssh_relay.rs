@@ -59,8 +59,19 @@ impl World {
         let words: Vec<&str> = export.split_whitespace().collect();
         let exported = world.iapctl("admin", words[1..].split(|word| *word == ">").next().unwrap());
         std::fs::write(authority, exported.succeeded().unwrap()).unwrap();
-        world.plane.log_in("alice").unwrap();
+        world.log_in_alice();
         world
+    }
+
+    /// As soon as the agent has said where it reaches the server from, so that her certificate is bound to that.
+    fn log_in_alice(&self) {
+        wait_until("a certificate is bound to the agent's address", || {
+            self.plane.log_in("alice")?;
+            let file = self.folder().join("web-1-cert.pub");
+            let shown = Command::new("ssh-keygen").arg("-Lf").arg(file).output()?;
+            Ok(String::from_utf8_lossy(&shown.stdout).contains("source-address 127.0.0.1/32"))
+        })
+        .unwrap();
     }
 
     fn apply_policy(&self, service: &str, logins: &str) {
