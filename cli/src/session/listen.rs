@@ -13,6 +13,8 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::cancelling::Cancelling;
+use super::peer::Whose;
 #[cfg(unix)]
 use super::socket::LocalSocket;
 use super::{Early, Session, Sessions, peer, refusal};
@@ -51,6 +53,7 @@ pub struct Serving {
     cancellation: Cancellation,
     protocol: String,
     refusals: Mutex<Refusals>,
+    cancelling: Cancelling,
 }
 
 /// Local connections that were turned away.
@@ -145,6 +148,7 @@ impl Serving {
             cancellation: Cancellation::new(),
             protocol: protocol.to_owned(),
             refusals: Mutex::default(),
+            cancelling: Cancelling::default(),
         }
     }
 
@@ -195,16 +199,28 @@ impl Serving {
         let serving = Arc::clone(self);
         match accepted {
             Accepted::Port(stream, from) => {
-                let opening = async move {
-                    let local = stream.local_addr().unwrap_or(local);
-                    if let Err(why) = admit(local, from) {
-                        serving.refused(from, &why).await;
-                        return None;
+                let local = stream.local_addr().unwrap_or(local);
+                match whose(local, from) {
+                    Ok(Whose::Ours) => {
+                        let opening = async move {
+                            let _ = iap_runtime::net::tune(&stream);
+                            serving.open(stream, &from.to_string()).await
+                        };
+                        connections.spawn(Arc::clone(self).serve(opening));
                     }
-                    let _ = iap_runtime::net::tune(&stream);
-                    serving.open(stream, &from.to_string()).await
-                };
-                connections.spawn(Arc::clone(self).serve(opening));
+                    Ok(Whose::Nobodys) if self.protocol == POSTGRES => {
+                        let opening = async move { serving.open_to_cancel(stream, from).await };
+                        connections.spawn(Arc::clone(self).serve(opening));
+                    }
+                    refused => {
+                        let why = match refused {
+                            Ok(Whose::Ours | Whose::Others) => "it is another user's".to_owned(),
+                            Ok(Whose::Nobodys) => "it was closed before its owner could be told".to_owned(),
+                            Err(error) => format!("whose it is cannot be told: {error}"),
+                        };
+                        connections.spawn(async move { serving.refused(from, &why).await });
+                    }
+                }
             }
             #[cfg(unix)]
             Accepted::Socket(stream) => {
@@ -249,6 +265,21 @@ impl Serving {
         refusals.said_at = Some(Instant::now());
         self.printer
             .warn(&format!("refused a local connection from {from}{more}: {why}"));
+    }
+
+    /// A session that cancels a statement, for a connection that is closed already.
+    async fn open_to_cancel(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+    ) -> Option<(Replay<TcpStream>, Session)> {
+        match self.cancelling.admit(stream).await {
+            Ok(stream) => self.open(stream, &from.to_string()).await,
+            Err(why) => {
+                self.refused(from, why).await;
+                None
+            }
+        }
     }
 
     /// A session for a local stream, or nothing, and whoever is there knows why.
@@ -311,15 +342,11 @@ async fn close(mut session: Session) {
 
 /// On loopback only our own user's processes are let in; beyond it `--insecure-listen` has said everybody. What
 /// counts is where the connection arrived: a process of this machine may call from any of its addresses.
-fn admit(local: SocketAddr, from: SocketAddr) -> Result<(), String> {
+fn whose(local: SocketAddr, from: SocketAddr) -> std::io::Result<Whose> {
     if !local.ip().to_canonical().is_loopback() {
-        return Ok(());
+        return Ok(Whose::Ours);
     }
-    match peer::is_ours(local, from) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err("it is another user's".to_owned()),
-        Err(error) => Err(format!("whose it is cannot be told: {error}")),
-    }
+    peer::whose(local, from)
 }
 
 /// `--listen ADDR`: `PORT`, `HOST:PORT` or `:PORT`; loopback only unless `insecure`.
@@ -366,9 +393,14 @@ mod tests {
     fn what_arrives_on_loopback_must_be_ours_wherever_it_calls_from() {
         let [loopback, elsewhere, caller] =
             ["127.0.0.1:5432", "192.0.2.1:5432", "192.0.2.2:4711"].map(|text| text.parse().unwrap());
-        assert!(admit(loopback, caller).is_err());
-        assert!(admit("[::ffff:127.0.0.1]:5432".parse().unwrap(), caller).is_err());
-        assert_eq!(admit(elsewhere, caller), Ok(()), "--insecure-listen");
+        assert_eq!(whose(loopback, caller).unwrap(), Whose::Nobodys);
+        let mapped = "[::ffff:127.0.0.1]:5432".parse().unwrap();
+        assert_eq!(whose(mapped, caller).unwrap(), Whose::Nobodys);
+        assert_eq!(
+            whose(elsewhere, caller).unwrap(),
+            Whose::Ours,
+            "--insecure-listen"
+        );
     }
 
     #[test]

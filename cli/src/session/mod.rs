@@ -1,5 +1,6 @@
 //! Sessions: dialling a service and carrying local connections to it.
 
+mod cancelling;
 mod dial;
 mod early;
 mod listen;

@@ -4,14 +4,29 @@
 
 use std::net::SocketAddr;
 
-/// Whether a connection accepted at `local` from `peer` comes from a process of our own user.
+/// Whose process is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// One of the user who runs `iapctl`.
+    Ours,
+    /// Another user's.
+    Others,
+    /// No process has it open any more: the kernel does not say whose it was.
+    Nobodys,
+}
+
+/// Whose process a connection accepted at `local` from `peer` comes from.
 ///
 /// # Errors
 /// When the kernel's tables cannot be read.
 #[cfg(target_os = "linux")]
-pub(super) fn is_ours(local: SocketAddr, peer: SocketAddr) -> std::io::Result<bool> {
+pub(super) fn whose(local: SocketAddr, peer: SocketAddr) -> std::io::Result<Whose> {
     let own = rustix::process::geteuid().as_raw();
-    Ok(owner(local, peer)? == Some(own))
+    Ok(match owner(local, peer)? {
+        Some(owner) if owner == own => Whose::Ours,
+        Some(_) => Whose::Others,
+        None => Whose::Nobodys,
+    })
 }
 
 /// Elsewhere there is no such table to ask.
@@ -19,8 +34,8 @@ pub(super) fn is_ours(local: SocketAddr, peer: SocketAddr) -> std::io::Result<bo
 /// # Errors
 /// Never.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn is_ours(_local: SocketAddr, _peer: SocketAddr) -> std::io::Result<bool> {
-    Ok(true)
+pub(super) fn whose(_local: SocketAddr, _peer: SocketAddr) -> std::io::Result<Whose> {
+    Ok(Whose::Ours)
 }
 
 /// The user whose socket is connected from `peer` to `local`.
@@ -120,7 +135,7 @@ mod tests {
         drop(client);
         assert_eq!(super::super::sock_diag::owner(peer, local).unwrap(), None);
         assert_eq!(owner_in_tables(local, peer).unwrap(), None);
-        assert!(!is_ours(local, peer).unwrap());
+        assert_eq!(whose(local, peer).unwrap(), Whose::Nobodys);
     }
 
     #[test]
@@ -129,7 +144,7 @@ mod tests {
         let local = listener.local_addr().unwrap();
         let client = TcpStream::connect(local).unwrap();
         let (_accepted, peer) = listener.accept().unwrap();
-        assert!(is_ours(local, peer).unwrap());
+        assert_eq!(whose(local, peer).unwrap(), Whose::Ours);
         let own = Some(rustix::process::geteuid().as_raw());
         assert_eq!(
             owner_in_tables(local, peer).unwrap(),
@@ -137,7 +152,8 @@ mod tests {
             "the slow way says the same"
         );
         drop(client);
-        assert!(!is_ours(local, SocketAddr::from(([127, 0, 0, 1], 1))).unwrap());
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert_eq!(whose(local, nowhere).unwrap(), Whose::Nobodys);
     }
 
     #[test]
@@ -152,6 +168,6 @@ mod tests {
             return;
         }
         let (_accepted, peer) = listener.accept().unwrap();
-        assert!(is_ours(local, peer).unwrap());
+        assert_eq!(whose(local, peer).unwrap(), Whose::Ours);
     }
 }

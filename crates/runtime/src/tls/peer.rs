@@ -366,7 +366,9 @@ fn expired_unless_better(error: PeerError, not_after: OffsetDateTime) -> PeerErr
     }
 }
 
-/// Subjects of the authorities that issue to `accepted`, so that clients with several certificates choose well.
+/// Subjects of the authorities that issue to `accepted`, so that clients with several certificates choose well, and of the
+/// root above them (RFC 8446 §4.2.4 has both): Java's clients look for the issuer of the last certificate they hold, which
+/// is the root where they hold their authority's too. It is a name: no certificate is verified up to there.
 fn authority_names(bundle: &TrustBundle, accepted: ClassSet) -> Arc<[DistinguishedName]> {
     let mut store = RootCertStore::empty();
     for authority in CaClass::ALL {
@@ -375,5 +377,6 @@ fn authority_names(bundle: &TrustBundle, accepted: ClassSet) -> Arc<[Distinguish
             store.add_parsable_certificates(bundle.authorities(authority).iter().cloned());
         }
     }
+    store.add_parsable_certificates([bundle.root_der().clone()]);
     store.subjects().into()
 }

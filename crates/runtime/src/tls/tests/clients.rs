@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use iap_identity::{CaClass, PeerError};
 use rustls::client::Resumption;
 use rustls::{CipherSuite, HandshakeKind, NamedGroup, ProtocolVersion};
+use rustls_pki_types::CertificateDer;
 
 use tokio_rustls::TlsConnector;
 
@@ -375,15 +376,20 @@ fn clients_are_told_which_authorities_count() {
         let names = verifier.root_hint_subjects().iter();
         names.map(|name| name.as_ref().to_vec()).collect::<Vec<_>>()
     };
-    let subject = |class| {
+    let subject_of = |certificate: &CertificateDer<'static>| {
         let mut store = rustls::RootCertStore::empty();
-        store.add(world.cluster.issuer(class).der().clone()).unwrap();
+        store.add(certificate.clone()).unwrap();
         store.subjects()[0].as_ref().to_vec()
     };
-    assert_eq!(hints(&[Class::User, Class::Bot]), [subject(CaClass::User)]);
-    assert_eq!(hints(&[Class::Agent]), [subject(CaClass::System)]);
+    let subject = |class| subject_of(world.cluster.issuer(class).der());
+    let root = subject_of(world.cluster.bundle().root_der());
+    assert_eq!(
+        hints(&[Class::User, Class::Bot]),
+        [subject(CaClass::User), root.clone()]
+    );
+    assert_eq!(hints(&[Class::Agent]), [subject(CaClass::System), root.clone()]);
     assert_eq!(
         hints(&[Class::User, Class::Agent]),
-        [subject(CaClass::System), subject(CaClass::User)]
+        [subject(CaClass::System), subject(CaClass::User), root]
     );
 }
