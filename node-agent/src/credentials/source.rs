@@ -31,6 +31,19 @@ pub struct Relayed {
 }
 
 impl Relayed {
+    /// Waits until the sources are others than these; for ever, once nobody publishes what they follow from.
+    pub async fn changed_from(&mut self, told: &[v1::ServiceSources]) {
+        loop {
+            tokio::select! {
+                changed = self.views.changed() => if changed.is_err() { return std::future::pending().await },
+                changed = self.services.changed() => if changed.is_err() { return std::future::pending().await },
+            }
+            if self.sources().await != told {
+                return;
+            }
+        }
+    }
+
     /// Where the server of each sees people come from: the auth server binds their certificates to it.
     pub async fn sources(&self) -> Vec<v1::ServiceSources> {
         let view = self.views.borrow().clone();

@@ -155,7 +155,6 @@ impl Agent {
         let request = WatchRequest {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             services: vec![self.service.to_string()],
-            ssh_sources: Vec::new(),
         };
         let mut stream = self.client().watch(request).await?.into_inner();
         loop {
@@ -217,8 +216,8 @@ impl Agent {
                 control: "quic".to_owned(),
                 data: "tcp".to_owned(),
             }],
-            live_sessions: 0,
             services: vec![self.service.to_string()],
+            ..AgentStatus::default()
         };
         tokio::time::sleep(STATUS_EVERY.mul_f64(spread(self.number))).await;
         loop {

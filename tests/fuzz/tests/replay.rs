@@ -45,6 +45,7 @@ replays! {
     every_preface_keeps_its_properties "preface"
     every_control_message_keeps_its_properties "control"
     every_identity_keeps_its_properties "identity"
+    every_backend_certificate_keeps_its_properties "backend_certificates"
     every_signed_object_keeps_its_properties "snapshot"
     every_policy_keeps_its_properties "policy"
     every_postgres_preamble_keeps_its_properties "postgres"

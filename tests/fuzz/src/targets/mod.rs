@@ -1,5 +1,6 @@
 //! The targets.
 
+mod backend_certificates;
 mod client_hello;
 mod configuration;
 mod control;
@@ -48,6 +49,11 @@ pub const TARGETS: &[Target] = &[
         name: "identity",
         run: identity::run,
         seeds: identity::seeds,
+    },
+    Target {
+        name: "backend_certificates",
+        run: backend_certificates::run,
+        seeds: backend_certificates::seeds,
     },
     Target {
         name: "snapshot",
