@@ -14,6 +14,7 @@ use iap_tunnel::DataWay;
 use serde::Deserialize;
 
 use crate::backend::{BackendAddress, Introduction};
+use crate::handlers::PostgresSettings;
 use crate::limits::Limits;
 
 /// Prefix of the environment variables that override the file: `IAP_AGENT__LIMITS__SESSIONS_MAX`.
@@ -107,6 +108,8 @@ pub struct LocalService {
     pub introduction: Introduction,
     /// What this host allows at most.
     pub ceiling: Ceiling,
+    /// How it is served where it is an inspected PostgreSQL service.
+    pub postgres: PostgresSettings,
     /// Where the backend sees this agent, if that cannot be found out here. SSH certificates are bound to it; an
     /// empty list binds them to nothing.
     pub source_addresses: Option<Vec<IpAddr>>,
@@ -178,6 +181,7 @@ struct RawService {
     #[serde(default)]
     ceiling: Ceiling,
     #[serde(default)]
+    postgres: PostgresSettings,
     source_addresses: Option<Vec<IpAddr>>,
 }
 
@@ -237,8 +241,12 @@ impl Config {
                 backend: service.backend,
                 introduction: service.proxy_protocol,
                 ceiling: service.ceiling,
+                postgres: service.postgres,
                 source_addresses: service.source_addresses,
             };
+            if let Some((key, allowed)) = local.postgres.problem() {
+                errors.push(&format!("service.{index}.postgres.{key}"), allowed);
+            }
             let name = service.name.clone();
             if services.insert(service.name, Arc::new(local)).is_some() {
                 errors.push(

@@ -15,6 +15,7 @@ mod ingest;
 mod joining;
 mod listening;
 mod locking;
+mod payloads;
 mod policy;
 mod renewal;
 mod restoring;

@@ -114,6 +114,7 @@ mod tests {
             backend: BackendAddress::parse(backend).unwrap(),
             introduction: Introduction::None,
             ceiling: Ceiling::default(),
+            postgres: crate::handlers::PostgresSettings::default(),
             source_addresses,
         }
     }

@@ -65,7 +65,7 @@ async fn the_logins_a_policy_names_are_held_before_anybody_asks_and_lie_on_disk(
     // What it holds is good without the auth server.
     plane.auth.refuse_backend_requests(true);
     let running = plane.start().await;
-    plane.proxy.announced(&["echo"]).await;
+    plane.proxy.announced(&["echo", "db-prod"]).await;
     let login = LoginName::parse("writer").unwrap();
     assert!(stored(&plane).unwrap().has(&login, OffsetDateTime::now_utc()));
     assert_eq!(plane.auth.backend_requests().len(), 1, "nothing was due");

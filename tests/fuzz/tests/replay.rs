@@ -49,6 +49,7 @@ replays! {
     every_signed_object_keeps_its_properties "snapshot"
     every_policy_keeps_its_properties "policy"
     every_postgres_preamble_keeps_its_properties "postgres"
+    every_postgres_session_keeps_its_properties "postgres_session"
     every_proxy_header_keeps_its_properties "proxy_protocol"
     every_iap_frame_keeps_its_properties "frames"
     every_resume_frame_keeps_its_properties "resume"

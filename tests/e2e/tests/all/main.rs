@@ -25,6 +25,7 @@ mod netns;
 mod oidc;
 mod operator;
 mod outage;
+mod postgres;
 mod proxies;
 mod proxy_protocol;
 mod renewal;

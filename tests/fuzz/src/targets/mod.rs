@@ -9,6 +9,7 @@ mod identity;
 mod login_pages;
 mod policy;
 mod postgres;
+mod postgres_session;
 mod preface;
 mod proxy_protocol;
 mod resume;
@@ -69,6 +70,11 @@ pub const TARGETS: &[Target] = &[
         name: "postgres",
         run: postgres::run,
         seeds: postgres::seeds,
+    },
+    Target {
+        name: "postgres_session",
+        run: postgres_session::run,
+        seeds: postgres_session::seeds,
     },
     Target {
         name: "proxy_protocol",
