@@ -90,6 +90,8 @@ impl<'p, 'q> Deciding<'p, 'q> {
         match self.wanted_login() {
             Some(login) => {
                 let named = match login {
+                    // The client's word, and nothing at the agent holds it to that.
+                    Wanted::Named(_) if self.question.service.login_sight() == Sight::Certified => None,
                     Wanted::Named(name) => LoginName::parse(name).ok(),
                     Wanted::Nothing | Wanted::Unseen | Wanted::Whichever => None,
                 };

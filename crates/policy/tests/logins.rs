@@ -381,7 +381,12 @@ fn of_a_server_that_reads_logins_in_certificates_the_logins_are_listed_and_can_b
         );
         let policy = load(&rules);
         let asked = |login: &str| ask(user("alice@example.com", &[]), relayed()).with_login(login);
-        assert!(asked("deploy").is_allowed(&policy));
+        let granted = asked("deploy").answer(&policy);
+        assert_eq!(
+            granted,
+            grant("allow", None),
+            "what a client says is no login that was seen"
+        );
         assert!(!asked("root").is_allowed(&policy));
         let alice = asked("deploy");
         let shown = policy.visible(
