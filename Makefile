@@ -26,7 +26,7 @@ demo:
 	$(CARGO) build --workspace --bins --locked
 	@tests/scripts/demo $(BIN)
 
-test: build tests/oidc/node_modules
+test: build tests/oidc/node_modules tests/clients/installed
 	$(CARGO) test --workspace --locked --no-fail-fast
 
 torture: build
@@ -41,6 +41,10 @@ build:
 tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json
 	cd tests/oidc && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
+
+tests/clients/installed: tests/clients/requirements.txt tests/clients/package-lock.json tests/clients/pgx/go.sum tests/clients/pgx/main.go
+	@tests/scripts/need node python go
+	tests/clients/install
 
 lint:
 	$(CARGO) fmt --all --check

@@ -26,6 +26,7 @@ pub mod printer;
 pub mod rpc;
 pub mod services;
 mod spans;
+pub mod ssh_access;
 pub mod store;
 pub mod tokens;
 pub mod web;

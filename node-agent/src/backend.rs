@@ -13,13 +13,14 @@ use iap_audit::CloseReason;
 use iap_identity::ClusterName;
 use iap_runtime::handover::KeptStream;
 use iap_runtime::net::{self, Family, HostPort};
+use iap_runtime::tls::ClientStream;
 use serde::{Deserialize, Deserializer, de};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::LocalService;
-use crate::session::Started;
 use crate::session::handover::keeping::Keeping;
+use crate::session::{Live, Started};
 pub use introduction::Introduction;
 
 /// Where a service's backend listens: `host:port` or `unix:/path`.
@@ -154,6 +155,32 @@ pub async fn dial(
     })
 }
 
+/// Another connection to the backend of a live session, for a request to cancel what that does. That it lives proves its
+/// grant and its record.
+///
+/// # Errors
+/// When the backend cannot be reached within `patience`.
+pub(crate) async fn dial_beside(
+    live: &Live,
+    cluster: &ClusterName,
+    patience: Duration,
+) -> std::io::Result<BackendStream> {
+    let permit = live.permit();
+    let service = permit.local();
+    let dialling = async {
+        let mut stream = connect(&service.backend, patience).await?;
+        let server = stream.peer_address();
+        let introduction = service.introduction.bytes(cluster, &live.facts, server);
+        let introduction = introduction.map_err(std::io::Error::other)?;
+        stream.write_all(&introduction).await?;
+        Ok(stream)
+    };
+    match tokio::time::timeout(patience, dialling).await {
+        Ok(dialled) => dialled,
+        Err(_elapsed) => Err(std::io::ErrorKind::TimedOut.into()),
+    }
+}
+
 async fn connect(address: &BackendAddress, patience: Duration) -> std::io::Result<BackendStream> {
     match address {
         BackendAddress::Tcp(address) => net::connect(address, patience).await.map(BackendStream::Tcp),
@@ -170,6 +197,8 @@ pub enum BackendStream {
     Unix(UnixStream),
     /// Over TCP, for a session that outlives this process's being killed.
     Kept(Box<KeptStream>),
+    /// Inside TLS, for a protocol that is read here.
+    Tls(Box<ClientStream<TcpStream>>),
 }
 
 impl BackendStream {
@@ -180,7 +209,7 @@ impl BackendStream {
     pub(crate) fn kept(self, keeping: &Keeping) -> std::io::Result<Self> {
         match self {
             Self::Tcp(stream) => keeping.stream(stream).map(Box::new).map(Self::Kept),
-            Self::Unix(_) | Self::Kept(_) => Ok(self),
+            Self::Unix(_) | Self::Kept(_) | Self::Tls(_) => Ok(self),
         }
     }
 
@@ -215,7 +244,7 @@ impl BackendStream {
     fn peer_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),
-            Self::Unix(_) | Self::Kept(_) => None,
+            Self::Unix(_) | Self::Kept(_) | Self::Tls(_) => None,
         }
     }
 }
@@ -226,6 +255,7 @@ impl AsFd for BackendStream {
             Self::Tcp(stream) => stream.as_fd(),
             Self::Unix(stream) => stream.as_fd(),
             Self::Kept(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.get_ref().0.as_fd(),
         }
     }
 }
@@ -240,6 +270,7 @@ impl AsyncRead for BackendStream {
             Self::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
             Self::Kept(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -254,6 +285,7 @@ impl AsyncWrite for BackendStream {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Unix(stream) => Pin::new(stream).poll_write(context, bytes),
             Self::Kept(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -262,6 +294,7 @@ impl AsyncWrite for BackendStream {
             Self::Tcp(stream) => Pin::new(stream).poll_flush(context),
             Self::Unix(stream) => Pin::new(stream).poll_flush(context),
             Self::Kept(stream) => Pin::new(stream).poll_flush(context),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
@@ -270,6 +303,7 @@ impl AsyncWrite for BackendStream {
             Self::Tcp(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Unix(stream) => Pin::new(stream).poll_shutdown(context),
             Self::Kept(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

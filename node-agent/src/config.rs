@@ -1,7 +1,7 @@
 //! The agent's own file: read, checked as a whole, and only then a [`Config`].
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use iap_tunnel::DataWay;
 use serde::Deserialize;
 
 use crate::backend::{BackendAddress, Introduction};
+use crate::handlers::PostgresSettings;
 use crate::limits::Limits;
 
 /// Prefix of the environment variables that override the file: `IAP_AGENT__LIMITS__SESSIONS_MAX`.
@@ -107,6 +108,11 @@ pub struct LocalService {
     pub introduction: Introduction,
     /// What this host allows at most.
     pub ceiling: Ceiling,
+    /// How it is served where it is an inspected PostgreSQL service.
+    pub postgres: PostgresSettings,
+    /// Where the backend sees this agent, if that cannot be found out here. SSH certificates are bound to it; an
+    /// empty list binds them to nothing.
+    pub source_addresses: Option<Vec<IpAddr>>,
 }
 
 /// A bound that the central policy can never exceed. An absent list bounds nothing.
@@ -174,6 +180,9 @@ struct RawService {
     proxy_protocol: Introduction,
     #[serde(default)]
     ceiling: Ceiling,
+    #[serde(default)]
+    postgres: PostgresSettings,
+    source_addresses: Option<Vec<IpAddr>>,
 }
 
 impl Config {
@@ -232,7 +241,12 @@ impl Config {
                 backend: service.backend,
                 introduction: service.proxy_protocol,
                 ceiling: service.ceiling,
+                postgres: service.postgres,
+                source_addresses: service.source_addresses,
             };
+            if let Some((key, allowed)) = local.postgres.problem() {
+                errors.push(&format!("service.{index}.postgres.{key}"), allowed);
+            }
             let name = service.name.clone();
             if services.insert(service.name, Arc::new(local)).is_some() {
                 errors.push(

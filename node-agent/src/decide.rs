@@ -35,6 +35,10 @@ pub struct Attempt {
     pub service: ServiceName,
     /// From where: the proxy's word.
     pub client: SocketAddr,
+    /// As which login, where it is known; counts for services whose logins are seen.
+    pub login: Option<LoginName>,
+    /// On which database; likewise.
+    pub database: Option<String>,
 }
 
 /// Permission to start one session: the policy's grant, and the record of the service it was given for.
@@ -108,6 +112,11 @@ impl Gate {
             limits,
             known_clients: Arc::default(),
         }
+    }
+
+    /// For which agent it decides.
+    pub(crate) fn agent_id(&self) -> &AgentId {
+        &self.agent_id
     }
 
     /// Whose certificates were verified a moment ago.
@@ -252,7 +261,7 @@ impl Gate {
     }
 }
 
-/// No handler of this agent reads a protocol yet, so logins and databases are opaque to the policy.
+/// To a service that is not inspected, logins and databases are opaque whatever is said here.
 fn evaluate(
     view: &View,
     service: &ServiceRecord,
@@ -260,11 +269,18 @@ fn evaluate(
     now: OffsetDateTime,
 ) -> Result<Grant, Refusal> {
     let user = attempt.caller.facts();
+    let (login, database) = match service.facts.inspect {
+        true => (
+            Asked::Visible(attempt.login.as_ref()),
+            Asked::Visible(attempt.database.as_deref()),
+        ),
+        false => (Asked::Opaque, Asked::Opaque),
+    };
     let question = Question {
         user: &user,
         service: &service.facts,
-        login: Asked::Opaque,
-        database: Asked::Opaque,
+        login,
+        database,
         client_ip: canonical(attempt.client.ip()),
         now,
     };

@@ -1,6 +1,8 @@
 //! The proxy's shared table: which agents are on the line, what they serve, who waits for a dial-back, which
 //! sessions run. Every method is one short step under one lock; nothing waits in here.
 
+mod cancels;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +25,7 @@ use crate::config::Limits;
 use crate::front::data::DataStream;
 use crate::metrics::Metrics;
 use crate::verdict::{Awaited, Verdict};
+use cancels::CancelBudget;
 
 /// Control connections of one agent at once: those that have not said hello yet and those that were replaced and are
 /// not closed yet count too.
@@ -59,6 +62,8 @@ struct Line {
     run: Option<RunId>,
     messages: Outbox,
     cut: Cancellation,
+    /// Requests to cancel that may be handed on to it in this second; nothing where it understands none.
+    cancels: Option<CancelBudget>,
 }
 
 /// A connection given to an agent, from the `Open` until both sides are closed.
@@ -229,6 +234,7 @@ impl Switchboard {
             run,
             messages,
             cut,
+            cancels: None,
         };
         match table.lines.insert(agent, line) {
             Some(before) => {

@@ -59,6 +59,7 @@ fn read(
             session: view.session_id.map(SessionId::from_uuid),
             change: change(&view)?,
             event: view.event,
+            payload: None,
         },
     })
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use iap_audit::{Event, EventKind};
+use iap_audit::{Event, EventKind, PAYLOAD_BYTES_MAX, Payload, RecordView};
 use iap_identity::{AgentId, CertificateDer, SignedKind, verify_signed_by_peer};
 use iap_proto::v1;
 use iap_runtime::traces::Traces;
@@ -262,7 +262,33 @@ fn read_batch(agent: AgentId, batch: &v1::AuditBatch) -> Result<Vec<NewRecord>, 
         }
         records.push(record);
     }
+    attach_payloads(&mut records, &batch.payloads)?;
     Ok(records)
+}
+
+/// A payload is kept only with the record that was made with it.
+fn attach_payloads(records: &mut [NewRecord], payloads: &[v1::AuditPayload]) -> Result<(), IngestError> {
+    let bytes: usize = payloads.iter().map(|payload| payload.payload.len()).sum();
+    if bytes > BATCH_BYTES_MAX + PAYLOAD_BYTES_MAX {
+        let why = format!("the payloads of a batch have {bytes} bytes");
+        return Err(IngestError::Invalid(why));
+    }
+    for sent in payloads {
+        let position = usize::try_from(sent.record).unwrap_or(usize::MAX);
+        let refused = |why: &dyn std::fmt::Display| {
+            let position = position.saturating_add(1);
+            IngestError::Invalid(format!("the payload of record {position} of the batch: {why}"))
+        };
+        let record = records.get_mut(position);
+        let record = record.filter(|record| record.payload.is_none());
+        let record = record.ok_or_else(|| refused(&"there is no such record, or it has one"))?;
+        let payload =
+            Payload::from_parts(&sent.salt, sent.payload.clone()).map_err(|error| refused(&error))?;
+        let view = RecordView::parse(&record.bytes).map_err(|error| refused(&error))?;
+        payload.belongs_to(&view).map_err(|error| refused(&error))?;
+        record.payload = Some(payload);
+    }
+    Ok(())
 }
 
 fn check_head(leaf: &CertificateDer<'_>, records: &[NewRecord], signature: &[u8]) -> Result<(), IngestError> {

@@ -58,7 +58,7 @@ pub async fn show(context: &AppContext, caller: &UserCaller, id: SessionId) -> R
         .session_records(id)
         .await?
         .iter()
-        .filter_map(|record| serde_json::from_slice(&record.bytes).ok())
+        .filter_map(|record| record.fields().map(Value::Object))
         .collect();
     Ok(json!({ "session": render(&session), "records": records }).to_string())
 }

@@ -1,8 +1,11 @@
 //! Issues certificates: every one is in the audit log before it leaves this module.
 
+pub mod backend;
 pub mod generation;
 mod keys;
 pub mod quota;
+pub mod services;
+pub mod sources;
 
 use std::sync::Arc;
 
@@ -25,6 +28,8 @@ pub use generation::Renewal;
 pub(crate) use keys::AUTH_ID_FILE;
 pub use keys::{AuthorityKeys, DATABASE_FILE, FeedSigner, Issuer, KeysError, SignError};
 pub use quota::{QuotaExceeded, Quotas};
+pub use services::{ServiceAuthorities, ServiceKeys};
+pub use sources::SshSources;
 
 /// The facts of a login that a user's certificate carries.
 #[derive(Clone, Debug)]
@@ -60,6 +65,10 @@ pub struct Authority {
     pub keys: AuthorityKeys,
     /// The trust bundle that verifies what is issued here.
     pub bundle: Arc<TrustBundle>,
+    /// What each service's backend trusts.
+    pub services: ServiceAuthorities,
+    /// Where SSH servers see people come from.
+    pub ssh_sources: SshSources,
     /// How long a user's certificate lives.
     pub user_life: time::Duration,
     /// Where certificates are recorded.

@@ -1,5 +1,7 @@
 //! `iap.v1.Agent`: agents renew themselves and their leaves, follow the feed, and send their records.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use iap_identity::{AgentPeer, Request as CertificateRequest, ServiceName};
@@ -7,7 +9,7 @@ use iap_proto::v1;
 use iap_runtime::shutdown::Shutdown;
 use tonic::{Request, Response, Status};
 
-use super::{Caller, Presented, RpcError};
+use super::{Caller, Presented, RpcError, backend};
 use crate::audit::ingest::{Ingest, IngestError};
 use crate::authority::issued_to_wire;
 use crate::context::AppContext;
@@ -139,8 +141,20 @@ impl v1::agent_server::Agent for AgentRpc {
             local_services: Some(names(&status.services)?),
             live_sessions: Some(status.live_sessions),
         };
+        let sources = ssh_sources(&status.ssh_sources)?;
         self.report(agent, &report).await?;
+        self.context.authority.ssh_sources.report(agent.id, sources);
         Ok(Response::new(v1::Empty {}))
+    }
+
+    async fn backend_credentials(
+        &self,
+        request: Request<v1::BackendCredentialsRequest>,
+    ) -> Result<Response<v1::BackendCredentialsReply>, Status> {
+        let caller = Caller::of(&request)?;
+        let (agent, _) = caller.agent()?;
+        let reply = backend::credentials(&self.context, agent, request.get_ref()).await?;
+        Ok(Response::new(reply))
     }
 }
 
@@ -163,6 +177,19 @@ fn proxies(status: &v1::AgentStatus) -> Result<Vec<ConnectedProxy>, RpcError> {
         })
     };
     status.proxies.iter().map(proxy).collect()
+}
+
+fn ssh_sources(given: &[v1::ServiceSources]) -> Result<BTreeMap<ServiceName, Vec<IpAddr>>, RpcError> {
+    if given.len() > NAMES_MAX {
+        return Err(RpcError::invalid(format!(
+            "at most {NAMES_MAX} services can be reported"
+        )));
+    }
+    let read = |one: &v1::ServiceSources| {
+        let name = ServiceName::parse(&one.service).map_err(RpcError::invalid)?;
+        Ok((name, backend::source_addresses(&one.addresses)?))
+    };
+    given.iter().map(read).collect()
 }
 
 fn names(given: &[String]) -> Result<Vec<String>, RpcError> {

@@ -1,7 +1,9 @@
 //! Audit records, byte for byte, and the view of sessions that they add up to.
 
 use async_trait::async_trait;
+use iap_audit::Payload;
 use iap_identity::SessionId;
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -26,6 +28,8 @@ pub struct NewRecord {
     pub session: Option<SessionId>,
     /// What it changes in the view of sessions.
     pub change: Option<SessionChange>,
+    /// What lies beside it.
+    pub payload: Option<Payload>,
 }
 
 /// What a record says about a session's life.
@@ -120,6 +124,20 @@ pub struct StoredRecord {
     pub seq: u64,
     /// The exact bytes.
     pub bytes: Vec<u8>,
+    /// What lies beside it, where it has that and it was not erased: a JSON object.
+    pub payload: Option<Vec<u8>>,
+}
+
+impl StoredRecord {
+    /// Its fields, and those of what lies beside it; nothing where it is no JSON object.
+    #[must_use]
+    pub fn fields(&self) -> Option<Map<String, Value>> {
+        let fields = serde_json::from_slice(&self.bytes).ok()?;
+        Some(match &self.payload {
+            Some(payload) => Payload::merged_into(payload, fields),
+            None => fields,
+        })
+    }
 }
 
 /// Which records to read, the newest first.

@@ -13,8 +13,8 @@ use crate::harness::{ADMIN, Identity, Plane, refused};
 /// An agent that writes a chain.
 pub(crate) struct Source {
     identity: Identity,
-    id: AgentId,
-    chain: Chain,
+    pub(crate) id: AgentId,
+    pub(crate) chain: Chain,
 }
 
 impl Source {
@@ -46,6 +46,7 @@ impl Source {
         v1::AuditBatch {
             records,
             head_signature: self.identity.key.sign(&message).unwrap(),
+            payloads: Vec::new(),
         }
     }
 

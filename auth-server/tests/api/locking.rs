@@ -287,7 +287,7 @@ async fn agents_are_listed_with_what_they_report() {
         connected_proxies: vec!["proxy:443".to_owned()],
         live_sessions: 3,
         services: vec!["echo".to_owned()],
-        proxies: Vec::new(),
+        ..v1::AgentStatus::default()
     };
     plane.agent(&agent).status(status.clone()).await.unwrap();
     let during = listed().await;

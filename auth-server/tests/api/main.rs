@@ -7,6 +7,7 @@
 )]
 
 mod authorization;
+mod backend;
 mod break_glass;
 mod first_start;
 mod harness;
@@ -14,6 +15,7 @@ mod ingest;
 mod joining;
 mod listening;
 mod locking;
+mod payloads;
 mod policy;
 mod renewal;
 mod restoring;

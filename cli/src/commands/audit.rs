@@ -75,9 +75,20 @@ fn expression(words: &[String]) -> String {
     words.join(" ")
 }
 
+/// A statement may be longer than anybody reads on one line; `-o json` has all of it.
+const SHOWN_CHARACTERS_MAX: usize = 200;
+
 /// One record on one line.
 pub(super) fn line(record: &Value) -> String {
-    let shown = ["service", "session_id", "decision.rule", "close_reason", "reason"];
+    let shown = [
+        "service",
+        "session_id",
+        "decision.rule",
+        "close_reason",
+        "reason",
+        "sqlstate",
+        "statement",
+    ];
     let mut parts = vec![
         records::time(record, "time"),
         format!("{:<6}", records::text(record, "code")),
@@ -90,6 +101,10 @@ pub(super) fn line(record: &Value) -> String {
             text => text,
         };
         let short = path.rsplit('.').next().unwrap_or(path);
+        let value = match value.char_indices().nth(SHOWN_CHARACTERS_MAX) {
+            Some((end, _)) => format!("{}…", value.get(..end).unwrap_or_default()),
+            None => value,
+        };
         if value.contains(' ') {
             parts.push(format!("{short}={value:?}"));
         } else if !value.is_empty() {
@@ -104,6 +119,21 @@ pub(super) fn line(record: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_statement_is_shown_on_its_line_without_what_moves_a_terminal() {
+        let long = format!("select '\u{1b}[31m'\n{}", "x".repeat(300));
+        let record = json!({ "event": "session.statement", "sqlstate": "42601", "statement": long });
+        let line = line(&record);
+        assert!(
+            line.starts_with("session.statement sqlstate=42601 statement=\"select '"),
+            "{line}"
+        );
+        assert!(
+            line.ends_with("x…\"") && !line.contains('\u{1b}') && !line.contains('\n'),
+            "{line}"
+        );
+    }
 
     #[test]
     fn a_record_is_one_line_with_its_key_facts() {

@@ -201,7 +201,7 @@ const SERVICES: &str = r##"# What exists, centrally. `iapctl services apply FILE
 [[service]]
 name = "db-prod"
 protocol = "postgres"
-inspect = false
+inspect = true
 labels = { env = "prod" }
 description = "The production database of the demo"
 contact = "#databases"
@@ -229,6 +229,7 @@ name = "engineers reach the databases"
 effect = "allow"
 users = { groups = ["dev:engineering"] }
 services = { names = ["db-prod"] }
+logins = ["app", "readonly", "{{user.local}}"]
 
 [[rule]]
 name = "engineers reach development services"
@@ -253,7 +254,14 @@ verbs = ["policy.write", "service.write", "token.write", "lock.write", "session.
 [[test]]
 user = { name = "alice@example.com", groups = ["dev:engineering"] }
 service = "db-prod"
+login = "app"
 expect = "allow"
+
+[[test]]
+user = { name = "alice@example.com", groups = ["dev:engineering"] }
+service = "db-prod"
+login = "postgres"
+expect = "deny"
 
 [[test]]
 user = { name = "bob@example.com", groups = ["dev:support"] }

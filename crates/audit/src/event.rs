@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::kind::EventKind;
+use crate::payload::{PAYLOAD_HASH_FIELD, PAYLOAD_LENGTH_FIELD, Payload};
 use crate::record::format_time;
 
 /// An event under construction. Every method adds one field of the vocabulary; a field set twice keeps the
@@ -17,11 +18,15 @@ use crate::record::format_time;
 pub struct Event {
     kind: EventKind,
     fields: Map<String, Value>,
+    payload: Option<Payload>,
 }
 
 /// The fields of an event, ready to be sealed by a [`Chain`](crate::Chain).
 #[derive(Debug, Clone, PartialEq)]
-pub struct RecordBody(Map<String, Value>);
+pub struct RecordBody {
+    fields: Map<String, Value>,
+    payload: Option<Payload>,
+}
 
 impl Event {
     /// An event of which nothing but kind, time and id is known.
@@ -29,12 +34,22 @@ impl Event {
         let event = Self {
             kind,
             fields: Map::new(),
+            payload: None,
         };
         event
             .text("event", kind.as_str())
             .text("code", kind.code())
-            .text("time", &format_time(time))
-            .text("id", &id.to_string())
+            .at(time, id)
+    }
+
+    fn at(self, time: OffsetDateTime, id: Uuid) -> Self {
+        self.text("time", &format_time(time)).text("id", &id.to_string())
+    }
+
+    /// The same once more, at another time.
+    #[must_use]
+    pub fn again(&self, time: OffsetDateTime, id: Uuid) -> Self {
+        self.clone().at(time, id)
     }
 
     /// What happened.
@@ -130,6 +145,16 @@ impl Event {
         self.text("reason", reason)
     }
 
+    /// What the record is about and does not hold itself.
+    #[must_use]
+    pub fn payload(self, payload: Payload) -> Self {
+        let mut event = self
+            .text(PAYLOAD_HASH_FIELD, &payload.hash_hex())
+            .field(PAYLOAD_LENGTH_FIELD, payload.bytes().len());
+        event.payload = Some(payload);
+        event
+    }
+
     /// Any further field of the vocabulary.
     pub fn field(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         self.fields.insert(name.to_owned(), value.into());
@@ -138,7 +163,10 @@ impl Event {
 
     /// The fields, ready to be sealed.
     pub fn into_body(self) -> RecordBody {
-        RecordBody(self.fields)
+        RecordBody {
+            fields: self.fields,
+            payload: self.payload,
+        }
     }
 
     fn text(self, name: &'static str, value: &str) -> Self {
@@ -161,11 +189,16 @@ impl Event {
 impl RecordBody {
     /// The fields so far.
     pub fn fields(&self) -> &Map<String, Value> {
-        &self.0
+        &self.fields
+    }
+
+    /// What lies beside the record.
+    pub fn payload(&self) -> Option<&Payload> {
+        self.payload.as_ref()
     }
 
     pub(crate) fn into_fields(self) -> Map<String, Value> {
-        self.0
+        self.fields
     }
 }
 
@@ -264,6 +297,8 @@ pub enum CloseReason {
     SnapshotTooOld,
     /// The agent could no longer write records.
     AuditUnavailable,
+    /// What was sent cannot be followed, in a service whose statements are recorded.
+    Protocol,
     /// The service is no longer granted to the agent, or was removed.
     ServiceRemoved,
     /// The agent was told to stop.
@@ -295,6 +330,7 @@ impl CloseReason {
             Self::FeedTooOld => "feed_too_old",
             Self::SnapshotTooOld => "snapshot_too_old",
             Self::AuditUnavailable => "audit_unavailable",
+            Self::Protocol => "protocol",
             Self::ServiceRemoved => "service_removed",
             Self::Shutdown => "shutdown",
             Self::AgentLost => "agent_lost",

@@ -44,6 +44,10 @@ kinds! {
     SessionResumeRefused = "session.resume_refused", "S1006W";
     /// An agent took a session over from its predecessor.
     SessionHandover = "session.handover", "S1007I";
+    /// The client of a session named another database or login than it was let in with, and may use it.
+    SessionLogin = "session.login", "S1020I";
+    /// A statement in a session that is inspected.
+    SessionStatement = "session.statement", "S1021I";
     /// An agent began its work.
     AgentStart = "agent.start", "A1000I";
     /// An agent ended its work in order.

@@ -7,6 +7,7 @@ pub mod answer;
 pub mod chain;
 pub mod event;
 pub mod kind;
+pub mod payload;
 pub mod record;
 pub mod spool;
 
@@ -14,5 +15,6 @@ pub use answer::carried;
 pub use chain::{Chain, ChainHead, LinkError, SealError, SourceId, verify_link};
 pub use event::{CloseReason, DecisionRecord, Effect, Event, Observed, RecordBody, UserRecord};
 pub use kind::EventKind;
+pub use payload::{PAYLOAD_BYTES_MAX, Payload, PayloadError, SALT_BYTES};
 pub use record::{GENESIS_HASH_HEX, RECORD_BYTES_MAX, Record, RecordError, RecordView, hash_hex};
 pub use spool::{Scan, SpoolFrameError, SpoolReader};

@@ -1,5 +1,5 @@
 //! How records lie in a spool file: u32 big-endian length, the first four bytes of the record's SHA-256, the
-//! record. A machine that lost its power leaves a torn tail; the reader says where the good part ends.
+//! record. A record's [`Payload`](crate::Payload) lies behind it in the same form. A machine that lost its power leaves a torn tail; the reader says where the good part ends.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use thiserror::Error;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use iap_identity::{ConnectionId, ServiceName};
 use thiserror::Error;
 
+use crate::postgres::CancelRequest;
 use crate::preface::Token;
 
 /// The version this build speaks. Version N talks to N and to N − 1.
@@ -93,6 +94,9 @@ pub enum ControlMessage {
         /// Of the connection.
         connection_id: ConnectionId,
     },
+    /// Proxy to agent: a PostgreSQL client, who need not be anybody in particular, shows what an agent with this agent's
+    /// handle has given. Only to agents whose hello says that they understand it.
+    Cancel(CancelRequest),
     /// Both directions; answered by a `Pong` of the same number.
     Ping(u64),
     /// The answer to a `Ping`.
@@ -137,6 +141,7 @@ impl ControlMessage {
             Self::OpenRefused { .. } => "open_refused",
             Self::Verdict { .. } => "verdict",
             Self::Resumable { .. } => "resumable",
+            Self::Cancel(_) => "cancel",
             Self::Ping(_) => "ping",
             Self::Pong(_) => "pong",
             Self::Drain { .. } => "drain",
@@ -152,9 +157,11 @@ impl ControlMessage {
             | Self::OpenRefused { .. }
             | Self::Verdict { .. }
             | Self::Resumable { .. } => Senders::Only(Side::Agent),
-            Self::Announced { .. } | Self::Open { .. } | Self::PoolTokens { .. } | Self::Drain { .. } => {
-                Senders::Only(Side::Proxy)
-            }
+            Self::Announced { .. }
+            | Self::Open { .. }
+            | Self::PoolTokens { .. }
+            | Self::Cancel(_)
+            | Self::Drain { .. } => Senders::Only(Side::Proxy),
         }
     }
 }

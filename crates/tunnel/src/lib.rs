@@ -26,7 +26,7 @@ pub use fatal::{Boundaries, Fatal, NotPostgres, StartupMachine, StartupStep};
 pub use frame::{FrameError, LengthPrefixed};
 pub use pending::{IssueError, PendingOpens, RedeemError};
 pub use pool::{Pool, PoolLimits, PoolRefusal};
-pub use postgres::{CancelRequest, PreambleError, PreambleMachine, PreambleStep};
+pub use postgres::{CancelRequest, PreambleError, PreambleMachine, PreambleStep, cancel_handle};
 pub use preface::{PREFACE_BYTES, PoolPreface, Preface, PrefaceError, Token};
 pub use routes::Routes;
 pub use status::{FRAME_BYTES_MAX, Hello, Status, StatusError, StepUp};

@@ -5,6 +5,7 @@
 //! way, stuffed behind a request before it was answered are refused: they would otherwise be taken for the
 //! start of the protected stream (CVE-2021-23222 and its kin).
 
+use iap_identity::AgentId;
 use thiserror::Error;
 
 const SSL_REQUEST: u32 = 80_877_103;
@@ -45,6 +46,28 @@ pub struct CancelRequest {
     pub process_id: u32,
     /// Checked by that agent alone.
     pub key: Vec<u8>,
+}
+
+impl CancelRequest {
+    /// A key as long as keys are.
+    pub fn new(process_id: u32, key: Vec<u8>) -> Option<Self> {
+        (1..=CANCEL_BYTES_MAX - CANCEL_BYTES_MIN)
+            .contains(&key.len())
+            .then_some(Self { process_id, key })
+    }
+
+    /// The agent that gave the number: see [`cancel_handle`].
+    pub fn handle(&self) -> u16 {
+        let [high, low, _, _] = self.process_id.to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+}
+
+/// The upper half of every `process_id` that an agent gives, by which proxies find it again: the random end of its id.
+/// Another agent may have the same; each checks keys for itself.
+pub fn cancel_handle(agent: &AgentId) -> u16 {
+    let [.., high, low] = *agent.as_uuid().as_bytes();
+    u16::from_be_bytes([high, low])
 }
 
 impl std::fmt::Debug for CancelRequest {

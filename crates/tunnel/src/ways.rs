@@ -68,10 +68,13 @@ pub struct DataOffer {
     tls: bool,
     quic: bool,
     pool: bool,
+    cancel: bool,
 }
 
 /// The word for connections that are dialled in advance.
 const POOL: &str = "pool";
+/// The word of an agent that understands `Cancel`.
+const CANCEL: &str = "cancel";
 
 impl DataOffer {
     /// Everything this build can do.
@@ -79,6 +82,7 @@ impl DataOffer {
         tls: true,
         quic: true,
         pool: true,
+        cancel: true,
     };
 
     /// Reads a hello's word. Ends of before there was a choice say `tcp`, which everyone can.
@@ -88,7 +92,13 @@ impl DataOffer {
             tls: says(DataWay::Tls.as_str()),
             quic: says(DataWay::Quic.as_str()),
             pool: says(POOL),
+            cancel: says(CANCEL),
         }
+    }
+
+    /// Whether requests to cancel may be handed on to it.
+    pub fn takes_cancels(self) -> bool {
+        self.cancel
     }
 
     /// Whether TCP connections can be dialled in advance.
@@ -118,6 +128,9 @@ impl fmt::Display for DataOffer {
         if self.pool {
             write!(out, ",{POOL}")?;
         }
+        if self.cancel {
+            write!(out, ",{CANCEL}")?;
+        }
         Ok(())
     }
 }
@@ -129,7 +142,7 @@ mod tests {
     #[test]
     fn an_offer_survives_the_hello_and_unknown_words_are_ignored() {
         assert_eq!(DataOffer::parse(&DataOffer::OWN.to_string()), DataOffer::OWN);
-        assert_eq!(DataOffer::OWN.to_string(), "tcp,tls,quic,pool");
+        assert_eq!(DataOffer::OWN.to_string(), "tcp,tls,quic,pool,cancel");
         let newer = DataOffer::parse("tcp, carrier-pigeon ,quic");
         assert!(newer.has(DataWay::Quic) && !newer.has(DataWay::Tls));
     }
@@ -138,7 +151,7 @@ mod tests {
     fn an_end_of_before_there_was_a_choice_has_tcp_alone() {
         for text in ["tcp", ""] {
             let offer = DataOffer::parse(text);
-            assert!(!offer.has_pool());
+            assert!(!offer.has_pool() && !offer.takes_cancels());
             assert_eq!(
                 DataWay::ALL.map(|way| offer.has(way)),
                 [true, false, false],

@@ -21,6 +21,8 @@ use crate::auth::{AuthClient, renewal, status};
 use crate::clock::TrustedClock;
 use crate::config::LocalServices;
 use crate::control::{Connected, Connector, Proxies};
+use crate::credentials::keeper::{CredentialKeeper, KeeperParts};
+use crate::credentials::{Credentials, Relayed};
 use crate::decide::Gate;
 use crate::dialback::{Entrance, EntranceParts};
 use crate::identity::OwnIdentity;
@@ -94,11 +96,12 @@ pub(super) fn start(
         identity,
     };
     let gate = shared.gate();
+    let (credentials, holder) = Credentials::empty(Arc::clone(&shared.clock), metrics.clone());
     let leaves = Leaves::new(shared.agent_id, state.clone());
     let offers = leaves.offers();
     let entrance = Entrance::new(EntranceParts {
         agent_id: shared.agent_id,
-        cluster: config.cluster,
+        cluster: config.cluster.clone(),
         gate: Arc::clone(&gate),
         journal: journal.clone(),
         registry: Arc::clone(&shared.sessions),
@@ -109,6 +112,7 @@ pub(super) fn start(
         traces: traces.clone(),
         shutdown: shutdown.clone(),
         handover: handover.clone(),
+        credentials,
     });
     take_over(&entrance, handed, handover.clone());
     let connected = Arc::new(Connected::default());
@@ -134,6 +138,18 @@ pub(super) fn start(
         Arc::clone(&shared.identity),
         proxies.addresses(),
     )?);
+    let keeper = KeeperParts {
+        agent_id: shared.agent_id,
+        cluster: config.cluster,
+        state: state.clone(),
+        client: Arc::clone(&client),
+        services: shared.services.clone(),
+        views: shared.views.clone(),
+        clock: Arc::clone(&shared.clock),
+        metrics: metrics.clone(),
+    };
+    let mut keeper = CredentialKeeper::new(keeper, holder);
+    keeper.take_up();
     let uploader = Arc::new(Uploader::new(
         journal.clone(),
         Arc::clone(&client),
@@ -152,10 +168,17 @@ pub(super) fn start(
         conditions,
     };
 
+    let relayed = Relayed {
+        agent_id: shared.agent_id,
+        services: shared.services.clone(),
+        views: shared.views.clone(),
+    };
+
     let mut tasks = Tasks::default();
     tasks.spawn("review", shared.reviewer(gate).run());
     tasks.spawn("journal", journal.clone().run());
     tasks.spawn("leaves", shared.keeper(leaves, Arc::clone(&client)).run());
+    tasks.spawn("credentials", keeper.run());
     let (views, recovering) = (shared.views.clone(), journal.clone());
     tasks.spawn("proxies", async move {
         recovering.recovered().await;
@@ -164,7 +187,13 @@ pub(super) fn start(
     tasks.spawn("feed", shared.watcher(feed, Arc::clone(&client)).run());
     tasks.spawn(
         "status",
-        status::run(Arc::clone(&client), connected, Arc::clone(&sessions), offers),
+        status::run(
+            Arc::clone(&client),
+            connected,
+            Arc::clone(&sessions),
+            offers,
+            relayed,
+        ),
     );
     tasks.spawn("renewal", renewal::run(client, shared.identity, shared.clock));
     tasks.spawn("gauges", gauges.run());

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::AuthClient;
 use crate::control::{Connected, ConnectedProxy};
+use crate::credentials::Relayed;
 use crate::leaves::Offer;
 use crate::session::Registry;
 
@@ -19,15 +20,19 @@ pub async fn run(
     connected: Arc<Connected>,
     registry: Arc<Registry>,
     mut offers: watch::Receiver<Arc<Offer>>,
+    mut relayed: Relayed,
 ) {
     let mut changes = connected.changes();
     loop {
         let proxies = connected.list();
+        let ssh_sources = relayed.sources().await;
+        let services = offers.borrow_and_update().names();
         let status = AgentStatus {
             connected_proxies: proxies.iter().map(|proxy| proxy.address.to_string()).collect(),
             proxies: proxies.iter().map(wire).collect(),
             live_sessions: u32::try_from(registry.len()).unwrap_or(u32::MAX),
-            services: offers.borrow_and_update().names(),
+            services,
+            ssh_sources: ssh_sources.clone(),
         };
         if let Err(error) = client.status(status).await {
             tracing::debug!(%error, "status not delivered");
@@ -35,6 +40,7 @@ pub async fn run(
         tokio::select! {
             changed = offers.changed() => if changed.is_err() { return },
             changed = changes.changed() => if changed.is_err() { return },
+            () = relayed.changed_from(&ssh_sources) => {}
             () = tokio::time::sleep(EVERY) => {}
         }
     }

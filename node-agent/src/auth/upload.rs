@@ -170,11 +170,13 @@ impl Uploader {
         };
         let head_signature = self.identity.sign_head(digest(&SHA256, &last.bytes).as_ref())?;
         let last = last.seq;
-        let bytes = batch.iter().map(|record| record.bytes.len()).sum();
+        let bytes = batch.iter().map(SpooledRecord::length).sum();
+        let payloads = payloads_of(&batch);
         let records = batch.iter().map(|record| record.bytes.clone()).collect();
         let appended = self.client.append_audit(v1::AuditBatch {
             records,
             head_signature,
+            payloads,
         });
         let seq = match appended.await {
             Ok(seq) => seq,
@@ -231,6 +233,18 @@ impl Uploader {
         self.journal.acknowledge(seq.max(before)).await?;
         Ok(())
     }
+}
+
+fn payloads_of(batch: &[SpooledRecord]) -> Vec<v1::AuditPayload> {
+    let with_payload = (0u32..).zip(batch).filter_map(|(place, record)| {
+        let payload = record.payload.as_ref()?;
+        Some(v1::AuditPayload {
+            record: place,
+            salt: payload.salt().to_vec(),
+            payload: payload.bytes().to_vec(),
+        })
+    });
+    with_payload.collect()
 }
 
 enum Sent {

@@ -303,6 +303,10 @@ impl Connector {
                 Ok(())
             }
             ControlMessage::Ping(nonce) => deliver(link, ControlMessage::Pong(nonce)),
+            ControlMessage::Cancel(request) => {
+                Arc::clone(&self.entrance).cancel(request);
+                Ok(())
+            }
             // The pool's keeper has taken the tokens before, and nobody has to be told twice to leave.
             ControlMessage::Pong(_) | ControlMessage::PoolTokens { .. } | ControlMessage::Drain { .. } => {
                 Ok(())

@@ -13,6 +13,7 @@ use super::greet::{Greeted, Talk};
 use super::stream::DataStream;
 use super::verifier::{Decided, Tell, deciding_verifier, verifier};
 use crate::decide::{Attempt, Gate, Permit, Refusal};
+use crate::handlers;
 use crate::session::Caller;
 
 /// The encrypted stream to the client. In a box: each step that it is handed through would hold its size once more.
@@ -33,6 +34,8 @@ impl AttemptSeed {
             caller,
             service: self.service.clone(),
             client: self.client,
+            login: None,
+            database: None,
         }
     }
 }
@@ -48,6 +51,8 @@ pub(super) struct Entered {
 pub(super) enum Entry {
     /// A hello frame comes next, then the decision.
     Framed { resumable: bool },
+    /// The service's own first message comes next, then the decision.
+    Inspected,
     /// The decision was made in the handshake.
     Raw(Permit),
     /// It was a refusal, and the service's protocol has words for that.
@@ -134,8 +139,12 @@ pub(super) async fn shake_hands(
         .service
         .as_ref()
         .and_then(|service| view.protocol_of(service));
+    let inspected = seed.as_ref().is_some_and(|seed| {
+        let service = view.service_for(&seed.service, gate.agent_id());
+        service.is_some_and(|service| handlers::sees_login_late(&service.facts))
+    });
     let clients = Arc::new(match (greeted.talk, seed) {
-        (Talk::Raw, Some(seed)) => {
+        (Talk::Raw, Some(seed)) if !inspected => {
             // A PostgreSQL client shows its user an error message, and of an alert only the name.
             let tell = match protocol {
                 Some(Protocol::Postgres) => Tell::Afterwards,
@@ -176,8 +185,10 @@ fn entered(
     let peer = clients.peer().ok_or(NotEntered::NoCaller)?;
     let caller = Caller::of(peer).ok_or(NotEntered::NoCaller)?;
     let entry = match decided.get() {
-        None => Entry::Framed {
-            resumable: talk == Talk::Resumable,
+        None => match talk {
+            Talk::Framed => Entry::Framed { resumable: false },
+            Talk::Resumable => Entry::Framed { resumable: true },
+            Talk::Raw => Entry::Inspected,
         },
         Some((_, Ok(permit))) => Entry::Raw(permit.clone()),
         Some((_, Err(refusal))) => Entry::Refused(refusal.clone()),

@@ -5,6 +5,7 @@
 //! of ours), [`Entered`](handshake::Entered) (possession of a certificate is proven),
 //! [`Permit`](crate::decide::Permit), [`Started`](crate::session::Started), an open backend.
 
+mod ask;
 mod come_back;
 mod fetch;
 mod greet;
@@ -29,14 +30,17 @@ use iap_runtime::config::InForce;
 use iap_runtime::say_seldom;
 use iap_runtime::seldom::Seldom;
 use iap_runtime::shutdown::{INTERRUPTED, Shutdown};
+use iap_runtime::slots::Slots;
 use iap_runtime::traces::Traces;
 use iap_runtime::waiting_room::{Place, Source};
-use iap_tunnel::Token;
+use iap_tunnel::{CancelRequest, Token};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::control::Link;
+use crate::credentials::Credentials;
 use crate::decide::Gate;
+use crate::handlers::{self, Cancels};
 use crate::identity::OwnIdentity;
 use crate::journal::Journal;
 use crate::leaves::Offer;
@@ -44,6 +48,9 @@ use crate::limits::Limits;
 use crate::metrics::{self, Metrics};
 use crate::session::{Handover, Live, Registry, Resumption, Resumptions, Through, review};
 use shares::Shares;
+
+/// Requests to cancel that are handed on to backends at the same time.
+const CANCELS_AT_ONCE_MAX: usize = 16;
 
 /// What a proxy asks the agent to fetch.
 pub struct Open {
@@ -65,6 +72,9 @@ pub struct Entrance {
     parts: EntranceParts,
     handshakes: Shares,
     resumptions: Resumptions,
+    cancels: Cancels,
+    /// Requests to cancel, from strangers, that are looked at.
+    cancelling: Slots,
     said: Said,
 }
 
@@ -107,6 +117,8 @@ pub struct EntranceParts {
     pub shutdown: Shutdown,
     /// The way to this agent's successor.
     pub handover: Handover,
+    /// What to log in to backends with.
+    pub credentials: Credentials,
 }
 
 impl Entrance {
@@ -124,6 +136,8 @@ impl Entrance {
         let handshakes = Shares::new(parts.limits.now().proxies_max);
         Arc::new(Self {
             resumptions: Resumptions::new(parts.limits.clone()),
+            cancels: Cancels::new(&parts.agent_id),
+            cancelling: Slots::new(CANCELS_AT_ONCE_MAX),
             parts,
             handshakes,
             said: Said::default(),
@@ -149,6 +163,20 @@ impl Entrance {
                 link.refuse(open.connection_id, reason);
             }
         }
+    }
+
+    /// Ends a statement, if that is what the request has the key to. It is a stranger's word, and so are those that are too
+    /// many at once.
+    pub(crate) fn cancel(self: Arc<Self>, request: CancelRequest) {
+        let Some(slot) = self.cancelling.take() else {
+            return;
+        };
+        let shutdown = self.parts.shutdown.clone();
+        shutdown.spawn(async move {
+            let patience = self.parts.limits.now().backend_dial();
+            handlers::cancel(&self.cancels, &request, None, &self.parts.cluster, patience).await;
+            drop(slot);
+        });
     }
 
     /// Cuts the sessions that run through a proxy which is locked.

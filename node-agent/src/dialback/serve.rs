@@ -1,10 +1,9 @@
 //! One connection from its `Open` to its end.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use iap_identity::{ConnectId, LoginName, SessionId, TraceId};
-use iap_policy::Protocol;
+use iap_identity::{SessionId, TraceId};
 use iap_proto::AuditMode;
 use iap_runtime::tls::{self, ClientHelloLimits, Replay};
 use iap_runtime::traces::Recorder;
@@ -13,14 +12,14 @@ use iap_runtime::{big_stack, say_seldom};
 use iap_tunnel::Status;
 use uuid::Uuid;
 
+use super::ask::{Admitted, Asked};
 use super::fetch;
 use super::greet::{self, GreetError, Greeted};
 use super::handshake::{self, AttemptSeed, ClientStream, Entered, Entry, NotEntered, Rejected};
-use super::hello::{read_hello, say_last};
 use super::{DataStream, Entrance, Open};
 use crate::control::Link;
 use crate::decide::{Permit, Refusal};
-use crate::handlers::{self, Client, Course, Joined, Outcome, Returning, Visit, farewell};
+use crate::handlers::{self, Course, Joined, Outcome, Visit, farewell};
 use crate::journal::{Denied, Mismatch};
 use crate::session::{Caller, Live, Resumes, SessionFacts, Started, live, review, spans};
 
@@ -62,23 +61,6 @@ enum Came {
     In(Box<Entered>, Option<AttemptSeed>),
     /// Without; the connection, where there is an alert to be read on it.
     Rejected(Option<Replay<DataStream>>),
-}
-
-/// What the client said about itself in its hello.
-#[derive(Debug, Default)]
-struct Asked {
-    connect_id: Option<ConnectId>,
-    login: Option<LoginName>,
-    database: Option<String>,
-}
-
-/// A client that may have a session.
-struct Admitted {
-    client: Client,
-    caller: Caller,
-    seed: AttemptSeed,
-    permit: Permit,
-    asked: Asked,
 }
 
 impl Passage {
@@ -123,6 +105,10 @@ impl Passage {
             Entry::Framed { resumable } => {
                 drop(place);
                 Box::pin(self.ask_framed(stream, caller, seed, resumable)).await?
+            }
+            Entry::Inspected => {
+                drop(place);
+                Box::pin(self.ask_postgres(stream, caller, seed)).await?
             }
             Entry::Raw(permit) => {
                 drop(place);
@@ -261,98 +247,24 @@ impl Passage {
         }
     }
 
-    /// Reads the hello and decides; nothing where the client has had its answer.
-    async fn ask_framed(
-        &self,
-        mut stream: ClientStream,
-        caller: Caller,
-        seed: AttemptSeed,
-        resumable: bool,
-    ) -> Option<Box<Admitted>> {
-        let parts = &self.entrance.parts;
-        let limits = parts.limits.now();
-        let mark = self.recorder.mark();
-        let hello = match read_hello(&mut stream, limits.hello_frame_bytes_max, limits.handshake()).await {
-            Ok(hello) => hello,
-            Err(error) => {
-                parts.metrics.handshake_failed("hello");
-                tracing::info!(service = %seed.service, client = %seed.client, %error, "no session");
-                return None;
-            }
-        };
-        let asked = Asked {
-            connect_id: Some(hello.connect_id),
-            login: hello.login,
-            database: hello.database,
-        };
-        self.recorder.phase("hello", mark, |_| {});
-        let mark = self.recorder.mark();
-        let decided = parts.gate.decide(seed.attempt(caller.clone())).await;
-        self.recorder.phase("decide", mark, |details| {
-            details.truth("iap.allowed", decided.is_ok());
-        });
-        match decided {
-            Ok(permit) => {
-                let returning = resumable.then(|| Returning {
-                    resumptions: self.entrance.resumptions.clone(),
-                    link: self.link.clone(),
-                    connection_id: self.open.connection_id,
-                });
-                Some(Box::new(Admitted {
-                    client: Client::framed(stream, self.recorder.trace(), returning),
-                    caller,
-                    seed,
-                    permit,
-                    asked,
-                }))
-            }
-            Err(refusal) => {
-                // Nobody is refused by "renew your certificate": what becomes of the next attempt is the answer.
-                if !refusal.wants_renewal() {
-                    self.record_denial(&caller, &seed, &refusal);
-                }
-                say_last(&mut stream, &self.refusal_status(&seed, &refusal)).await;
-                self.trace_refusal(&caller, &seed, &refusal);
-                None
-            }
-        }
-    }
-
-    fn raw_client(&self, stream: ClientStream, seed: &AttemptSeed, permit: &Permit) -> Client {
-        match permit.service().facts.protocol {
-            Protocol::Postgres => {
-                let patience = self.entrance.parts.limits.now().handshake();
-                Client::postgres(stream, seed.session_id, patience)
-            }
-            Protocol::Tcp | Protocol::Ssh | Protocol::Http => Client::raw(stream),
-        }
-    }
-
     /// Answers a client that was refused, in the words of the service's protocol.
     async fn turn_away(&self, mut stream: ClientStream, caller: Caller, seed: AttemptSeed, refusal: Refusal) {
         self.record_denial(&caller, &seed, &refusal);
         let parts = &self.entrance.parts;
-        let contact = self.contact(&seed);
-        let fatal = farewell::denied(
-            &refusal,
-            seed.session_id,
-            &caller.record().name,
-            &seed.service,
-            contact.as_deref(),
-        );
+        let fatal = self.fatal_of(&caller, &seed, &refusal);
         farewell::tell_postgres(&mut stream, &fatal, parts.limits.now().handshake()).await;
         self.trace_refusal(&caller, &seed, &refusal);
     }
 
     /// Whom to ask, by the service's record.
-    fn contact(&self, seed: &AttemptSeed) -> Option<String> {
+    pub(super) fn contact(&self, seed: &AttemptSeed) -> Option<String> {
         let parts = &self.entrance.parts;
         let view = parts.gate.view()?;
         let service = view.service_for(&seed.service, &parts.agent_id)?;
         Some(service.contact.clone()).filter(|contact| !contact.is_empty())
     }
 
-    fn trace_refusal(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
+    pub(super) fn trace_refusal(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
         spans::refused(&self.recorder, seed.session_id, &seed.service, caller, refusal);
     }
 
@@ -451,6 +363,9 @@ impl Passage {
             client,
             backend: permit.local(),
             cluster: &parts.cluster,
+            gate: &parts.gate,
+            cancels: &self.entrance.cancels,
+            credentials: &parts.credentials,
             course: begun.course(),
         };
         match Box::pin(handlers::begin(&permit, visit)).await {
@@ -483,6 +398,8 @@ impl Passage {
             agent: self.entrance.parts.agent_id,
             client: seed.client,
             through: self.link.through.clone(),
+            observed: handlers::observed(&permit.service().facts),
+            target: asked.target.map(OnceLock::from).unwrap_or_default(),
             asked_login: asked.login,
             asked_database: asked.database,
             resumes: Resumes::default(),

@@ -101,6 +101,9 @@ impl Entrance {
             caller: session.last.caller.clone(),
             service: session.state.facts.service.clone(),
             client: session.last.client,
+            // Sessions whose login was seen are not left to a successor.
+            login: None,
+            database: None,
         };
         loop {
             if self.parts.shutdown.is_triggered() {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{ClusterName, ConnectionId, ServerName, SessionId, TraceId};
+use iap_postgres::Startup;
 use iap_tunnel::Status;
 use iap_tunnel::resume::ResumeOffer;
 
 use super::farewell;
+use super::postgres;
 use super::stream::SessionStream;
 use crate::control::Link;
 use crate::dialback::{ClientStream, say_last, write_status};
@@ -37,6 +39,12 @@ enum Speech {
         trace: Option<TraceId>,
         /// If it may come back.
         returning: Option<Box<Returning>>,
+    },
+    /// PostgreSQL, and it has said what it wants.
+    Started {
+        startup: Box<Startup>,
+        session: SessionId,
+        patience: Duration,
     },
     /// PostgreSQL, so that it can be answered once it has begun.
     Postgres { session: SessionId, patience: Duration },
@@ -71,6 +79,41 @@ impl Client {
         Self {
             stream,
             speech: Speech::Postgres { session, patience },
+        }
+    }
+
+    /// A client of a PostgreSQL service that is inspected, which waits for the answer to its startup message.
+    pub(crate) fn started(
+        stream: ClientStream,
+        startup: Box<Startup>,
+        session: SessionId,
+        patience: Duration,
+    ) -> Self {
+        Self {
+            stream,
+            speech: Speech::Started {
+                startup,
+                session,
+                patience,
+            },
+        }
+    }
+
+    /// Tells the client that the session runs, where it can be told before it has said what it wants; or what it has said.
+    ///
+    /// # Errors
+    /// When the client has gone.
+    pub(crate) async fn postgres_started(
+        self,
+        started: &Started,
+        live: &Arc<Live>,
+        cluster: &ClusterName,
+    ) -> io::Result<(SessionStream, Option<Startup>)> {
+        match self.speech {
+            Speech::Started { startup, .. } => Ok((SessionStream::Direct(self.stream), Some(*startup))),
+            Speech::Framed { .. } | Speech::Postgres { .. } | Speech::Bytes => {
+                Ok((self.granted(started, live, cluster).await?, None))
+            }
         }
     }
 
@@ -122,6 +165,12 @@ impl Client {
                     },
                 )
                 .await;
+            }
+            Speech::Started {
+                session, patience, ..
+            } => {
+                let fatal = farewell::unavailable(text, session);
+                Box::pin(postgres::say_fatal(&mut self.stream, &fatal, patience)).await;
             }
             Speech::Postgres { session, patience } => {
                 let fatal = farewell::unavailable(text, session);

@@ -11,6 +11,7 @@ use iap_tunnel::fatal::{SQLSTATE_DENIED, SQLSTATE_ENDED, SQLSTATE_UNAVAILABLE};
 use iap_tunnel::{Boundaries, Fatal, StartupMachine, StartupStep};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
+use super::postgres::Tap;
 use crate::decide::Refusal;
 use crate::session::Ending;
 
@@ -102,6 +103,9 @@ fn sentence(reason: CloseReason, service: &ServiceName) -> Option<String> {
         }
         CloseReason::SnapshotTooOld => "The rules are older than sessions may go on with.".to_owned(),
         CloseReason::AuditUnavailable => "The agent cannot write audit records.".to_owned(),
+        CloseReason::Protocol => {
+            format!("What was sent cannot be followed, and statements to {service} are recorded.")
+        }
         CloseReason::ServiceRemoved => format!("{service} is no longer served here."),
         CloseReason::Shutdown => "The agent is stopping.".to_owned(),
         CloseReason::ClientClosed
@@ -162,12 +166,31 @@ async fn read_startup<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> io::
 pub(crate) struct Delivered<S> {
     stream: S,
     boundaries: Option<Boundaries>,
+    /// Who looks at what passes, in a session that is inspected.
+    tap: Option<Box<Tap>>,
 }
 
 impl<S: AsyncWrite + Unpin> Delivered<S> {
     /// Follows on from `boundaries`; without them nothing is followed and nothing said.
     pub(crate) fn new(stream: S, boundaries: Option<Boundaries>) -> Self {
-        Self { stream, boundaries }
+        Self {
+            stream,
+            boundaries,
+            tap: None,
+        }
+    }
+
+    /// The same, looked at as it passes.
+    pub(crate) fn tapped(self, tap: Tap) -> Self {
+        Self {
+            tap: Some(Box::new(tap)),
+            ..self
+        }
+    }
+
+    /// Whether somebody looks at what passes.
+    pub(crate) fn is_tapped(&self) -> bool {
+        self.tap.is_some()
     }
 
     /// The stream below.
@@ -203,7 +226,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Delivered<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let this = &mut *self;
+        let Some(tap) = &mut this.tap else {
+            return Pin::new(&mut this.stream).poll_read(context, buffer);
+        };
+        ready!(tap.poll_takes_more(context));
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        let read = buffer.filled().get(before..).unwrap_or_default();
+        if tap.client_sent(read).is_err() {
+            // Not a byte of it goes on; the order to end the session is given.
+            buffer.set_filled(before);
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -211,8 +247,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Delivered<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.stream).poll_write(context, bytes))?;
+        let bytes = bytes.get(..written).unwrap_or_default();
         if let Some(boundaries) = &mut this.boundaries {
-            boundaries.push(bytes.get(..written).unwrap_or_default());
+            boundaries.push(bytes);
+        }
+        if let Some(tap) = &mut this.tap {
+            tap.backend_sent(bytes);
         }
         Poll::Ready(Ok(written))
     }

@@ -7,11 +7,13 @@
 
 pub mod client;
 pub(crate) mod farewell;
+pub(crate) mod postgres;
 pub(crate) mod stream;
 mod tcp;
 
 use std::sync::Arc;
 
+use iap_audit::Observed;
 use iap_identity::ClusterName;
 use iap_policy::{Protocol, ServiceFacts};
 use iap_runtime::config::InForce;
@@ -22,10 +24,14 @@ use tokio::sync::watch;
 
 pub use client::Client;
 pub(crate) use client::Returning;
+pub(crate) use postgres::cancel;
+pub use postgres::{Announce, Cancels, Capture, ParameterCapture, PostgresSettings, SettingName};
 pub use tcp::Joined;
 
 use crate::backend::BackendStream;
 use crate::config::LocalService;
+use crate::credentials::Credentials;
+use crate::decide::Gate;
 use crate::decide::Permit;
 use crate::limits::Limits;
 use crate::session::handover::keeping::Keeping;
@@ -41,6 +47,12 @@ pub struct Visit<'a> {
     pub backend: &'a LocalService,
     /// The cluster of its names.
     pub cluster: &'a ClusterName,
+    /// Who decides about what is only known later.
+    pub gate: &'a Arc<Gate>,
+    /// The keys by which clients cancel.
+    pub cancels: &'a Cancels,
+    /// What to log in to backends with, held in advance.
+    pub credentials: &'a Credentials,
     /// What it follows from then on.
     pub course: Course<'a>,
 }
@@ -93,6 +105,8 @@ pub enum Outcome {
 enum Kind {
     /// Bytes, unread.
     Bytes,
+    /// PostgreSQL, its statements recorded.
+    Postgres,
 }
 
 impl Kind {
@@ -102,7 +116,8 @@ impl Kind {
         match (service.protocol, service.inspect) {
             (Protocol::Tcp, _) => Some(Self::Bytes),
             (Protocol::Postgres | Protocol::Ssh | Protocol::Http, false) => Some(Self::Bytes),
-            (Protocol::Postgres | Protocol::Ssh | Protocol::Http, true) => None,
+            (Protocol::Postgres, true) => Some(Self::Postgres),
+            (Protocol::Ssh | Protocol::Http, true) => None,
         }
     }
 }
@@ -111,6 +126,19 @@ impl Kind {
 #[must_use]
 pub fn can_serve(service: &ServiceFacts) -> bool {
     Kind::of(service).is_some()
+}
+
+/// Whether a client without `iap/1` has to say as whom it comes before that can be decided.
+pub(crate) fn sees_login_late(service: &ServiceFacts) -> bool {
+    Kind::of(service) == Some(Kind::Postgres)
+}
+
+/// How closely its sessions are watched.
+pub(crate) fn observed(service: &ServiceFacts) -> Observed {
+    match Kind::of(service) {
+        Some(Kind::Postgres) => Observed::Statements,
+        Some(Kind::Bytes) | None => Observed::Bytes,
+    }
 }
 
 /// What a session of bytes goes on with; no other is left by a predecessor.
@@ -134,6 +162,7 @@ pub(crate) fn not_served() -> Ending {
 pub async fn begin(permit: &Permit, visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
     match Kind::of(&permit.service().facts) {
         Some(Kind::Bytes) => tcp::begin(visit).await,
+        Some(Kind::Postgres) => Box::pin(postgres::begin(visit)).await,
         None => {
             let text = "the agent cannot serve this kind of service";
             Box::pin(visit.client.unavailable(text, false)).await;

@@ -4,6 +4,7 @@
 pub mod denials;
 pub mod live_set;
 mod recover;
+mod writing;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

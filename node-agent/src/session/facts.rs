@@ -1,8 +1,8 @@
 //! What the records of a session say.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use iap_audit::{CloseReason, DecisionRecord, Effect, Event, EventKind, Observed};
@@ -47,7 +47,11 @@ pub struct SessionFacts {
     pub client: SocketAddr,
     /// The proxy.
     pub through: Through,
-    /// The login the client said it would use. Its word only: nobody here reads the bytes that follow.
+    /// How closely it is watched.
+    pub observed: Observed,
+    /// The login and database it is about, once they are settled; only where these can be seen.
+    pub target: OnceLock<Target>,
+    /// The login the client said it would use. Its word only, unless the session is watched more closely.
     pub asked_login: Option<LoginName>,
     /// The database the client said it would use; likewise.
     pub asked_database: Option<String>,
@@ -55,6 +59,15 @@ pub struct SessionFacts {
     pub started: OffsetDateTime,
     /// How often its client has come back over another connection.
     pub resumes: Resumes,
+}
+
+/// As whom, on what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The database user.
+    pub login: LoginName,
+    /// The database.
+    pub database: String,
 }
 
 /// A count that grows while the session lives. Clones share it.
@@ -185,6 +198,32 @@ impl SessionFacts {
             .field("cause", cause)
     }
 
+    /// The record of a login or database that was named after the session had begun.
+    #[must_use]
+    pub(crate) fn login_event(&self, grant: &Grant, now: OffsetDateTime, id: Uuid) -> Event {
+        self.event(EventKind::SessionLogin, now, grant, id)
+    }
+
+    /// What the records of all its statements have in common.
+    #[must_use]
+    pub(crate) fn statement_event(&self, grant: &Grant) -> Event {
+        let event = Event::new(EventKind::SessionStatement, self.started, Uuid::nil())
+            .session(&self.session_id)
+            .user(&self.caller.record())
+            .service(&self.service)
+            .protocol(self.protocol.as_str())
+            .agent(&self.agent)
+            .observed(self.observed);
+        self.aimed(event, grant)
+    }
+
+    fn aimed(&self, event: Event, grant: &Grant) -> Event {
+        match self.target.get() {
+            Some(target) => event.login(Some(&target.login)).database(Some(&target.database)),
+            None => event.login(grant.login()),
+        }
+    }
+
     fn event(&self, kind: EventKind, time: OffsetDateTime, grant: &Grant, id: Uuid) -> Event {
         let decision = DecisionRecord {
             effect: Effect::Allow,
@@ -201,9 +240,9 @@ impl SessionFacts {
             .agent(&self.agent)
             .client_address(self.client)
             .field("client_asserted_by", self.through.proxy.to_string())
-            .login(grant.login())
             .decision(&decision)
-            .observed(Observed::Bytes);
+            .observed(self.observed);
+        event = self.aimed(event, grant);
         if let Some(login) = &self.asked_login {
             event = event.field("asked_login", login.as_str());
         }

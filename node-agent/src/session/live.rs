@@ -108,12 +108,19 @@ impl Live {
     /// The question whether it may go on.
     #[must_use]
     pub fn attempt(&self) -> Attempt {
+        let target = self.facts.target.get();
         let presence = self.presence();
         Attempt {
             session_id: self.facts.session_id,
             caller: presence.caller.clone(),
             service: self.facts.service.clone(),
             client: presence.client,
+            login: target
+                .map(|target| target.login.clone())
+                .or_else(|| self.permit().grant().login().cloned()),
+            database: target
+                .map(|target| target.database.clone())
+                .or_else(|| self.facts.asked_database.clone()),
         }
     }
 

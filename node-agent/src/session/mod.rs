@@ -14,7 +14,7 @@ pub(crate) mod spans;
 pub mod started;
 
 pub use caller::Caller;
-pub use facts::{Ending, Resumes, SessionFacts, Through};
+pub use facts::{Ending, Resumes, SessionFacts, Target, Through};
 pub use handover::{Handover, Inheritance};
 pub use live::{Live, Presence, Registry};
 pub(crate) use resumption::{Resumption, Resumptions};

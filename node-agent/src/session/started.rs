@@ -10,7 +10,7 @@ use iap_runtime::spool::Room;
 
 use super::{Ending, SessionFacts};
 use crate::decide::Permit;
-use crate::journal::Journal;
+use crate::journal::{Journal, JournalError};
 
 /// Proof that a session was granted and that its start record is durable (or, for a service with
 /// `audit = "best_effort"`, that its gap is counted). Only [`Journal::start`] makes one, and
@@ -90,6 +90,19 @@ impl Started {
         let (now, id) = self.journal.stamp();
         self.journal
             .note(self.facts.connect_failed_event(self.grant(), now, id, text));
+    }
+
+    /// Where its records go.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Records the login and database that it turns out to be about, by the permit that they were decided with; returns once
+    /// that is durable.
+    pub(crate) async fn record_login(&self, permit: &Permit) -> Result<(), JournalError> {
+        let (now, id) = self.journal.stamp();
+        let event = self.facts.login_event(permit.grant(), now, id);
+        self.journal.before_effect(event, permit.service().audit).await
     }
 
     /// Records the end; returns once that is durable, or known to be impossible.

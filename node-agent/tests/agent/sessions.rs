@@ -1,5 +1,6 @@
 //! Sessions that are allowed.
 
+use iap_policy::Protocol;
 use std::time::Duration;
 
 use iap_tunnel::Status;
@@ -227,6 +228,7 @@ async fn a_service_granted_but_not_in_the_agents_file_or_asking_for_inspection_i
         snapshot
             .services
             .push(crate::plane::service("unknown", &[agent_id]));
+        snapshot.services[1].facts.protocol = Protocol::Http;
         snapshot.services[1].facts.inspect = true;
     });
     plane.proxy.announced(&["echo"]).await;

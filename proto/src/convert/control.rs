@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use iap_identity::{ConnectionId, ServiceName};
-use iap_tunnel::{CONTROL_FRAME_BYTES_MAX, ControlMessage, FrameError, RefusedService, RunId, Token, frame};
+use iap_tunnel::{
+    CONTROL_FRAME_BYTES_MAX, CancelRequest, ControlMessage, FrameError, RefusedService, RunId, Token, frame,
+};
 use prost::Message as _;
 use thiserror::Error;
 
@@ -110,6 +112,10 @@ fn to_wire(message: ControlMessage) -> Message {
         ControlMessage::Resumable { connection_id } => Message::Resumable(v1::Resumable {
             connection_id: connection_id.as_bytes().to_vec(),
         }),
+        ControlMessage::Cancel(request) => Message::Cancel(v1::Cancel {
+            process_id: request.process_id,
+            key: request.key,
+        }),
         ControlMessage::Ping(nonce) => Message::Ping(v1::Ping { nonce }),
         ControlMessage::Pong(nonce) => Message::Pong(v1::Pong { nonce }),
         ControlMessage::Drain { deadline_seconds } => Message::Drain(v1::Drain { deadline_seconds }),
@@ -147,12 +153,19 @@ fn from_wire(message: Message) -> Result<ControlMessage, WireError> {
         Message::Resumable(resumable) => ControlMessage::Resumable {
             connection_id: connection("Resumable.connection_id", &resumable.connection_id)?,
         },
+        Message::Cancel(cancel) => ControlMessage::Cancel(cancel_request(cancel)?),
         Message::Ping(ping) => ControlMessage::Ping(ping.nonce),
         Message::Pong(pong) => ControlMessage::Pong(pong.nonce),
         Message::Drain(drain) => ControlMessage::Drain {
             deadline_seconds: drain.deadline_seconds,
         },
     })
+}
+
+fn cancel_request(cancel: v1::Cancel) -> Result<CancelRequest, WireError> {
+    let key_bytes = cancel.key.len();
+    CancelRequest::new(cancel.process_id, cancel.key)
+        .ok_or_else(|| WireError::new("Cancel.key", format!("a key of {key_bytes} bytes")))
 }
 
 fn announced_services(announce: v1::Announce) -> Result<Vec<(ServiceName, Vec<u8>)>, WireError> {
@@ -268,6 +281,7 @@ mod tests {
                 authenticated: true,
             },
             ControlMessage::Resumable { connection_id },
+            ControlMessage::Cancel(CancelRequest::new(7, vec![8; 32]).unwrap()),
             ControlMessage::Ping(7),
             ControlMessage::Pong(7),
             ControlMessage::Drain { deadline_seconds: 30 },

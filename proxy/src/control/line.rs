@@ -141,8 +141,8 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
     )]
     pub(crate) fn run(mut self, shutdown: Shutdown) -> impl Future<Output = LineEnd> {
         async move {
-            let run = match Box::pin(self.exchange_hellos()).await {
-                Ok(run) => run,
+            let (run, offer) = match Box::pin(self.exchange_hellos()).await {
+                Ok(said) => said,
                 Err(end) => return end,
             };
             self.place = None;
@@ -156,6 +156,9 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
                 Ok(number) => number,
                 Err(error) => return LineEnd::NotConnected(error),
             };
+            if offer.takes_cancels() {
+                self.door.board.takes_cancels(&peer.id, number);
+            }
             let on_line = OnLine {
                 board: &self.door.board,
                 agent: self.agent.peer.id,
@@ -185,8 +188,8 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
         }
     }
 
-    /// Which run of the agent's program this is, where it says so.
-    async fn exchange_hellos(&mut self) -> Result<Option<RunId>, LineEnd> {
+    /// Which run of the agent's program this is, where it says so, and what it can do.
+    async fn exchange_hellos(&mut self) -> Result<(Option<RunId>, DataOffer), LineEnd> {
         let hello = ControlMessage::Hello {
             version: CONTROL_VERSION,
             software: concat!("iap-proxy ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -199,9 +202,9 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             .await
             .map_err(|_| LineEnd::Silent)??;
         match self.conversation.accept(first).map_err(LineEnd::Violation)? {
-            ControlMessage::Hello { run, .. } => Ok(run),
+            ControlMessage::Hello { run, data, .. } => Ok((run, DataOffer::parse(&data))),
             // The conversation begins with nothing else.
-            _ => Ok(None),
+            _ => Ok((None, DataOffer::parse(""))),
         }
     }
 
@@ -333,6 +336,7 @@ impl<'a, S: AsyncRead + AsyncWrite> Line<'a, S> {
             | ControlMessage::Announced { .. }
             | ControlMessage::Open { .. }
             | ControlMessage::PoolTokens { .. }
+            | ControlMessage::Cancel(_)
             | ControlMessage::Drain { .. } => Ok(()),
         }
     }

@@ -131,6 +131,13 @@ impl Door {
                     self.metrics.refused(Refusal::Pool);
                 }
             }
+            // Answered by closing, whatever becomes of it.
+            Ok(Greeting::Cancel(stream, request)) => {
+                if !self.fetcher.board.cancel(&request) {
+                    self.metrics.refused(Refusal::PostgresCancel);
+                }
+                drop(stream);
+            }
             Err(refused) => {
                 Box::pin(place.hold_for(self.turn_away(refused, peer))).await;
             }

@@ -12,7 +12,7 @@ use iap_runtime::tls::{
     self, AlertDescription, ClientHelloError, ClientHelloFacts, ClientHelloLimits, Replay,
 };
 use iap_tunnel::preface::{POOL_PREFACE_VERSION, PREFACE_MAGIC};
-use iap_tunnel::{PREFACE_BYTES, PoolPreface, PreambleMachine, PreambleStep, Preface};
+use iap_tunnel::{CancelRequest, PREFACE_BYTES, PoolPreface, PreambleMachine, PreambleStep, Preface};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -35,6 +35,16 @@ pub(crate) enum Greeting {
     DialBack(TcpStream, Preface),
     /// An agent's connection that will wait for a client.
     Pooled(TcpStream, PoolPreface),
+    /// A PostgreSQL client that wants a statement of another connection of its to end.
+    Cancel(TcpStream, CancelRequest),
+}
+
+/// Where a PostgreSQL client's first bytes have led.
+enum Preamble {
+    /// To TLS; what was read of the ClientHello.
+    Tls(Vec<u8>),
+    /// Nowhere: it wants a statement to end.
+    Cancel(CancelRequest),
 }
 
 /// A client whose ClientHello was read and not answered.
@@ -118,10 +128,10 @@ impl Rules {
         }
         match bytes.first() {
             Some(&TLS_HANDSHAKE) => self.client(stream, bytes, address).await,
-            Some(&POSTGRES) => {
-                let bytes = preamble(&mut stream, bytes).await?;
-                self.client(stream, bytes, address).await
-            }
+            Some(&POSTGRES) => match preamble(&mut stream, bytes).await? {
+                Preamble::Tls(hello) => self.client(stream, hello, address).await,
+                Preamble::Cancel(request) => Ok(Greeting::Cancel(stream, request)),
+            },
             Some(&DIAL_BACK) => dial_back(stream, bytes).await,
             Some(first) => Err(Refused::silently(
                 Refusal::UnknownProtocol,
@@ -240,8 +250,8 @@ fn hello_refused(stream: TcpStream, error: &ClientHelloError) -> Refused {
     }
 }
 
-/// Leads a PostgreSQL client to TLS. Returns what was read of the ClientHello.
-async fn preamble(stream: &mut TcpStream, first: Vec<u8>) -> Result<Vec<u8>, Refused> {
+/// Leads a PostgreSQL client to TLS.
+async fn preamble(stream: &mut TcpStream, first: Vec<u8>) -> Result<Preamble, Refused> {
     let refused = |error| Refused::silently(Refusal::PostgresPreamble, error);
     let failed = |error: io::Error| Refused::silently(Refusal::ClosedEarly, error);
     let mut machine = PreambleMachine::new();
@@ -258,13 +268,10 @@ async fn preamble(stream: &mut TcpStream, first: Vec<u8>) -> Result<Vec<u8>, Ref
             PreambleStep::StartTls => {
                 nothing_stuffed(stream)?;
                 stream.write_all(b"S").await.map_err(failed)?;
-                return Ok(Vec::new());
+                return Ok(Preamble::Tls(Vec::new()));
             }
-            PreambleStep::DirectTls(hello) => return Ok(hello),
-            PreambleStep::Cancel(cancel) => {
-                let detail = format_args!("no agent is asked yet, handle {}", cancel.process_id);
-                return Err(Refused::silently(Refusal::PostgresCancel, detail));
-            }
+            PreambleStep::DirectTls(hello) => return Ok(Preamble::Tls(hello)),
+            PreambleStep::Cancel(request) => return Ok(Preamble::Cancel(request)),
         }
         bytes.reserve(PREAMBLE_READ_BYTES);
         read_some(stream, &mut bytes).await?;

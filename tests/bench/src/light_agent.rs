@@ -216,8 +216,8 @@ impl Agent {
                 control: "quic".to_owned(),
                 data: "tcp".to_owned(),
             }],
-            live_sessions: 0,
             services: vec![self.service.to_string()],
+            ..AgentStatus::default()
         };
         tokio::time::sleep(STATUS_EVERY.mul_f64(spread(self.number))).await;
         loop {

@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("iap-policy", &["iap-identity"]),
     ("iap-tunnel", &["iap-identity"]),
     ("iap-audit", &["iap-identity"]),
+    ("iap-postgres", &[]),
     (
         "iap-proto",
         &["iap-identity", "iap-policy", "iap-audit", "iap-tunnel"],
@@ -31,6 +32,7 @@ const ALL: &[&str] = &[
     "iap-policy",
     "iap-tunnel",
     "iap-audit",
+    "iap-postgres",
     "iap-proto",
     "iap-runtime",
 ];
@@ -59,6 +61,8 @@ const PURE: &[(&str, &[&str])] = &[
             "uuid",
             "serde",
             "zeroize",
+            "ssh-key",
+            "signature",
         ],
     ),
     (
@@ -82,6 +86,7 @@ const PURE: &[(&str, &[&str])] = &[
         "iap-audit",
         &["serde", "serde_json", "thiserror", "time", "uuid", "aws-lc-rs"],
     ),
+    ("iap-postgres", &["aws-lc-rs", "base64", "thiserror"]),
 ];
 
 /// The crates the owner asked for by name.

@@ -55,6 +55,10 @@ impl<'a> Columns<'a> {
         Ok(self.row.try_get(column)?)
     }
 
+    pub(super) fn bytes_or_none(&self, column: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.row.try_get(column)?)
+    }
+
     pub(super) fn number<T: TryFrom<i64>>(&self, column: &str) -> Result<T, StoreError> {
         let value: i64 = self.row.try_get(column)?;
         T::try_from(value).map_err(|_| self.damaged(column, format!("{value} is out of range")))

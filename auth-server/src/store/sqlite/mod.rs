@@ -27,7 +27,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every change of the schema, in order: number, what it does, the statements. What has been released is
 /// never edited again.
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
     (
         2,
@@ -44,6 +44,11 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
         5,
         "login proof",
         include_str!("../../../migrations/0005_login_proof.sql"),
+    ),
+    (
+        30,
+        "payloads",
+        include_str!("../../../migrations/0030_payloads.sql"),
     ),
 ];
 

@@ -19,6 +19,7 @@ fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
     Ok(StoredRecord {
         seq: columns.number("seq")?,
         bytes: columns.bytes("bytes")?,
+        payload: columns.bytes_or_none("payload")?,
     })
 }
 
@@ -74,7 +75,7 @@ async fn insert(
     record: &NewRecord,
     received_at: OffsetDateTime,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    let seq = sqlx::query(
         "INSERT INTO records (source, source_seq, hash, bytes, time, event, session_id, received_at)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )
@@ -87,7 +88,16 @@ async fn insert(
     .bind(record.session.as_ref().map(|id| id.as_bytes().to_vec()))
     .bind(milliseconds(received_at))
     .execute(&mut **transaction)
-    .await?;
+    .await?
+    .last_insert_rowid();
+    if let Some(payload) = &record.payload {
+        sqlx::query("INSERT INTO payloads (seq, salt, bytes) VALUES (?, ?, ?)")
+            .bind(seq)
+            .bind(payload.salt().as_slice())
+            .bind(payload.bytes())
+            .execute(&mut **transaction)
+            .await?;
+    }
     if let (Some(session), Some(change)) = (record.session, &record.change) {
         change_session(transaction, session, record.time, change).await?;
     }
@@ -197,8 +207,8 @@ impl RecordStore for SqliteStore {
 
     async fn records(&self, range: RecordRange, limit: u32) -> Result<Vec<StoredRecord>, StoreError> {
         let rows = sqlx::query(
-            "SELECT seq, bytes FROM records WHERE seq < ? AND time >= ? AND time <= ?
-             ORDER BY seq DESC LIMIT ?",
+            "SELECT seq, records.bytes, payloads.bytes AS payload FROM records LEFT JOIN payloads USING (seq)
+             WHERE seq < ? AND time >= ? AND time <= ? ORDER BY seq DESC LIMIT ?",
         )
         .bind(integer(range.before_seq))
         .bind(milliseconds(range.since))
@@ -210,10 +220,13 @@ impl RecordStore for SqliteStore {
     }
 
     async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError> {
-        let rows = sqlx::query("SELECT seq, bytes FROM records WHERE session_id = ? ORDER BY seq")
-            .bind(id.as_bytes().as_slice())
-            .fetch_all(&self.readers)
-            .await?;
+        let rows = sqlx::query(
+            "SELECT seq, records.bytes, payloads.bytes AS payload FROM records LEFT JOIN payloads USING (seq)
+             WHERE session_id = ? ORDER BY seq",
+        )
+        .bind(id.as_bytes().as_slice())
+        .fetch_all(&self.readers)
+        .await?;
         rows.iter().map(stored_from).collect()
     }
 

@@ -142,7 +142,8 @@ pub(super) const CLEARED_TABLES: [(&str, &str); 4] = [
 
 /// Tables that a restore keeps as the backup has them.
 #[cfg(test)]
-pub(super) const KEPT_TABLES: [&str; 14] = [
+pub(super) const KEPT_TABLES: [&str; 15] = [
+    "payloads",
     "counters",
     "belonging",
     "users",

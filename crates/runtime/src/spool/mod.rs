@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use iap_audit::{RecordBody, SourceId};
+use iap_audit::{Payload, RecordBody, SALT_BYTES, SourceId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use error::{SpoolError, SpoolOpenError};
@@ -77,6 +77,17 @@ pub struct SpooledRecord {
     pub seq: u64,
     /// Its exact bytes.
     pub bytes: Vec<u8>,
+    /// What lies beside it.
+    pub payload: Option<Payload>,
+}
+
+impl SpooledRecord {
+    /// What it takes, its payload included.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        let payload = self.payload.as_ref();
+        self.bytes.len() + payload.map_or(0, |payload| payload.bytes().len() + SALT_BYTES)
+    }
 }
 
 /// How full a spool is.

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::PoisonError;
 
 use iap_audit::spool::SPOOL_HEAD_BYTES;
-use iap_audit::{RECORD_BYTES_MAX, SpoolReader};
+use iap_audit::{Payload, RECORD_BYTES_MAX, SpoolReader};
 
 use super::error::SpoolError;
 use super::segments::Segment;
@@ -86,7 +86,10 @@ fn read(
     bytes_max: usize,
 ) -> io::Result<Vec<SpooledRecord>> {
     let start = start_of(shared, segment, seq);
-    let wanted = bytes_max.saturating_add(RECORD_BYTES_MAX + SPOOL_HEAD_BYTES) as u64;
+    // The last record may be as long as records get, and so may its payload.
+    let longest = 2 * (RECORD_BYTES_MAX + SPOOL_HEAD_BYTES);
+    let heads = records_max.saturating_mul(2 * SPOOL_HEAD_BYTES);
+    let wanted = bytes_max.saturating_add(longest).saturating_add(heads) as u64;
     let available = segment.bytes.saturating_sub(start.offset);
     // Without a cursor the record may lie anywhere in the file.
     let length = if start.next_seq == seq {
@@ -98,15 +101,24 @@ fn read(
     let mut frames = SpoolReader::new(&bytes);
     let mut next = start;
     let (mut found, mut found_bytes) = (Vec::new(), 0);
-    while let Some(record) = frames.next() {
+    while let Some(frame) = frames.next() {
+        if Payload::is_payload(frame) {
+            found_bytes += frame.len();
+            if let Some(record) = found.last_mut() {
+                attach(record, frame);
+            }
+            next.offset = start.offset + frames.good_length() as u64;
+            continue;
+        }
         if next.next_seq >= seq {
-            found_bytes += record.len();
+            found_bytes += frame.len();
             if !found.is_empty() && (found.len() >= records_max || found_bytes > bytes_max) {
                 break;
             }
             found.push(SpooledRecord {
                 seq: next.next_seq,
-                bytes: record.to_vec(),
+                bytes: frame.to_vec(),
+                payload: None,
             });
         }
         next.next_seq += 1;
@@ -114,6 +126,13 @@ fn read(
     }
     *shared.cursor.lock().unwrap_or_else(PoisonError::into_inner) = Some(next);
     Ok(found)
+}
+
+fn attach(record: &mut SpooledRecord, frame: &[u8]) {
+    match Payload::decode(frame) {
+        Ok(payload) => record.payload = Some(payload),
+        Err(error) => tracing::error!(record = record.seq, %error, "a payload in the spool cannot be read"),
+    }
 }
 
 fn start_of(shared: &Shared, segment: &Segment, seq: u64) -> Cursor {

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
-use iap_audit::{ChainHead, RecordView, SourceId, SpoolReader};
+use iap_audit::{ChainHead, Payload, RecordView, SourceId, SpoolReader};
 
 use super::error::SpoolOpenError;
 use super::position;
@@ -85,7 +85,8 @@ impl Walk {
         let path = segment.path(directory);
         let bytes = fs::read(&path).map_err(|source| io_error("read", &path, source))?;
         let scan = SpoolReader::new(&bytes).scan();
-        for record in &scan.records {
+        let records = scan.records.iter().filter(|frame| !Payload::is_payload(frame));
+        for record in records {
             let head = self.record(&path, first_seq, record)?;
             segment.last_seq = head.seq;
             self.head = Some(head);

@@ -541,3 +541,44 @@ fn the_reserve_takes_blocks_and_gives_them_back() {
         );
     }
 }
+
+fn with_payload(note: &str) -> Event {
+    let fields = serde_json::json!({ "statement": note });
+    let payload = Payload::of(fields.as_object().unwrap(), [7; SALT_BYTES]).unwrap();
+    event(note).payload(payload)
+}
+
+#[tokio::test]
+async fn a_payload_is_read_back_beside_its_record_also_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("spool");
+    let (spool, _) = open(&path, limits());
+    spool.append(event("without"), Room::Free).await.unwrap();
+    for note in ["one", "two"] {
+        spool.append(with_payload(note), Room::Free).await.unwrap();
+    }
+    drop(spool);
+    let (spool, recovery) = open(&path, limits());
+    assert_eq!((recovery.head.seq, recovery.torn_bytes), (3, 0));
+    spool
+        .append(with_payload(&"three".repeat(1000)), Room::Free)
+        .await
+        .unwrap();
+    // One by one by the cursor, and from the middle without it.
+    for from in [1, 2, 4] {
+        let found = all(&spool, from).await;
+        let numbers: Vec<u64> = found.iter().map(|record| record.seq).collect();
+        assert_eq!(numbers, (from..=4).collect::<Vec<_>>());
+        for record in &found {
+            let view = RecordView::parse(&record.bytes).unwrap();
+            match (&record.payload, record.seq) {
+                (None, 1) => {}
+                (Some(payload), 2..=4) => payload.belongs_to(&view).unwrap(),
+                (other, seq) => panic!("{seq}: {other:?}"),
+            }
+        }
+        assert_one_chain(&found);
+    }
+    spool.acknowledge(3).await.unwrap();
+    assert_eq!(all(&spool, 0).await.len(), 1);
+}

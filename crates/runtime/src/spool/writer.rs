@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use iap_audit::spool::encode_frame;
-use iap_audit::{Chain, ChainHead, RecordBody, SealError};
+use iap_audit::{Chain, ChainHead, RecordBody, SealError, SpoolFrameError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::disk::{Disk, SegmentFile};
@@ -253,8 +253,10 @@ impl Group {
         let before = self.chain.head().clone();
         let sealed = self.chain.seal(job.body.clone()).map_err(unrecordable);
         let framed = sealed.and_then(|record| {
-            let frame =
-                encode_frame(&record.bytes).map_err(|error| SpoolError::Unrecordable(error.to_string()))?;
+            let mut frame = encode_frame(&record.bytes).map_err(unframeable)?;
+            if let Some(payload) = job.body.payload() {
+                frame.extend(encode_frame(&payload.encode()).map_err(unframeable)?);
+            }
             Ok((record, frame))
         });
         let (error, refused_bytes) = match framed {
@@ -280,6 +282,10 @@ fn refuse(group: Group, error: &SpoolError) {
     for sealed in group.sealed {
         let _ = sealed.job.reply.send(Err(error.clone()));
     }
+}
+
+fn unframeable(error: SpoolFrameError) -> SpoolError {
+    SpoolError::Unrecordable(error.to_string())
 }
 
 fn unrecordable(error: SealError) -> SpoolError {

@@ -13,6 +13,7 @@ use iap_runtime::seldom::Seldom;
 use iap_tunnel::Boundaries;
 
 use super::farewell::{self, Delivered};
+use super::postgres::Writing;
 use super::stream::SessionStream;
 use super::{Course, GoingOn, Outcome, Visit};
 use crate::backend::{self, BackendStream};
@@ -32,6 +33,8 @@ pub struct Joined {
     client: Delivered<SessionStream>,
     backend: BackendStream,
     under_way: UnderWay,
+    /// Over once what was seen of an inspected session is on record.
+    writing: Option<Writing>,
 }
 
 /// Dials the backend and tells the client.
@@ -40,7 +43,9 @@ pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         client,
         backend,
         cluster,
+        credentials: _,
         course,
+        ..
     } = visit;
     let (started, live, recorder) = (course.started, course.live, course.recorder);
     let mark = recorder.mark();
@@ -77,6 +82,7 @@ pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         client: Delivered::new(client, boundaries),
         backend,
         under_way: UnderWay::default(),
+        writing: None,
     };
     let keeping = match course.handover {
         Some(handover) if handover.survives_kill() => Box::pin(course.keep(handover, &joined)).await,
@@ -96,6 +102,7 @@ pub(super) fn go_on(session: GoingOn) -> Result<Box<Joined>, Ending> {
         client: Delivered::new(client, session.boundaries),
         backend: session.backend,
         under_way: session.under_way,
+        writing: None,
     };
     let joined = match session.keeping {
         Some(keeping) => joined.kept(keeping, &session.live)?,
@@ -105,6 +112,20 @@ pub(super) fn go_on(session: GoingOn) -> Result<Box<Joined>, Ending> {
 }
 
 impl Joined {
+    /// A session whose bytes are looked at as they pass.
+    pub(super) fn inspected(
+        client: Delivered<SessionStream>,
+        backend: BackendStream,
+        writing: Writing,
+    ) -> Self {
+        Self {
+            client,
+            backend,
+            under_way: UnderWay::default(),
+            writing: Some(writing),
+        }
+    }
+
     /// From now on it is kept for the case that this agent is killed, and nothing of it is lost then.
     fn kept(mut self, keeping: Arc<Keeping>, live: &Live) -> Result<Self, Ending> {
         let SessionStream::Resumable(stream) = self.client.inner_mut() else {
@@ -170,10 +191,12 @@ impl Course<'_> {
 
     /// Moves bytes until something ends the session or the agent's successor goes on with it. No `async fn`, whose future
     /// would hold all of this twice.
-    pub(crate) fn follow(mut self, joined: Box<Joined>) -> impl Future<Output = Outcome> + Send {
-        if !matches!(joined.client.inner(), SessionStream::Resumable(_)) || !self.started.is_on_record() {
+    pub(crate) fn follow(mut self, mut joined: Box<Joined>) -> impl Future<Output = Outcome> + Send {
+        let can_come_back = matches!(joined.client.inner(), SessionStream::Resumable(_));
+        if !can_come_back || joined.client.is_tapped() || !self.started.is_on_record() {
             self.handover = None;
         }
+        let writing = joined.writing.take();
         if self.handover.is_some() {
             self.live.may_move();
         }
@@ -193,6 +216,10 @@ impl Course<'_> {
                 Relayed::Yielded(session) => Box::pin(self.leave(*session)).await,
             };
             self.recorder.phase("relay", mark, |_| {});
+            if let Some(writing) = writing {
+                // Its end comes behind them on record.
+                let _ = writing.await;
+            }
             outcome
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use iap_audit::{CloseReason, Event, EventKind};
+use iap_audit::{CloseReason, Event, EventKind, Observed};
 use iap_identity::{AgentId, SessionId};
 use iap_runtime::handover::{Left, LiveMemory, Parcel, read_sealed};
 use serde_json::{Map, Value};
@@ -279,6 +279,9 @@ impl HandedSession {
             agent: facts.agent,
             client: self.began.client,
             through: self.began.through.clone(),
+            // Sessions that are watched more closely are not left to a successor.
+            observed: Observed::Bytes,
+            target: OnceLock::new(),
             asked_login: facts.asked_login.clone(),
             asked_database: facts.asked_database.clone(),
             started: facts.started,

@@ -64,7 +64,7 @@ fn whom_policy_denies_reads_so_with_psql_openssl_and_iapctl() {
         .into();
     assert_eq!(denied.code, 2, "{denied:?}");
     for said in [
-        "FATAL:  Policy does not allow bob@example.com to reach db-prod.",
+        "FATAL:  Policy does not allow bob@example.com to reach db-prod as app.",
         "HINT:  Ask #databases, who can see why with: iapctl policy explain bob@example.com db-prod",
     ] {
         assert!(denied.stderr.contains(said), "{said}: {}", denied.stderr);

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::resume::{TRANSFER_BYTES, events, only_session, transfer_through};
+use crate::survival::Relay;
 use crate::survival::psql::Psql;
 
 /// Ends the agent by a signal and waits until another is at its place.
@@ -20,10 +21,13 @@ pub(crate) fn restart_agent(plane: &Plane, signal: Signal) {
 
 #[test]
 fn an_open_transaction_in_psql_outlives_two_restarts_of_its_agent_and_the_records_tell() {
-    let plane = Plane::demo().unwrap();
+    let database = Relay::start();
+    let service = format!("db=127.0.0.1:{}", database.port);
+    let plane = Plane::start(&["--demo", "--service", &service]).unwrap();
     plane.log_in("alice").unwrap();
     plane.log_in("auditor").unwrap();
-    let command = plane.command("alice", &[&["connect", "db-prod", "--"], Psql::COMMAND].concat());
+    database.serves_unread(&plane);
+    let command = plane.command("alice", &[&["connect", "db", "--"], Psql::COMMAND].concat());
     let mut psql = Psql::start(command.unwrap());
     for round in ["the first restart", "the second"] {
         restart_agent(&plane, Signal::TERM);

@@ -43,7 +43,14 @@ fn alice_queries_the_database_and_the_auditor_reads_her_session() {
         .iter()
         .filter_map(|record| record["event"].as_str())
         .collect();
-    assert_eq!(events, ["session.start", "session.end"]);
+    let told = [
+        "session.start",
+        "session.login",
+        "session.statement",
+        "session.end",
+    ];
+    assert_eq!(events, told);
+    assert_eq!(records[2]["statement"], QUERY[QUERY.len() - 1]);
 }
 
 #[test]

@@ -47,7 +47,17 @@ fn log_is_complete(plane: &Plane) {
             .iter()
             .filter_map(|record| record["event"].as_str())
             .collect();
-        assert_eq!(events, ["session.start", "session.end"]);
+        assert_eq!(
+            (events.first(), events.last()),
+            (Some(&"session.start"), Some(&"session.end"))
+        );
+        let ends = ["session.start", "session.end"];
+        assert_eq!(
+            events.iter().filter(|event| ends.contains(event)).count(),
+            2,
+            "{events:?}"
+        );
+        assert!(events.contains(&"session.statement"), "{events:?}");
         for record in &records {
             let key = (
                 record["agent_id"].to_string(),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
-use iap_e2e::{Sshd, wait_until};
+use iap_e2e::{Plane, Sshd, wait_until};
 use jobs::{Desk, Jobs};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -22,20 +22,22 @@ use crate::resume::kill_proxy;
 /// Certificates that end while the file is under way.
 const SHORT: &str = "[login]\nttl = \"10s\"\n";
 
-/// The service of that name, whose place the agent knows.
-const DATABASE: &str = "[[service]]\nname = \"db\"\nprotocol = \"postgres\"\ndefault_login = \"app\"\nlabels = { env = \"dev\" }\n";
+/// The service of that name, whose place the agent knows. What is inspected is not left to another agent.
+const DATABASE: &str = "[[service]]\nname = \"db\"\nprotocol = \"postgres\"\ninspect = false\ndefault_login = \"app\"\nlabels = { env = \"dev\" }\n";
 
 #[test]
 fn psql_scp_and_pgbench_outlive_killed_proxies_a_new_agent_and_the_end_of_their_certificate() {
     let files = tempfile::tempdir().unwrap();
     let sshd = Sshd::start(files.path(), |program| Command::new(program)).unwrap();
     let provider = Provider::start();
-    let plane = provider.plane_serving(SHORT, &[("files", sshd.port)]);
+    let database = Relay::start();
+    let plane = provider.plane_serving(SHORT, &[("files", sshd.port), ("db", database.port)]);
+    database.serves_unread(&plane);
     log_in(&plane, "carol", &["--no-renew"]);
     let mut jobs = Jobs::start(&Desk {
         plane: &plane,
         user: "carol",
-        database: "db-prod",
+        database: "db",
         files: "files",
         sshd: &sshd,
         seconds: 40,
@@ -69,14 +71,10 @@ fn psql_scp_and_pgbench_outlive_an_agent_that_is_killed_again_and_again() {
     let services = [("files", sshd.port), ("db", database.port)];
     let services = services.map(|(name, port)| format!("{name}=127.0.0.1:{port}"));
     let plane = plane_surviving_kills(&["--demo", "--service", &services[0], "--service", &services[1]]);
-    database.leads_to(plane.dir().join("postgres/.s.PGSQL.5432"));
-    for person in ["alice", "admin", "auditor"] {
+    for person in ["alice", "auditor"] {
         plane.log_in(person).unwrap();
     }
-    let record = plane.scratch().join("services.toml");
-    std::fs::write(&record, DATABASE).unwrap();
-    let applied = plane.iapctl("admin", &["services", "apply", record.to_str().unwrap()]);
-    applied.unwrap().succeeded().unwrap();
+    database.serves_unread(&plane);
     let mut jobs = Jobs::start(&Desk {
         plane: &plane,
         user: "alice",
@@ -109,13 +107,13 @@ fn psql_scp_and_pgbench_outlive_an_agent_that_is_killed_again_and_again() {
 }
 
 /// The demo's database by TCP: of what comes by a Unix socket nobody counts the bytes.
-struct Relay {
-    port: u16,
+pub(crate) struct Relay {
+    pub(crate) port: u16,
     target: Arc<OnceLock<PathBuf>>,
 }
 
 impl Relay {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let target = Arc::<OnceLock<PathBuf>>::default();
@@ -141,8 +139,15 @@ impl Relay {
         Self { port, target }
     }
 
-    fn leads_to(&self, socket: PathBuf) {
+    /// The demo's database is the service `db` from now on, its bytes unread.
+    pub(crate) fn serves_unread(&self, plane: &Plane) {
+        let socket = plane.dir().join("postgres/.s.PGSQL.5432");
         self.target.set(socket).unwrap();
+        plane.log_in("admin").unwrap();
+        let record = plane.scratch().join("services.toml");
+        std::fs::write(&record, DATABASE).unwrap();
+        let applied = plane.iapctl("admin", &["services", "apply", record.to_str().unwrap()]);
+        applied.unwrap().succeeded().unwrap();
     }
 }
 

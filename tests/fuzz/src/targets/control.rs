@@ -7,8 +7,8 @@ use iap_identity::{ConnectionId, ServiceName};
 use iap_proto::{decode_control, encode_control};
 use iap_tunnel::frame::LENGTH_BYTES;
 use iap_tunnel::{
-    CONTROL_FRAME_BYTES_MAX, ControlMessage, Conversation, DataOffer, LengthPrefixed, RefusedService, RunId,
-    Side, Token,
+    CONTROL_FRAME_BYTES_MAX, CancelRequest, ControlMessage, Conversation, DataOffer, LengthPrefixed,
+    RefusedService, RunId, Side, Token,
 };
 
 use super::Seeds;
@@ -88,6 +88,7 @@ fn only_from(message: &ControlMessage) -> Option<Side> {
         ControlMessage::Announced { .. }
         | ControlMessage::Open { .. }
         | ControlMessage::PoolTokens { .. }
+        | ControlMessage::Cancel(_)
         | ControlMessage::Drain { .. } => Some(Side::Proxy),
         ControlMessage::Hello { .. } | ControlMessage::Ping(_) | ControlMessage::Pong(_) => None,
     }
@@ -154,6 +155,7 @@ pub(crate) fn seeds() -> Seeds {
         open(Some(db()), Some(connection_id)),
         pool_tokens(2),
         pool_tokens(0),
+        ControlMessage::Cancel(CancelRequest::new(7, vec![8; 4]).unwrap()),
         ControlMessage::Pong(u64::MAX),
         ControlMessage::Drain { deadline_seconds: 30 },
     ];

@@ -1,5 +1,6 @@
 //! The targets.
 
+mod backend_certificates;
 mod client_hello;
 mod configuration;
 mod control;
@@ -8,6 +9,7 @@ mod identity;
 mod login_pages;
 mod policy;
 mod postgres;
+mod postgres_session;
 mod preface;
 mod proxy_protocol;
 mod resume;
@@ -50,6 +52,11 @@ pub const TARGETS: &[Target] = &[
         seeds: identity::seeds,
     },
     Target {
+        name: "backend_certificates",
+        run: backend_certificates::run,
+        seeds: backend_certificates::seeds,
+    },
+    Target {
         name: "snapshot",
         run: snapshot::run,
         seeds: snapshot::seeds,
@@ -63,6 +70,11 @@ pub const TARGETS: &[Target] = &[
         name: "postgres",
         run: postgres::run,
         seeds: postgres::seeds,
+    },
+    Target {
+        name: "postgres_session",
+        run: postgres_session::run,
+        seeds: postgres_session::seeds,
     },
     Target {
         name: "proxy_protocol",

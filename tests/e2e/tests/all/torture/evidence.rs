@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use iap_audit::{RecordView, SpoolReader, verify_link};
+use iap_audit::{Payload, RecordView, SpoolReader, verify_link};
 use iap_identity::SessionId;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use uuid::Uuid;
@@ -48,7 +48,8 @@ impl Witness {
         let mut records = Vec::new();
         for file in std::fs::read_dir(&self.folder).unwrap() {
             let bytes = std::fs::read(file.unwrap().path()).unwrap();
-            records.extend(SpoolReader::new(&bytes).map(<[u8]>::to_vec));
+            let frames = SpoolReader::new(&bytes).filter(|frame| !Payload::is_payload(frame));
+            records.extend(frames.map(<[u8]>::to_vec));
         }
         records
     }
@@ -83,7 +84,8 @@ pub(super) fn written(spool: &Path) -> u64 {
         .filter(|path| path.extension().is_some_and(|it| it == "records"));
     let newest = records.filter_map(|path| {
         let bytes = std::fs::read(path).ok()?;
-        let last = SpoolReader::new(&bytes).last()?;
+        let frames = SpoolReader::new(&bytes);
+        let last = frames.filter(|frame| !Payload::is_payload(frame)).last()?;
         Some(RecordView::parse(last).unwrap().agent_seq)
     });
     newest.max().unwrap_or(0)

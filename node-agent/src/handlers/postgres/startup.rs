@@ -1,0 +1,137 @@
+//! What a PostgreSQL client says first, and whether it may say that here.
+
+use std::io;
+use std::time::Duration;
+
+use iap_identity::LoginName;
+use iap_postgres::{Startup, StartupError, StartupReader, StartupSaid};
+use iap_tunnel::fatal::SQLSTATE_DENIED;
+use iap_tunnel::{CancelRequest, Fatal};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::settings::PostgresSettings;
+use crate::session::Target;
+
+/// A first message is read in pieces of this size.
+const PIECE_BYTES: usize = 1024;
+
+/// A client's first word.
+#[derive(Debug)]
+pub(crate) enum FirstWord {
+    /// It wants a session.
+    Startup(Box<Startup>),
+    /// It wants another session's statement to end.
+    Cancel(CancelRequest),
+}
+
+/// Why a client has no first word.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FirstWordError {
+    /// Not within the time allowed.
+    #[error("the client did not send its startup message in time")]
+    TimedOut,
+    /// Not PostgreSQL's protocol.
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+    /// Bytes behind the message; a client waits for its answer.
+    #[error("bytes were sent behind the startup message before it was answered")]
+    StuffedBytes,
+    /// The connection broke.
+    #[error("the connection broke before the startup message: {0}")]
+    Broken(#[from] io::Error),
+}
+
+/// Reads it within `patience`.
+pub(crate) async fn first_word<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    patience: Duration,
+) -> Result<FirstWord, FirstWordError> {
+    match tokio::time::timeout(patience, read(stream)).await {
+        Ok(read) => read,
+        Err(_elapsed) => Err(FirstWordError::TimedOut),
+    }
+}
+
+async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<FirstWord, FirstWordError> {
+    let mut reader = StartupReader::new();
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let count = stream.read(&mut piece).await?;
+        if count == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        match reader.push(piece.get(..count).unwrap_or_default())? {
+            StartupSaid::NeedMore => {}
+            StartupSaid::RefuseEncryption => {
+                stream.write_all(b"N").await?;
+                stream.flush().await?;
+            }
+            StartupSaid::Started(startup, behind) if behind.is_empty() => {
+                return Ok(FirstWord::Startup(Box::new(startup)));
+            }
+            StartupSaid::Started(..) => return Err(FirstWordError::StuffedBytes),
+            StartupSaid::Cancel { process_id, key } => {
+                return Ok(FirstWord::Cancel(CancelRequest { process_id, key }));
+            }
+        }
+    }
+}
+
+/// The login and database that a startup message names.
+///
+/// # Errors
+/// What the client is told of names that cannot be any.
+pub(crate) fn target(startup: &Startup) -> Result<Target, String> {
+    let login = LoginName::parse(&startup.user).map_err(|error| error.to_string())?;
+    let database = LoginName::parse(&startup.database)
+        .map_err(|error| format!("the database's name is like a {error}"))?;
+    Ok(Target {
+        login,
+        database: database.as_str().to_owned(),
+    })
+}
+
+/// Whether this host's own file lets clients ask for that much.
+///
+/// # Errors
+/// What the client is told instead.
+pub(super) fn check(startup: &Startup, settings: &PostgresSettings) -> Result<(), Fatal> {
+    if startup.wants_replication() && !settings.replication {
+        let hint = "An operator can set replication = true in [service.postgres] of the agent's file.";
+        return Err(refused("replication is not allowed for this service", hint));
+    }
+    if startup
+        .parameter("options")
+        .is_some_and(|options| !options.trim().is_empty())
+        && !settings.options
+    {
+        let hint = "Unset PGOPTIONS, or use SET. An operator can set options = true in [service.postgres] of the agent's file.";
+        return Err(refused("startup options are not allowed for this service", hint));
+    }
+    Ok(())
+}
+
+/// Somebody who may have a session, and not this one.
+pub(super) fn refused(message: &str, hint: &str) -> Fatal {
+    Fatal {
+        sqlstate: SQLSTATE_DENIED,
+        message: message.to_owned(),
+        detail: None,
+        hint: Some(hint.to_owned()),
+    }
+}
+
+/// A client's last words, in its own protocol.
+pub(crate) async fn say_fatal<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    fatal: &Fatal,
+    patience: Duration,
+) {
+    let telling = async {
+        stream.write_all(&fatal.encode()).await?;
+        stream.flush().await?;
+        stream.shutdown().await
+    };
+    // Whoever has gone does not hear it.
+    let _ = tokio::time::timeout(patience, telling).await;
+}
