@@ -14,6 +14,7 @@ use iap_tunnel::DataWay;
 use serde::Deserialize;
 
 use crate::backend::{BackendAddress, Introduction};
+use crate::handlers::ssh::{RawSsh, SshSettings};
 use crate::limits::Limits;
 
 /// Prefix of the environment variables that override the file: `IAP_AGENT__LIMITS__SESSIONS_MAX`.
@@ -107,6 +108,8 @@ pub struct LocalService {
     pub introduction: Introduction,
     /// What this host allows at most.
     pub ceiling: Ceiling,
+    /// How its sshd is dealt with where sessions are recorded.
+    pub ssh: Option<SshSettings>,
 }
 
 /// A bound that the central policy can never exceed. An absent list bounds nothing.
@@ -174,6 +177,8 @@ struct RawService {
     proxy_protocol: Introduction,
     #[serde(default)]
     ceiling: Ceiling,
+    #[serde(default)]
+    ssh: Option<RawSsh>,
 }
 
 impl Config {
@@ -228,7 +233,15 @@ impl Config {
         let traces = raw.traces.check(&mut errors);
         let mut services = LocalServices::new();
         for (index, service) in raw.service.into_iter().enumerate() {
+            let key = format!("service.{index}.ssh");
+            let ssh = service
+                .ssh
+                .and_then(|ssh| ssh.check(&service.backend, &key, &mut errors));
+            if ssh.is_some() && service.proxy_protocol != Introduction::None {
+                errors.push(&key, "sshd understands no PROXY header: leave proxy_protocol out");
+            }
             let local = LocalService {
+                ssh,
                 backend: service.backend,
                 introduction: service.proxy_protocol,
                 ceiling: service.ceiling,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{AgentId, LoginName, ServiceName, SessionId};
-use iap_policy::{Asked, Decision, Grant, Question};
+use iap_policy::{Asked, Denial, DenialCode, Grant, Protocol, Question, ServiceFacts};
 use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use iap_runtime::config::InForce;
@@ -35,6 +35,25 @@ pub struct Attempt {
     pub service: ServiceName,
     /// From where: the proxy's word.
     pub client: SocketAddr,
+    /// As whom.
+    pub wish: Wish,
+}
+
+/// The login that somebody asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// It comes in words that are yet to be heard: the question is whether there is any.
+    Unheard,
+    /// This one.
+    Login(LoginName),
+}
+
+impl Wish {
+    /// What a session asks for that goes on under `grant`.
+    #[must_use]
+    pub fn of(grant: &Grant) -> Self {
+        grant.login().cloned().map_or(Self::Unheard, Self::Login)
+    }
 }
 
 /// Permission to start one session: the policy's grant, and the record of the service it was given for.
@@ -190,7 +209,9 @@ impl Gate {
         self.check_age(&view, &service.strictness, now)
             .map_err(Refusal::Outage)?;
         let grant = evaluate(&view, &service, attempt, now)?;
-        check_logins(&local.ceiling, grant.login())?;
+        if !is_heard(&service.facts) || attempt.wish != Wish::Unheard {
+            check_logins(&local.ceiling, grant.login())?;
+        }
         Ok(Permit(Arc::new(Permission {
             grant,
             service,
@@ -252,7 +273,13 @@ impl Gate {
     }
 }
 
-/// No handler of this agent reads a protocol yet, so logins and databases are opaque to the policy.
+/// Whether the login comes in the client's own words, behind the first decision.
+#[must_use]
+pub fn is_heard(service: &ServiceFacts) -> bool {
+    service.protocol == Protocol::Ssh && service.inspect
+}
+
+/// Logins are opaque to the policy where no handler reads them, and so are databases.
 fn evaluate(
     view: &View,
     service: &ServiceRecord,
@@ -260,17 +287,44 @@ fn evaluate(
     now: OffsetDateTime,
 ) -> Result<Grant, Refusal> {
     let user = attempt.caller.facts();
-    let question = Question {
-        user: &user,
-        service: &service.facts,
-        login: Asked::Opaque,
-        database: Asked::Opaque,
-        client_ip: canonical(attempt.client.ip()),
-        now,
+    let ask = |login: Asked<'_>| {
+        let question = Question {
+            user: &user,
+            service: &service.facts,
+            login,
+            database: Asked::Opaque,
+            client_ip: canonical(attempt.client.ip()),
+            now,
+        };
+        view.policy().evaluate(&question, view.vocabulary()).into_result()
     };
-    match view.policy().evaluate(&question, view.vocabulary()) {
-        Decision::Grant(grant) => Ok(grant),
-        Decision::Denial(denial) => Err(Refusal::Denied(denial)),
+    let decided = match &attempt.wish {
+        _ if !is_heard(&service.facts) => ask(Asked::Opaque),
+        Wish::Login(login) => ask(Asked::Visible(Some(login))),
+        Wish::Unheard => any_login(ask),
+    };
+    decided.map_err(Refusal::Denied)
+}
+
+/// Whether there is a login at all: the default one, or else the first of those to choose from. Where any may be used,
+/// one that no rule is likely to name stands for it.
+fn any_login(ask: impl Fn(Asked<'_>) -> Result<Grant, Denial>) -> Result<Grant, Denial> {
+    let denial = match ask(Asked::Visible(None)) {
+        Ok(grant) => return Ok(grant),
+        Err(denial) => denial,
+    };
+    let login = match &denial.code {
+        DenialCode::LoginChoice(choices) => choices.first().cloned(),
+        DenialCode::NoRuleMatches
+        | DenialCode::DeniedByRule
+        | DenialCode::ConditionFailed
+        | DenialCode::LoginNotAllowed
+        | DenialCode::StepUpNeeded(_)
+        | DenialCode::RenewNeeded => return Err(denial),
+    };
+    match login.or_else(|| LoginName::parse("nobody").ok()) {
+        Some(login) => ask(Asked::Visible(Some(&login))),
+        None => Err(denial),
     }
 }
 

@@ -29,6 +29,10 @@ pub mod names {
     pub const SPOOL: &str = "spool";
     /// Sessions that live while their start records may have left the spool.
     pub const LIVE: &str = "live.jsonl";
+    /// Recordings that the auth server does not have yet.
+    pub const RECORDINGS: &str = "recordings";
+    /// The SSH keys that clients of recorded services see.
+    pub const SSH_HOST_KEYS: &str = "ssh_host_keys";
     /// Where a successor asks a running agent for its sessions.
     pub const SUCCESSOR: &str = "successor";
 }

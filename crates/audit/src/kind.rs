@@ -44,6 +44,14 @@ kinds! {
     SessionResumeRefused = "session.resume_refused", "S1006W";
     /// An agent took a session over from its predecessor.
     SessionHandover = "session.handover", "S1007I";
+    /// What is about to run in an SSH session: a shell, a command or a subsystem.
+    SessionCommand = "session.command", "S1020I";
+    /// A file went over an SSH session, or was changed through it.
+    SessionFile = "session.file", "S1021I";
+    /// Somebody asked for a connection to another port through an SSH session.
+    SessionForward = "session.forward", "S1022I";
+    /// A recording is over, or could not be made.
+    SessionRecording = "session.recording", "S1023I";
     /// An agent began its work.
     AgentStart = "agent.start", "A1000I";
     /// An agent ended its work in order.
@@ -98,6 +106,8 @@ kinds! {
     AdminDenied = "admin.denied", "D1000W";
     /// Somebody read the audit trail.
     AuditSearched = "audit.searched", "X1000I";
+    /// Somebody replayed the recording of another's session.
+    RecordingPlayed = "recording.played", "X1003I";
     /// The trail contradicts itself.
     AuditAlarm = "audit.alarm", "X1001E";
     /// Records of an agent are gone with a database that was lost.

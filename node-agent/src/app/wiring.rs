@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::running::{Conditions, Gauges, Running, Tasks};
 use super::{App, RunError};
 use crate::auth::leaves::LeafKeeper;
+use crate::auth::recordings::RecordingUploader;
 use crate::auth::upload::Uploader;
 use crate::auth::watch::Watcher;
 use crate::auth::{AuthClient, renewal, status};
@@ -23,6 +24,7 @@ use crate::config::LocalServices;
 use crate::control::{Connected, Connector, Proxies};
 use crate::decide::Gate;
 use crate::dialback::{Entrance, EntranceParts};
+use crate::handlers::ssh::HostKeys;
 use crate::identity::OwnIdentity;
 use crate::leaves::Leaves;
 use crate::limits::Limits;
@@ -66,6 +68,7 @@ pub(super) fn start(
         sessions,
         store,
         handed,
+        recordings,
     } = app;
     let successor = Successor::default();
     let succession = store.is_none().then(|| Succession {
@@ -109,6 +112,8 @@ pub(super) fn start(
         traces: traces.clone(),
         shutdown: shutdown.clone(),
         handover: handover.clone(),
+        recordings: recordings.clone(),
+        host_keys: HostKeys::new(state.path(names::SSH_HOST_KEYS)),
     });
     take_over(&entrance, handed, handover.clone());
     let connected = Arc::new(Connected::default());
@@ -141,6 +146,7 @@ pub(super) fn start(
         state,
         shared.views.clone(),
     )?);
+    let recorded = RecordingUploader::new(recordings, Arc::clone(&client));
     let sessions = Arc::clone(&shared.sessions);
     let gauges = Gauges {
         gate: Arc::clone(&gate),
@@ -153,6 +159,7 @@ pub(super) fn start(
     };
 
     let mut tasks = Tasks::default();
+    tasks.spawn("recordings", recorded.run());
     tasks.spawn("review", shared.reviewer(gate).run());
     tasks.spawn("journal", journal.clone().run());
     tasks.spawn("leaves", shared.keeper(leaves, Arc::clone(&client)).run());

@@ -12,7 +12,7 @@ use iap_tunnel::{ALPN_IAP, ALPN_RESUME};
 use super::greet::{Greeted, Talk};
 use super::stream::DataStream;
 use super::verifier::{Decided, Tell, deciding_verifier, verifier};
-use crate::decide::{Attempt, Gate, Permit, Refusal};
+use crate::decide::{Attempt, Gate, Permit, Refusal, Wish};
 use crate::session::Caller;
 
 /// The encrypted stream to the client. In a box: each step that it is handed through would hold its size once more.
@@ -33,6 +33,7 @@ impl AttemptSeed {
             caller,
             service: self.service.clone(),
             client: self.client,
+            wish: Wish::Unheard,
         }
     }
 }

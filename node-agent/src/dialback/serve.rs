@@ -19,8 +19,8 @@ use super::handshake::{self, AttemptSeed, ClientStream, Entered, Entry, NotEnter
 use super::hello::{read_hello, say_last};
 use super::{DataStream, Entrance, Open};
 use crate::control::Link;
-use crate::decide::{Permit, Refusal};
-use crate::handlers::{self, Client, Course, Joined, Outcome, Returning, Visit, farewell};
+use crate::decide::{Permit, Refusal, is_heard};
+use crate::handlers::{self, Client, Course, Joined, Outcome, Returning, Visit, Visitor, farewell};
 use crate::journal::{Denied, Mismatch};
 use crate::session::{Caller, Live, Resumes, SessionFacts, Started, live, review, spans};
 
@@ -66,24 +66,26 @@ enum Came {
 
 /// What the client said about itself in its hello.
 #[derive(Debug, Default)]
-struct Asked {
+pub(super) struct Asked {
     connect_id: Option<ConnectId>,
-    login: Option<LoginName>,
+    pub(super) login: Option<LoginName>,
     database: Option<String>,
 }
 
 /// A client that may have a session.
-struct Admitted {
-    client: Client,
-    caller: Caller,
-    seed: AttemptSeed,
-    permit: Permit,
-    asked: Asked,
+pub(super) struct Admitted {
+    pub(super) client: Visitor,
+    pub(super) caller: Caller,
+    pub(super) seed: AttemptSeed,
+    pub(super) permit: Permit,
+    pub(super) asked: Asked,
+    /// What is settled, and the switch, where a client was heard first: it may come back from then on.
+    pub(super) early: Option<(Arc<SessionFacts>, Arc<Live>)>,
 }
 
 impl Passage {
     /// Everything up to a session whose bytes can move; nothing where there is none.
-    async fn lead_in(self, place: Place) -> Option<(Begun, Box<Joined>)> {
+    async fn lead_in(self, place: Place) -> Option<(Begun, Joined)> {
         let came = tokio::select! {
             came = Box::pin(self.come_in()) => came,
             () = place.gave_way() => {
@@ -129,13 +131,18 @@ impl Passage {
                 let client = self.raw_client(stream, &seed, &permit);
                 let asked = Asked::default();
                 Box::new(Admitted {
-                    client,
+                    client: Visitor::Stream(client),
                     caller,
                     seed,
                     permit,
                     asked,
+                    early: None,
                 })
             }
+        };
+        let admitted = match is_heard(&admitted.permit.service().facts) {
+            true => Box::pin(self.hear(admitted)).await?,
+            false => admitted,
         };
         Box::pin(self.admit(admitted)).await
     }
@@ -299,11 +306,12 @@ impl Passage {
                     connection_id: self.open.connection_id,
                 });
                 Some(Box::new(Admitted {
-                    client: Client::framed(stream, self.recorder.trace(), returning),
+                    client: Visitor::Stream(Client::framed(stream, self.recorder.trace(), returning)),
                     caller,
                     seed,
                     permit,
                     asked,
+                    early: None,
                 }))
             }
             Err(refusal) => {
@@ -345,14 +353,14 @@ impl Passage {
     }
 
     /// Whom to ask, by the service's record.
-    fn contact(&self, seed: &AttemptSeed) -> Option<String> {
+    pub(super) fn contact(&self, seed: &AttemptSeed) -> Option<String> {
         let parts = &self.entrance.parts;
         let view = parts.gate.view()?;
         let service = view.service_for(&seed.service, &parts.agent_id)?;
         Some(service.contact.clone()).filter(|contact| !contact.is_empty())
     }
 
-    fn trace_refusal(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
+    pub(super) fn trace_refusal(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) {
         spans::refused(&self.recorder, seed.session_id, &seed.service, caller, refusal);
     }
 
@@ -396,7 +404,7 @@ impl Passage {
 
     /// From the permit to an open backend. The order is the contract: room, durable start record, registry,
     /// and only then, inside the handler, the backend.
-    async fn admit(&self, admitted: Box<Admitted>) -> Option<(Begun, Box<Joined>)> {
+    async fn admit(&self, admitted: Box<Admitted>) -> Option<(Begun, Joined)> {
         let parts = &self.entrance.parts;
         if parts.shutdown.is_triggered() {
             let text = "the agent is stopping";
@@ -420,9 +428,13 @@ impl Passage {
             seed,
             permit,
             asked,
+            early,
         } = *admitted;
         let mode = permit.service().audit;
-        let facts = Arc::new(self.facts(caller, seed, &permit, asked));
+        let (facts, live) = match early {
+            Some((facts, live)) => (facts, Some(live)),
+            None => (Arc::new(self.facts(caller, seed, &permit, asked)), None),
+        };
         let mark = self.recorder.mark();
         let started = match Box::pin(parts.journal.start(&facts, &permit, mode)).await {
             Ok(started) => started,
@@ -436,7 +448,7 @@ impl Passage {
             }
         };
         self.recorder.phase("record", mark, |_| {});
-        let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
+        let live = live.unwrap_or_else(|| Arc::new(Live::new(Arc::clone(&facts), permit.clone())));
         let entered = parts.registry.enter(slot, Arc::clone(&live));
         Box::pin(self.entrance.decide_again_if_stale(&permit, &live)).await;
         let permit = live.permit();
@@ -449,6 +461,7 @@ impl Passage {
         };
         let visit = Visit {
             client,
+            recordings: &parts.recordings,
             backend: permit.local(),
             cluster: &parts.cluster,
             course: begun.course(),
@@ -472,7 +485,13 @@ impl Passage {
         spans::unavailable(&self.recorder, seed.session_id, &seed.service, &caller, what);
     }
 
-    fn facts(&self, caller: Caller, seed: AttemptSeed, permit: &Permit, asked: Asked) -> SessionFacts {
+    pub(super) fn facts(
+        &self,
+        caller: Caller,
+        seed: AttemptSeed,
+        permit: &Permit,
+        asked: Asked,
+    ) -> SessionFacts {
         SessionFacts {
             session_id: seed.session_id,
             connection_id: self.open.connection_id,
@@ -486,6 +505,7 @@ impl Passage {
             asked_login: asked.login,
             asked_database: asked.database,
             resumes: Resumes::default(),
+            observed: handlers::observed(&permit.service().facts),
             started: self.entrance.parts.gate.now(),
         }
     }
@@ -532,7 +552,7 @@ impl Begun {
         clippy::manual_async_fn,
         reason = "the future of an async fn holds its arguments twice"
     )]
-    pub(super) fn run(self, joined: Box<Joined>) -> impl Future<Output = ()> + Send {
+    pub(super) fn run(self, joined: Joined) -> impl Future<Output = ()> + Send {
         async move {
             let outcome = self.course().follow(joined).await;
             Box::pin(self.conclude(outcome)).await;

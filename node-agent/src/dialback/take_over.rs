@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::Entrance;
 use super::serve::Begun;
 use crate::backend::BackendStream;
-use crate::decide::{Attempt, Permit, Refusal};
+use crate::decide::{Attempt, Permit, Refusal, Wish};
 use crate::handlers::{self, GoingOn, Joined, Outcome};
 use crate::session::handover::handed::{Bundle, HandedSession, unusable};
 use crate::session::handover::keeping::{Keeping, ToKeep};
@@ -62,7 +62,7 @@ impl Entrance {
         session: HandedSession,
         expected: Expected,
         place: Option<Reserved>,
-    ) -> Option<(Begun, Box<Joined>)> {
+    ) -> Option<(Begun, Joined)> {
         let id = session.session_id();
         let Some(place) = place else {
             let why = "the agent serves as many sessions as it may";
@@ -101,6 +101,8 @@ impl Entrance {
             caller: session.last.caller.clone(),
             service: session.state.facts.service.clone(),
             client: session.last.client,
+            // Only sessions whose bytes are passed on unread are handed over.
+            wish: Wish::Unheard,
         };
         loop {
             if self.parts.shutdown.is_triggered() {
@@ -112,7 +114,7 @@ impl Entrance {
                 }
                 match gate.decide(attempt.clone()).await {
                     Ok(_) if self.parts.shutdown.is_triggered() => return Verdict::Stays,
-                    Ok(permit) if !handlers::can_serve(&permit.service().facts) => {
+                    Ok(permit) if !handlers::passes_bytes(&permit.service().facts) => {
                         return Verdict::Ends(handlers::not_served());
                     }
                     Ok(permit) => return Verdict::GoesOn(permit),
@@ -148,7 +150,7 @@ impl Entrance {
         permit: Permit,
         expected: Expected,
         place: Reserved,
-    ) -> Result<Option<(Begun, Box<Joined>)>, (Box<HandedSession>, Ending)> {
+    ) -> Result<Option<(Begun, Joined)>, (Box<HandedSession>, Ending)> {
         let parts = &self.parts;
         let facts = Arc::new(session.facts());
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));

@@ -55,6 +55,8 @@ pub struct SessionFacts {
     pub started: OffsetDateTime,
     /// How often its client has come back over another connection.
     pub resumes: Resumes,
+    /// How closely it is watched.
+    pub observed: Observed,
 }
 
 /// A count that grows while the session lives. Clones share it.
@@ -185,6 +187,11 @@ impl SessionFacts {
             .field("cause", cause)
     }
 
+    /// Any other record of the session while it runs.
+    pub(crate) fn event_now(&self, grant: &Grant, kind: EventKind, now: OffsetDateTime, id: Uuid) -> Event {
+        self.event(kind, now, grant, id)
+    }
+
     fn event(&self, kind: EventKind, time: OffsetDateTime, grant: &Grant, id: Uuid) -> Event {
         let decision = DecisionRecord {
             effect: Effect::Allow,
@@ -203,7 +210,7 @@ impl SessionFacts {
             .field("client_asserted_by", self.through.proxy.to_string())
             .login(grant.login())
             .decision(&decision)
-            .observed(Observed::Bytes);
+            .observed(self.observed);
         if let Some(login) = &self.asked_login {
             event = event.field("asked_login", login.as_str());
         }

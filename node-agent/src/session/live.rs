@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::handover::keeping::Keeping;
 use super::{Caller, Ending, SessionFacts, Through};
 use crate::clock::Witnessed;
-use crate::decide::{Attempt, Permit};
+use crate::decide::{Attempt, Permit, Wish};
 
 /// How often those that keep a drain waiting are counted.
 const LOOKED_AT_EVERY: Duration = Duration::from_millis(50);
@@ -108,12 +108,14 @@ impl Live {
     /// The question whether it may go on.
     #[must_use]
     pub fn attempt(&self) -> Attempt {
+        let wish = Wish::of(self.permit().grant());
         let presence = self.presence();
         Attempt {
             session_id: self.facts.session_id,
             caller: presence.caller.clone(),
             service: self.facts.service.clone(),
             client: presence.client,
+            wish,
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use iap_audit::{CloseReason, Event, EventKind};
+use iap_audit::{CloseReason, Event, EventKind, Observed};
 use iap_identity::{AgentId, SessionId};
 use iap_runtime::handover::{Left, LiveMemory, Parcel, read_sealed};
 use serde_json::{Map, Value};
@@ -283,6 +283,8 @@ impl HandedSession {
             asked_database: facts.asked_database.clone(),
             started: facts.started,
             resumes: Resumes::starting_at(facts.resumes),
+            // No other kind of session is handed over.
+            observed: Observed::Bytes,
         }
     }
 

@@ -30,6 +30,7 @@ mod proxy_protocol;
 mod renewal;
 mod restore;
 mod resume;
+mod ssh;
 mod step_up;
 mod stock_clients;
 mod survival;
