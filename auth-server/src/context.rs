@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::audit::AuditLog;
-use crate::authority::{Authority, AuthorityKeys, DATABASE_FILE, KeysError, Quotas};
+use crate::authority::{Authority, AuthorityKeys, DATABASE_FILE, KeysError, Quotas, ServiceAuthorities};
 use crate::config::{Config, Limits};
 use crate::feed::{Feed, FeedError};
 use crate::login::SealKeys;
@@ -155,6 +155,7 @@ impl AppContext {
         let authority = Arc::new(Authority {
             cluster: config.cluster.clone(),
             keys,
+            services: ServiceAuthorities::open(&dir, &config.cluster, clock.clone(), random.clone())?,
             bundle: Arc::new(bundle),
             user_life: config.login.ttl.try_into().unwrap_or(time::Duration::HOUR),
             quotas: Quotas::new(limits.clone()),

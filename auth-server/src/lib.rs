@@ -27,6 +27,7 @@ pub mod recordings;
 pub mod rpc;
 pub mod services;
 mod spans;
+pub mod ssh_access;
 pub mod store;
 pub mod tokens;
 pub mod web;

@@ -1,8 +1,11 @@
 //! The applied policy, the way a new one becomes it, and what it says to a user.
 
+mod accounts;
 mod apply;
 mod ask;
 mod who_can;
+
+pub(crate) use ask::service_named;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -94,6 +94,13 @@ pub enum Command {
     Proxy(commands::proxy::ProxyArguments),
     /// Print the settings for clients that speak TLS themselves
     Env(commands::env::EnvArguments),
+    /// Log in to a service by SSH; the exit code is the command's, 255 for every failure of ours
+    Ssh(commands::ssh::SshArguments),
+    /// Print a fragment for ~/.ssh/config, so that ssh, scp, rsync and git know the services by name
+    #[command(visible_alias = "config")]
+    SshConfig(commands::ssh::SshConfigArguments),
+    /// Carry a connection of ssh's: for ProxyCommand
+    ProxyCommand(commands::proxy_command::ProxyCommandArguments),
     /// Sessions: who reached what, when, why it was allowed
     #[command(subcommand)]
     Sessions(commands::sessions::SessionsCommand),
@@ -112,6 +119,9 @@ pub enum Command {
     /// Tokens with which agents and proxies join
     #[command(subcommand)]
     Tokens(commands::tokens::TokensCommand),
+    /// The authorities that backends are told to trust
+    #[command(subcommand)]
+    Ca(commands::ca::CaCommand),
     /// The agents that serve services
     #[command(subcommand)]
     Agents(commands::agents::AgentsCommand),

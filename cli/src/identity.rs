@@ -293,15 +293,17 @@ async fn renew(identity: &Identity) -> anyhow::Result<Identity> {
     };
     let key = current.key()?;
     let csr = renewal_request(home, &key)?;
+    let ssh = crate::ssh::key(home)?;
+    let ssh_csr = iap_identity::certificate_request(&ssh)?;
     let auth = Auth::connect(&current)?;
-    let finished = crate::api::answer(auth.user().renew(v1::RenewRequest { csr }).await)?;
+    let finished = crate::api::answer(auth.user().renew(v1::RenewRequest { csr, ssh_csr }).await)?;
     if !home.has_generation() {
         return Err(Failure::login_needed("the login was ended meanwhile")
             .next("iapctl login")
             .into());
     }
     let record = home.record()?.unwrap_or(current.record);
-    login::store(home, &record, &key, finished)
+    login::store(home, &record, (&key, &ssh), finished)
 }
 
 fn is_same(left: &UserPeer, right: &UserPeer) -> bool {

@@ -25,6 +25,7 @@ pub mod printer;
 pub mod renewer;
 pub mod services;
 pub mod session;
+pub mod ssh;
 pub mod table;
 pub mod trust;
 

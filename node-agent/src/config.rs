@@ -1,7 +1,7 @@
 //! The agent's own file: read, checked as a whole, and only then a [`Config`].
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -110,6 +110,9 @@ pub struct LocalService {
     pub ceiling: Ceiling,
     /// How its sshd is dealt with where sessions are recorded.
     pub ssh: Option<SshSettings>,
+    /// Where the backend sees this agent, if that cannot be found out here. SSH certificates are bound to it; an
+    /// empty list binds them to nothing.
+    pub source_addresses: Option<Vec<IpAddr>>,
 }
 
 /// A bound that the central policy can never exceed. An absent list bounds nothing.
@@ -179,6 +182,8 @@ struct RawService {
     ceiling: Ceiling,
     #[serde(default)]
     ssh: Option<RawSsh>,
+    #[serde(default)]
+    source_addresses: Option<Vec<IpAddr>>,
 }
 
 impl Config {
@@ -245,6 +250,7 @@ impl Config {
                 backend: service.backend,
                 introduction: service.proxy_protocol,
                 ceiling: service.ceiling,
+                source_addresses: service.source_addresses,
             };
             let name = service.name.clone();
             if services.insert(service.name, Arc::new(local)).is_some() {

@@ -11,6 +11,7 @@ pub mod backend;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod credentials;
 pub mod decide;
 pub mod dialback;
 pub mod doctor;

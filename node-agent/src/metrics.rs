@@ -59,6 +59,9 @@ struct Inner {
     clock_offset_seconds: Gauge<f64, AtomicU64>,
     spool_records: Gauge,
     audit_gaps: Counter,
+    credentials: Gauge,
+    credentials_missed: Counter,
+    credential_fetch_failures: Counter,
     trace_spans: SpanCounts,
 }
 
@@ -149,6 +152,21 @@ impl Metrics {
             "audit_gaps",
             "Audit records that could not be written",
             inner.audit_gaps.clone(),
+        );
+        all.register(
+            "credentials",
+            "Certificates held for logins to backends",
+            inner.credentials.clone(),
+        );
+        all.register(
+            "credentials_missed",
+            "Logins to backends for which no certificate was held when one was wanted",
+            inner.credentials_missed.clone(),
+        );
+        all.register(
+            "credential_fetch_failures",
+            "Attempts to get certificates for backends that failed",
+            inner.credential_fetch_failures.clone(),
         );
         all.register(
             "trace_spans",
@@ -250,6 +268,21 @@ impl Metrics {
     /// How many records wait.
     pub fn spool_records(&self, count: u64) {
         self.0.spool_records.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How many certificates for logins to backends are held.
+    pub fn credentials_held(&self, count: usize) {
+        self.0.credentials.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// None was held for a login that was wanted.
+    pub fn credential_missed(&self) {
+        self.0.credentials_missed.inc();
+    }
+
+    /// Certificates for backends did not come.
+    pub fn credential_fetch_failed(&self) {
+        self.0.credential_fetch_failures.inc();
     }
 
     /// The counters of spans.

@@ -25,6 +25,8 @@ pub mod names {
     pub const BEAT: &str = "beat.bin";
     /// Keys and certificates of services, one folder for all.
     pub const LEAVES: &str = "leaves";
+    /// Keys and certificates for backends, one file for each service.
+    pub const CREDENTIALS: &str = "credentials";
     /// Audit records that wait for acknowledgement.
     pub const SPOOL: &str = "spool";
     /// Sessions that live while their start records may have left the spool.
@@ -157,6 +159,35 @@ impl StateDir {
         Ok(self.leaves()?.write(&format!("{service}.cert.pem"), pem)?)
     }
 
+    /// The stored credentials for a service's backend.
+    ///
+    /// # Errors
+    /// When they exist and cannot be read.
+    pub fn read_credentials(&self, service: &ServiceName) -> Result<Option<Vec<u8>>, StateError> {
+        Ok(self.credentials()?.read(&format!("{service}.json"))?)
+    }
+
+    /// Replaces the stored credentials for a service's backend.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write_credentials(&self, service: &ServiceName, json: &[u8]) -> Result<(), StateError> {
+        Ok(self.credentials()?.write(&format!("{service}.json"), json)?)
+    }
+
+    /// The key file that clients of a recorded SSH service see; it outlives credentials and joins.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn ssh_host_key(&self, service: &ServiceName) -> Result<PathBuf, StateError> {
+        let folder = self.directory.subdirectory(names::SSH_HOST_KEYS)?;
+        Ok(folder.join(&format!("{service}.key.pem")))
+    }
+
+    fn credentials(&self) -> Result<DataDir, StateError> {
+        Ok(self.directory.subdirectory(names::CREDENTIALS)?)
+    }
+
     fn leaves(&self) -> Result<DataDir, StateError> {
         Ok(self.directory.subdirectory(names::LEAVES)?)
     }
@@ -176,6 +207,7 @@ impl StateDir {
             names::SPOOL,
             names::LIVE,
             names::LEAVES,
+            names::CREDENTIALS,
             names::KEY,
             names::CERTIFICATE,
             names::BEAT,

@@ -183,7 +183,15 @@ impl Renewal {
         let key = keys::load(&self.directory.join(KEY_FILE), KeyKind::P256)?;
         let csr = iap_identity::certificate_request(&key)?;
         let mut client = ProxyClient::new(self.channel.clone());
-        let issued = match tokio::time::timeout(RENEW_TIMEOUT, client.renew(RenewRequest { csr })).await {
+        let issued = match tokio::time::timeout(
+            RENEW_TIMEOUT,
+            client.renew(RenewRequest {
+                csr,
+                ..Default::default()
+            }),
+        )
+        .await
+        {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) => return Err(RenewError::Status(Box::new(status))),
             Err(_) => return Err(RenewError::TimedOut),

@@ -80,23 +80,34 @@ impl AuditLog {
 
     /// Appends a record to our own chain and waits until it is durable.
     pub async fn record(&self, event: Event) -> Result<(), RecordError> {
+        self.record_all(vec![event]).await
+    }
+
+    /// The same for several that become durable together.
+    pub async fn record_all(&self, events: Vec<Event>) -> Result<(), RecordError> {
+        if events.is_empty() {
+            return Ok(());
+        }
         let mut place = self.shared.chain.lock().await;
         // Taken out: if this future is dropped half-way, the next one asks the store where we stand.
         let mut chain = match place.take() {
             Some(chain) => chain,
             None => self.resume().await?,
         };
-        let sealed = chain.seal(event)?;
-        let record = read_own_record(&sealed.bytes)?;
+        let mut records = Vec::with_capacity(events.len());
+        for event in events {
+            let sealed = chain.seal(event)?;
+            records.push(read_own_record(&sealed.bytes)?.record);
+        }
         let source = *self.shared.source.as_uuid();
         let now = self.shared.clock.now();
         match self
             .shared
             .store
-            .append_records(source, &[record.record], now, &[])
+            .append_records(source, &records, now, &[])
             .await?
         {
-            Appended::Stored { stored: 1, .. } => {
+            Appended::Stored { stored, .. } if stored == records.len() => {
                 *place = Some(chain);
                 Ok(())
             }

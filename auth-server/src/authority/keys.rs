@@ -25,7 +25,7 @@ const ROOT_KEY_FILE: &str = "root.key.pem";
 const ROOT_FILE: &str = "root.pem";
 const SNAPSHOT_KEY_FILE: &str = "snapshot.key.pem";
 const SNAPSHOT_FILE: &str = "snapshot.pem";
-const CA_DIRECTORY: &str = "ca";
+pub(super) const CA_DIRECTORY: &str = "ca";
 
 /// Why the keys cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -260,7 +260,7 @@ fn write_certificate(dir: &DataDir, name: &str, der: &[u8]) -> Result<(), KeysEr
     Ok(dir.write(name, certificates_to_pem([der]).as_bytes())?)
 }
 
-fn read_certificate(dir: &DataDir, name: &str) -> Result<Vec<u8>, KeysError> {
+pub(super) fn read_certificate(dir: &DataDir, name: &str) -> Result<Vec<u8>, KeysError> {
     let path = dir.join(name);
     let pem = dir.read(name)?.ok_or_else(|| inconsistent(&path, "is missing"))?;
     let certificates = certificates_from_pem(&pem).map_err(|error| inconsistent(&path, error))?;
@@ -270,6 +270,6 @@ fn read_certificate(dir: &DataDir, name: &str) -> Result<Vec<u8>, KeysError> {
     Ok(first.to_vec())
 }
 
-fn inconsistent(path: &Path, why: impl std::fmt::Display) -> KeysError {
+pub(super) fn inconsistent(path: &Path, why: impl std::fmt::Display) -> KeysError {
     KeysError::Inconsistent(format!("{}: {why}", path.display()))
 }

@@ -1,8 +1,10 @@
 //! Issues certificates: every one is in the audit log before it leaves this module.
 
+pub mod backend;
 pub mod generation;
 mod keys;
 pub mod quota;
+pub mod services;
 
 use std::sync::Arc;
 
@@ -25,6 +27,7 @@ pub use generation::Renewal;
 pub(crate) use keys::AUTH_ID_FILE;
 pub use keys::{AuthorityKeys, DATABASE_FILE, FeedSigner, Issuer, KeysError, SignError};
 pub use quota::{QuotaExceeded, Quotas};
+pub use services::{ServiceAuthorities, ServiceKeys};
 
 /// The facts of a login that a user's certificate carries.
 #[derive(Clone, Debug)]
@@ -60,6 +63,8 @@ pub struct Authority {
     pub keys: AuthorityKeys,
     /// The trust bundle that verifies what is issued here.
     pub bundle: Arc<TrustBundle>,
+    /// What each service's backend trusts.
+    pub services: ServiceAuthorities,
     /// How long a user's certificate lives.
     pub user_life: time::Duration,
     /// Where certificates are recorded.

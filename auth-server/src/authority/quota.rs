@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use iap_identity::{Profile, UserId};
+use iap_identity::{AgentId, Profile, UserId};
 use iap_runtime::config::InForce;
 use time::{Duration, OffsetDateTime};
 
@@ -16,6 +16,7 @@ const WINDOW: Duration = Duration::HOUR;
 const PRINCIPALS_MAX: usize = 262_144;
 
 const USER_KEY: &str = "limits.certificates_per_user_per_hour_max";
+const AGENT_KEY: &str = "limits.certificates_per_agent_per_hour_max";
 
 /// Names can change and be shared; ids cannot.
 fn key_of_user(id: &UserId) -> String {
@@ -85,12 +86,12 @@ impl Quotas {
             Profile::Agent(agent) => (
                 alike(format!("agent {}", agent.id)),
                 limits.certificates_per_agent_per_hour_max,
-                "limits.certificates_per_agent_per_hour_max",
+                AGENT_KEY,
             ),
             Profile::ServiceLeaf { agent, .. } => (
                 alike(format!("agent {agent}")),
                 limits.certificates_per_agent_per_hour_max,
-                "limits.certificates_per_agent_per_hour_max",
+                AGENT_KEY,
             ),
             Profile::Proxy(proxy) => (
                 alike(format!("proxy {}", proxy.id)),
@@ -99,7 +100,20 @@ impl Quotas {
             ),
             Profile::Auth(_) => return Ok(()),
         };
-        self.count(counted_by, principal, max, key, now)
+        self.count(counted_by, principal, 1, max, key, now)
+    }
+
+    /// Counts certificates for backends that an agent is about to be issued, all or none.
+    pub fn take_for_agent(
+        &self,
+        agent: AgentId,
+        certificates: usize,
+        now: OffsetDateTime,
+    ) -> Result<(), QuotaExceeded> {
+        let max = self.limits.now().certificates_per_agent_per_hour_max;
+        let many = u32::try_from(certificates).unwrap_or(u32::MAX);
+        let principal = format!("agent {agent}");
+        self.count(principal.clone(), principal, many, max, AGENT_KEY, now)
     }
 
     /// Whether a user has none left and was told so before, so that asking anybody about it is in vain. The first
@@ -124,6 +138,7 @@ impl Quotas {
         &self,
         counted_by: String,
         principal: String,
+        many: u32,
         max: u32,
         key: &'static str,
         now: OffsetDateTime,
@@ -144,8 +159,9 @@ impl Quotas {
         if window.is_over(now) {
             *window = fresh();
         }
-        if window.issued < max {
-            window.issued += 1;
+        let issued = window.issued.saturating_add(many);
+        if issued <= max {
+            window.issued = issued;
             return Ok(());
         }
         Err(QuotaExceeded {
@@ -173,7 +189,7 @@ mod tests {
     const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
     fn take(quotas: &Quotas, who: &str, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
-        quotas.count(who.to_owned(), who.to_owned(), 2, "limits.x", now)
+        quotas.count(who.to_owned(), who.to_owned(), 1, 2, "limits.x", now)
     }
 
     #[test]
@@ -201,7 +217,7 @@ mod tests {
         };
         let quotas = Quotas::new(InForce::new(limits));
         let [one, other] = ["s1", "s2"].map(|subject| UserId::derive("okta", "https://issuer", subject));
-        let take = |id: &UserId| quotas.count(key_of_user(id), "user alice".to_owned(), 1, USER_KEY, NOW);
+        let take = |id: &UserId| quotas.count(key_of_user(id), "user alice".to_owned(), 1, 1, USER_KEY, NOW);
         take(&one).unwrap();
         quotas.check_user(&one, "alice", NOW).unwrap();
         assert!(take(&one).unwrap_err().is_news);

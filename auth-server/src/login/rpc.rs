@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use iap_identity::LoginId;
+use iap_audit::UserRecord;
+use iap_identity::{LoginId, Request as CertificateRequest};
 use iap_proto::v1;
 use tonic::{Request, Response, Status};
 
@@ -11,6 +12,7 @@ use super::{FinishError, Finished, Logins, StartError, StartRequest, WaitError, 
 use crate::authority::issued_to_wire;
 use crate::policies::facts_of_login;
 use crate::rpc::{Caller, ErrorCode, RpcError};
+use crate::ssh_access::{self, Person};
 use crate::store::ProofAsked;
 
 /// The RPCs of a login.
@@ -25,13 +27,31 @@ impl LoginRpc {
         Self { logins }
     }
 
-    async fn finished(&self, finished: &Finished, client: IpAddr) -> v1::LoginFinished {
+    async fn finished(
+        &self,
+        finished: &Finished,
+        client: IpAddr,
+        ssh: Option<CertificateRequest>,
+    ) -> v1::LoginFinished {
         let context = self.logins.context();
         let visible = context
             .policies
             .visible(context, facts_of_login(&finished.login), client)
             .await;
+        let login = &finished.login;
+        let facts = facts_of_login(login);
+        let person = Person {
+            user: UserRecord {
+                id: login.user_id.to_string(),
+                name: login.name.clone(),
+                kind: "user".to_owned(),
+            },
+            login_id: login.login_id,
+            local: facts.local().to_owned(),
+            not_after: finished.issued.not_after(),
+        };
         v1::LoginFinished {
+            ssh: ssh_access::of(context, &person, &visible, ssh.as_ref()).await,
             issued: Some(issued_to_wire(&finished.issued)),
             login_deadline_unix_ms: iap_proto::convert::time_to_wire(finished.login.login_deadline),
             bundle: Some(context.feed.bundle()),
@@ -96,12 +116,13 @@ impl v1::login_server::Login for LoginRpc {
     async fn finish(&self, request: Request<v1::LoginFinish>) -> Result<Response<v1::LoginFinished>, Status> {
         let client = Caller::of(&request)?.connection.address.ip();
         let asked = request.into_inner();
+        let ssh = ssh_access::request(&asked.ssh_csr).map_err(RpcError::invalid)?;
         let finished = self
             .logins
             .finish(login_id(&asked.login_id)?, &asked.code, &asked.csr, client)
             .await;
         let finished = finished.map_err(RpcError::from)?;
-        Ok(Response::new(self.finished(&finished, client).await))
+        Ok(Response::new(self.finished(&finished, client, ssh).await))
     }
 }
 

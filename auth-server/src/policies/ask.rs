@@ -178,7 +178,7 @@ impl Policies {
 }
 
 /// A service that exists, as the newest snapshot has it.
-pub(super) fn service_named(context: &AppContext, name: &ServiceName) -> Result<ServiceFacts, RpcError> {
+pub(crate) fn service_named(context: &AppContext, name: &ServiceName) -> Result<ServiceFacts, RpcError> {
     let snapshot = context.feed.snapshot();
     let found = snapshot
         .content

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use iap_identity::{LockKind, SessionId};
+use iap_identity::{LockKind, ServiceName, SessionId};
 use iap_proto::{WireError, v1};
 use serde_json::{Value, json};
 use tokio_stream::Iter;
@@ -15,6 +15,7 @@ use crate::audit::search;
 use crate::authority::format_time;
 use crate::context::AppContext;
 use crate::locks::{self, NewLock};
+use crate::policies::service_named;
 use crate::store::{AgentRow, GrantedService};
 use crate::{services, tokens};
 
@@ -122,7 +123,7 @@ impl v1::admin_server::Admin for AdminRpc {
     ) -> Reply<v1::ServicesApplyReply> {
         let author = Caller::of(&request)?.user()?.record();
         let applied = services::apply(&self.context, &author, &request.get_ref().services_toml).await?;
-        let names = |names: Vec<iap_identity::ServiceName>| names.iter().map(ToString::to_string).collect();
+        let names = |names: Vec<ServiceName>| names.iter().map(ToString::to_string).collect();
         Ok(Response::new(v1::ServicesApplyReply {
             created: names(applied.created),
             updated: names(applied.updated),
@@ -230,6 +231,21 @@ impl v1::admin_server::Admin for AdminRpc {
             .who_can(&self.context, client_ip, request.into_inner())
             .await?;
         Ok(Response::new(v1::JsonReply { json }))
+    }
+
+    async fn service_authorities(
+        &self,
+        request: Request<v1::NameRequest>,
+    ) -> Reply<v1::ServiceAuthoritiesReply> {
+        let name = ServiceName::parse(&request.get_ref().name).map_err(RpcError::invalid)?;
+        let service = service_named(&self.context, &name)?;
+        let keys = self.context.authority.services.of(&service.name).await;
+        let keys = keys.map_err(RpcError::internal)?;
+        Ok(Response::new(v1::ServiceAuthoritiesReply {
+            client: keys.client.der().to_vec(),
+            ssh_user: keys.ssh_user.to_bytes(),
+            ssh_host: keys.ssh_host.to_bytes(),
+        }))
     }
 
     type AuditSearchStream = Iter<std::vec::IntoIter<Result<v1::JsonReply, Status>>>;

@@ -7,7 +7,7 @@ use iap_proto::v1;
 use iap_runtime::shutdown::Shutdown;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Caller, Presented, RpcError};
+use super::{Caller, Presented, RpcError, backend};
 use crate::audit::ingest::{Ingest, IngestError};
 use crate::authority::issued_to_wire;
 use crate::context::AppContext;
@@ -152,6 +152,16 @@ impl v1::agent_server::Agent for AgentRpc {
         };
         self.report(agent, &report).await?;
         Ok(Response::new(v1::Empty {}))
+    }
+
+    async fn backend_credentials(
+        &self,
+        request: Request<v1::BackendCredentialsRequest>,
+    ) -> Result<Response<v1::BackendCredentialsReply>, Status> {
+        let caller = Caller::of(&request)?;
+        let (agent, _) = caller.agent()?;
+        let reply = backend::credentials(&self.context, agent, request.get_ref()).await?;
+        Ok(Response::new(reply))
     }
 }
 

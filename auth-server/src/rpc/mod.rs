@@ -2,6 +2,7 @@
 
 mod admin;
 mod agent;
+mod backend;
 mod caller;
 mod error;
 mod gate;

@@ -89,6 +89,8 @@ pub const TABLE: &[Row] = &[
     row("/iap.v1.Agent/AppendAudit", AGENT),
     row("/iap.v1.Agent/Status", AGENT),
     row("/iap.v1.Agent/UploadRecording", AGENT),
+    // The service's grant is checked where the request is read.
+    row("/iap.v1.Agent/BackendCredentials", AGENT),
     row("/iap.v1.Proxy/Renew", PROXY),
     row("/iap.v1.Proxy/Watch", PROXY),
     admin("/iap.v1.Admin/ServicesApply", &[Verb::ServiceWrite]),
@@ -111,6 +113,10 @@ pub const TABLE: &[Row] = &[
     admin("/iap.v1.Admin/SessionKill", &[Verb::SessionKill]),
     admin("/iap.v1.Admin/AgentsList", &[Verb::InventoryRead]),
     admin("/iap.v1.Admin/WhoCan", &[Verb::PolicyRead, Verb::PolicyWrite]),
+    admin(
+        "/iap.v1.Admin/ServiceAuthorities",
+        &[Verb::InventoryRead, Verb::ServiceWrite],
+    ),
     admin("/iap.v1.Admin/AuditSearch", &[Verb::AuditRead]),
 ];
 

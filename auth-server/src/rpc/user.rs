@@ -18,6 +18,7 @@ use crate::locks::{self, NewLock};
 use crate::login::{Logins, Vouching};
 use crate::recordings;
 use crate::spans;
+use crate::ssh_access::{self, Person};
 use crate::store::{Hash, hash_of};
 
 /// The RPCs of users.
@@ -38,10 +39,14 @@ impl UserRpc {
         Self { context, logins }
     }
 
-    async fn renew_certificate(&self, caller: &Caller, csr: &[u8]) -> Result<v1::LoginFinished, RpcError> {
+    async fn renew_certificate(
+        &self,
+        caller: &Caller,
+        asked: &v1::RenewRequest,
+    ) -> Result<v1::LoginFinished, RpcError> {
         let user = caller.user()?;
         let recorder = spans::of_login(&self.context.traces, &user.peer.login_id);
-        let renewed = self.next_certificate(caller, user, csr, &recorder).await;
+        let renewed = self.next_certificate(caller, user, asked, &recorder).await;
         recorder.finish(spans::RENEW, |details| {
             details.text("iap.login_id", user.peer.login_id);
             details.number("iap.generation", user.peer.generation);
@@ -56,11 +61,12 @@ impl UserRpc {
         &self,
         caller: &Caller,
         user: &UserCaller,
-        csr: &[u8],
+        asked: &v1::RenewRequest,
         recorder: &Recorder,
     ) -> Result<v1::LoginFinished, RpcError> {
-        let request_hash = hash_of(csr);
-        let csr = CertificateRequest::parse(csr).map_err(RpcError::invalid)?;
+        let request_hash = hash_of(&asked.csr);
+        let csr = CertificateRequest::parse(&asked.csr).map_err(RpcError::invalid)?;
+        let ssh = ssh_access::request(&asked.ssh_csr).map_err(RpcError::invalid)?;
         if csr.spki_sha256() != user.peer.key_thumbprint {
             return Err(RpcError::invalid(
                 "a renewal is for the key of the certificate that asks for it",
@@ -82,6 +88,7 @@ impl UserRpc {
         // Before, so that nothing delays a certificate that was issued.
         let current = self.context.policies.caller(&self.context, &user.peer).await?;
         let client_ip = caller.connection.address.ip();
+        let local = current.facts.local().to_owned();
         let services = self
             .context
             .policies
@@ -90,7 +97,14 @@ impl UserRpc {
         let mark = recorder.mark();
         let issued = self.issue_next(user, &csr, &request_hash).await?;
         recorder.phase("issue", mark, |_| {});
+        let person = Person {
+            user: user.record(),
+            login_id: user.peer.login_id,
+            local,
+            not_after: issued.not_after(),
+        };
         Ok(v1::LoginFinished {
+            ssh: ssh_access::of(&self.context, &person, &services, ssh.as_ref()).await,
             issued: Some(issued_to_wire(&issued)),
             login_deadline_unix_ms: iap_proto::convert::time_to_wire(user.peer.login_deadline),
             bundle: Some(self.context.feed.bundle()),
@@ -188,7 +202,7 @@ impl v1::user_server::User for UserRpc {
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::LoginFinished>, Status> {
         let caller = Caller::of(&request)?;
         Ok(Response::new(
-            self.renew_certificate(&caller, &request.get_ref().csr).await?,
+            self.renew_certificate(&caller, request.get_ref()).await?,
         ))
     }
 

@@ -203,7 +203,10 @@ async fn an_agent_renews_and_its_certificate_counts_on() {
     let (key, csr) = key_and_csr();
     let issued = plane
         .agent(&agent)
-        .renew(v1::RenewRequest { csr })
+        .renew(v1::RenewRequest {
+            csr,
+            ..Default::default()
+        })
         .await
         .unwrap()
         .into_inner();
@@ -239,7 +242,13 @@ async fn an_agents_expired_certificate_is_good_for_its_renewal_only() {
         "login_required"
     );
     let (_, csr) = key_and_csr();
-    client.renew(v1::RenewRequest { csr }).await.unwrap();
+    client
+        .renew(v1::RenewRequest {
+            csr,
+            ..Default::default()
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -250,7 +259,10 @@ async fn after_thirty_days_an_agent_has_to_join_anew() {
     let (_, csr) = key_and_csr();
     let status = plane
         .agent(&expired)
-        .renew(v1::RenewRequest { csr })
+        .renew(v1::RenewRequest {
+            csr,
+            ..Default::default()
+        })
         .await
         .unwrap_err();
     assert_eq!(
@@ -282,7 +294,15 @@ async fn a_locked_agents_expired_certificate_renews_no_more() {
     plane.admin(&admin).lock_add(lock).await.unwrap();
     let (_, csr) = key_and_csr();
     assert_eq!(
-        refused(plane.agent(&expired).renew(v1::RenewRequest { csr }).await),
+        refused(
+            plane
+                .agent(&expired)
+                .renew(v1::RenewRequest {
+                    csr,
+                    ..Default::default()
+                })
+                .await
+        ),
         "denied"
     );
 }

@@ -7,6 +7,7 @@
 )]
 
 mod authorization;
+mod backend;
 mod break_glass;
 mod first_start;
 mod harness;

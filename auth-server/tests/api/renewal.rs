@@ -13,7 +13,10 @@ pub(crate) async fn renew(plane: &Plane, identity: &Identity) -> Result<Identity
     let csr = certificate_request(&identity.key).unwrap();
     let reply = plane
         .user(identity)
-        .renew(v1::RenewRequest { csr })
+        .renew(v1::RenewRequest {
+            csr,
+            ..Default::default()
+        })
         .await?
         .into_inner();
     let key = KeyPair::try_from(identity.key.serialized_der()).unwrap();
@@ -47,7 +50,13 @@ async fn a_renewal_is_for_the_current_key_and_a_refused_one_costs_no_generation(
     let plane = Plane::start().await;
     let alice = plane.log_in("alice@example.com").await;
     let (_, csr) = key_and_csr();
-    let other_key = plane.user(&alice).renew(v1::RenewRequest { csr }).await;
+    let other_key = plane
+        .user(&alice)
+        .renew(v1::RenewRequest {
+            csr,
+            ..Default::default()
+        })
+        .await;
     assert_eq!(refused(other_key), "invalid");
     let renewed = renew(&plane, &alice).await.unwrap();
     assert_eq!(peer(&plane, &renewed).generation, 2);
@@ -291,7 +300,10 @@ async fn the_same_request_gets_the_same_generation_as_often_as_its_answer_is_los
     let ask = async || {
         let reply = plane
             .user(&first)
-            .renew(v1::RenewRequest { csr: csr.clone() })
+            .renew(v1::RenewRequest {
+                csr: csr.clone(),
+                ..Default::default()
+            })
             .await;
         let key = KeyPair::try_from(first.key.serialized_der()).unwrap();
         reply.map(|reply| Identity::from_wire(key, &reply.into_inner().issued.unwrap()))
@@ -314,7 +326,13 @@ async fn the_same_request_sent_several_times_at_once_is_one_generation() {
     let csr = certificate_request(&first.key).unwrap();
     let asking = (0..6).map(|_| {
         let (mut user, csr) = (plane.user(&first), csr.clone());
-        async move { user.renew(v1::RenewRequest { csr }).await }
+        async move {
+            user.renew(v1::RenewRequest {
+                csr,
+                ..Default::default()
+            })
+            .await
+        }
     });
     for answer in futures_util::future::join_all(asking).await {
         let key = KeyPair::try_from(first.key.serialized_der()).unwrap();

@@ -21,6 +21,7 @@ use crate::exit::ExitStatus;
 use crate::failure::{self, Failure};
 use crate::home::ClusterHome;
 use crate::identity::{self, Identity};
+use crate::printer::Format;
 use crate::services::POSTGRES;
 use crate::session::{Early, LocalListener, Serving, Session, Sessions, Wanted, listen_address, stable_port};
 use client::LocalEnvironment;
@@ -116,6 +117,26 @@ async fn connect(arguments: ConnectArguments, context: &Context) -> anyhow::Resu
         return start_psql(context, &identity.home, sessions, first, names).await;
     }
     listen_until_interrupted(context, &identity, sessions, first, listen, arguments.output).await
+}
+
+/// One session over stdin and stdout, whatever the service speaks.
+pub(super) async fn over_stdio(
+    service: &str,
+    login: Option<String>,
+    context: &Context,
+) -> anyhow::Result<ExitStatus> {
+    let cluster = context.cluster_home()?;
+    let arguments = ConnectArguments {
+        service: crate::ssh::service_label(service, cluster.cluster()).to_owned(),
+        login,
+        database: None,
+        listen: None,
+        insecure_listen: false,
+        stdio: true,
+        output: Output { format: Format::Text },
+        command: Vec::new(),
+    };
+    Box::pin(connect(arguments, context)).await
 }
 
 fn say_session(context: &Context, session: &Session) {

@@ -2,6 +2,7 @@
 
 pub mod agents;
 pub mod audit;
+pub mod ca;
 pub mod can;
 pub mod completion;
 pub mod connect;
@@ -14,8 +15,10 @@ pub mod ls;
 pub mod manual;
 pub mod policy;
 pub mod proxy;
+pub mod proxy_command;
 pub mod services;
 pub mod sessions;
+pub mod ssh;
 pub mod status;
 pub mod tokens;
 pub mod who_can;
@@ -40,6 +43,10 @@ pub async fn run(command: Command, context: &Context) -> anyhow::Result<ExitStat
         Command::Connect(arguments) => Box::pin(connect::run(arguments, context)).await,
         Command::Proxy(arguments) => Box::pin(proxy::run(arguments, context)).await,
         Command::Env(arguments) => env::run(arguments, context).await,
+        Command::Ssh(arguments) => Ok(ssh::run(arguments, context).await),
+        Command::SshConfig(arguments) => Box::pin(ssh::config(arguments, context)).await,
+        Command::ProxyCommand(arguments) => Ok(proxy_command::run(arguments, context).await),
+        Command::Ca(command) => ca::run(command, context).await,
         Command::Sessions(command) => sessions::run(command, context).await,
         Command::Audit(command) => audit::run(command, context).await,
         Command::Policy(command) => Box::pin(policy::run(command, context)).await,

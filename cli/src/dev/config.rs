@@ -232,14 +232,12 @@ name = "ssh-demo"
 backend = "127.0.0.1:{sshd}"
 
 [service.ssh]
-user_key_file = "{key}"
 known_hosts_file = "{known_hosts}"
 "#,
             socket = socket.display(),
             echo = ports.echo,
             web = ports.web,
             sshd = ports.sshd,
-            key = super::sshd::agent_key(layout).display(),
             known_hosts = super::sshd::known_hosts(layout).display(),
         ));
     }

@@ -364,6 +364,10 @@ async fn set_up_as_administrator(layout: &Layout, offer: &Offer) -> anyhow::Resu
                 .await?;
             }
         }
+        if offer.demo {
+            let export = ["ca", "export", "--service", "ssh-demo", "--kind", "ssh-user"];
+            sshd::trust(layout, &operator(layout, &export).await?)?;
+        }
         operator(
             layout,
             &[

@@ -1,6 +1,6 @@
 //! The demo's SSH server: a real sshd with its own configuration, keys and port, for the person who runs the plane.
 //!
-//! The agent logs in with a key of its own, which this sshd alone knows.
+//! The agent logs in with certificates of the service's SSH user CA.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,9 +20,9 @@ fn folder(layout: &Layout) -> PathBuf {
     layout.dir.join("sshd")
 }
 
-/// The key the agent logs in with.
-pub(crate) fn agent_key(layout: &Layout) -> PathBuf {
-    folder(layout).join("agent_key")
+/// Whose certificates this sshd lets in. It is read anew for each connection.
+pub(crate) fn user_authority(layout: &Layout) -> PathBuf {
+    folder(layout).join("user_ca.pub")
 }
 
 /// What the agent knows this sshd by.
@@ -59,20 +59,18 @@ pub(crate) fn prepare(layout: &Layout) -> anyhow::Result<Program> {
     let folder = folder(layout);
     private_folder(&folder)?;
     let host_key = folder.join("host_key");
-    for key in [&host_key, &agent_key(layout)] {
-        make_key(key)?;
-    }
+    make_key(&host_key)?;
     let port = layout.ports.sshd;
     let public = std::fs::read_to_string(host_key.with_extension("pub"))?;
     write(&known_hosts(layout), &format!("[127.0.0.1]:{port} {public}"))?;
     let text = format!(
         "# The demo's sshd. Written by `iapctl dev` at every start.\n\
          Port {port}\nListenAddress 127.0.0.1\nPidFile none\nHostKey \"{host_key}\"\n\
-         AuthorizedKeysFile \"{agent_key}.pub\"\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
+         TrustedUserCAKeys \"{user_ca}\"\nAuthorizedKeysFile none\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
          KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nAcceptEnv LANG LC_* COLORTERM\n\
          Subsystem sftp internal-sftp\n",
         host_key = host_key.display(),
-        agent_key = agent_key(layout).display(),
+        user_ca = user_authority(layout).display(),
     );
     let config = folder.join("sshd_config");
     write(&config, &text)?;
@@ -85,6 +83,14 @@ pub(crate) fn prepare(layout: &Layout) -> anyhow::Result<Program> {
         stop_signal: Signal::TERM,
         store: None,
     })
+}
+
+/// From now on this authority's certificates are let in.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub(crate) fn trust(layout: &Layout, authority: &str) -> anyhow::Result<()> {
+    write(&user_authority(layout), authority)
 }
 
 fn make_key(path: &Path) -> anyhow::Result<()> {

@@ -15,6 +15,8 @@ use super::files;
 const FILES: [&str; 4] = ["cert.pem", "key.pem", "key.pk8", "identity.p12"];
 /// The request that asked for the next generation; belongs to this one and goes with it.
 const REQUEST: &str = "renewal.csr";
+/// What belongs to it for SSH.
+pub const SSH_FOLDER: &str = "ssh";
 const CURRENT: &str = "current";
 const FOLDER: &str = "generations";
 
@@ -28,6 +30,8 @@ pub struct Credentials {
     pub key_der: Zeroizing<Vec<u8>>,
     /// Certificates and key as PKCS#12, for programs that import one file.
     pub pkcs12: Zeroizing<Vec<u8>>,
+    /// Files of the folder for SSH.
+    pub ssh: Vec<(String, Zeroizing<Vec<u8>>)>,
 }
 
 /// What was stored of a login.
@@ -78,7 +82,14 @@ pub(super) fn write(cluster: &Path, credentials: &Credentials) -> anyhow::Result
         let path = folder.join(name);
         files::write_new(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    files::sync_folder_of(&folder.join(CURRENT))
+    let ssh = folder.join(SSH_FOLDER);
+    files::make_private_folder(&ssh)?;
+    for (name, content) in &credentials.ssh {
+        let path = ssh.join(name);
+        files::write_new(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    files::sync_folder_of(&ssh.join(CURRENT))
+        .and_then(|()| files::sync_folder_of(&folder.join(CURRENT)))
         .and_then(|()| files::sync_folder_of(&folder))
         .with_context(|| format!("cannot write {}", folder.display()))?;
     publish(cluster, &folder)
@@ -90,12 +101,24 @@ pub(super) fn remove(cluster: &Path) -> anyhow::Result<bool> {
     for name in FILES {
         removed |= files::remove_if_there(&cluster.join(name))?;
     }
+    remove_ssh(cluster)?;
     match std::fs::remove_dir_all(cluster.join(FOLDER)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).context("cannot remove the login's files")
         }
         Ok(()) | Err(_) => Ok(removed),
     }
+}
+
+/// A link where there are links.
+fn remove_ssh(cluster: &Path) -> anyhow::Result<()> {
+    let path = cluster.join(SSH_FOLDER);
+    let removed = match std::fs::symlink_metadata(&path) {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(&path),
+        Ok(_) => std::fs::remove_file(&path),
+        Err(_) => Ok(()),
+    };
+    removed.with_context(|| format!("cannot remove {}", path.display()))
 }
 
 /// Makes the folder of a generation that has not been there.
@@ -133,7 +156,7 @@ fn current(cluster: &Path) -> PathBuf {
 fn publish(cluster: &Path, folder: &Path) -> anyhow::Result<()> {
     let number = folder.file_name().unwrap_or_default();
     point(&cluster.join(CURRENT), &Path::new(FOLDER).join(number))?;
-    for name in FILES {
+    for name in FILES.into_iter().chain([SSH_FOLDER]) {
         let link = cluster.join(name);
         let target = Path::new(CURRENT).join(name);
         if std::fs::read_link(&link).ok().as_deref() != Some(&target) {
@@ -179,6 +202,9 @@ fn publish(cluster: &Path, folder: &Path) -> anyhow::Result<()> {
         std::fs::rename(folder.join(name), cluster.join(name))
             .with_context(|| format!("cannot replace {name}"))?;
     }
+    remove_ssh(cluster)?;
+    std::fs::rename(folder.join(SSH_FOLDER), cluster.join(SSH_FOLDER))
+        .context("cannot replace the folder for SSH")?;
     let _ = std::fs::remove_file(cluster.join(REQUEST));
     let _ = std::fs::remove_dir_all(folder);
     Ok(())
@@ -200,6 +226,10 @@ mod tests {
             key_pem: Zeroizing::new(format!("key {mark}")),
             key_der: Zeroizing::new(mark.as_bytes().to_vec()),
             pkcs12: Zeroizing::new(Vec::new()),
+            ssh: vec![(
+                "config".to_owned(),
+                Zeroizing::new(format!("ssh {mark}").into_bytes()),
+            )],
         }
     }
 
@@ -218,6 +248,8 @@ mod tests {
                 std::fs::read(folder.path().join("key.pk8")).unwrap(),
                 mark.as_bytes()
             );
+            let ssh = std::fs::read_to_string(folder.path().join("ssh/config")).unwrap();
+            assert_eq!(ssh, format!("ssh {mark}"));
         }
     }
 
@@ -268,5 +300,6 @@ mod tests {
         assert!(!remove(folder.path()).unwrap());
         assert!(read(folder.path()).unwrap().is_none());
         assert!(!folder.path().join("key.pem").exists());
+        assert!(std::fs::symlink_metadata(folder.path().join("ssh")).is_err());
     }
 }

@@ -7,6 +7,8 @@
 //!     ca.pem, bundle.bin         the root, and the signed list of its authorities
 //!     cert.pem, key.pem, key.pk8, identity.p12
 //!                                the login: links through `current` into one generation
+//!     ssh                        a key, certificates and a configuration for SSH, a link like the others
+//!     ssh_known_hosts            keys of SSH hosts that no authority vouches for
 //!     current -> generations/N   replaced in one step
 //!     services.json              what `ls` showed last
 //!     lock                       held while logging in or renewing
@@ -31,7 +33,7 @@ use iap_runtime::net::HostPort;
 use serde::{Deserialize, Serialize};
 
 pub use files::{make_private_folder, write_private};
-pub use generation::{Credentials, Generation};
+pub use generation::{Credentials, Generation, SSH_FOLDER};
 
 use crate::services::KnownService;
 

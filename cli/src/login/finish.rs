@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use iap_identity::{CertificateDer, PeerError, TrustBundle, UserPeer};
 use iap_proto::v1;
+use iap_runtime::keys::{self, KeyKind};
 use iap_runtime::tls::certificates_to_pem;
 use prost::Message as _;
 use rcgen::KeyPair;
@@ -27,17 +28,25 @@ pub(super) async fn finish(
     code: String,
 ) -> anyhow::Result<Identity> {
     let csr = iap_identity::certificate_request(&started.key)?;
+    // A new login has a new key for SSH too.
+    let ssh = keys::generate(KeyKind::Ed25519)?;
+    let ssh_csr = iap_identity::certificate_request(&ssh)?;
     let login_id = started.login_id.as_bytes().to_vec();
     let finished = api::answer(
         started
             .client
-            .finish(v1::LoginFinish { login_id, code, csr })
+            .finish(v1::LoginFinish {
+                login_id,
+                code,
+                csr,
+                ssh_csr,
+            })
             .await,
     )?;
     let cluster = home.cluster(&address.cluster);
     let record = trust::record(&cluster, address, trust)?;
     let visible = finished.services.clone();
-    let identity = store(&cluster, &record, &started.key, finished)?;
+    let identity = store(&cluster, &record, (&started.key, &ssh), finished)?;
     // The list with logins needs the new certificate; without it, the names are remembered.
     if api::refresh_services(&identity).await.is_err() {
         let services: Vec<_> = visible.into_iter().map(KnownService::from_record).collect();
@@ -53,7 +62,7 @@ pub(super) async fn finish(
 pub fn store(
     home: &ClusterHome,
     record: &ClusterRecord,
-    key: &KeyPair,
+    (key, ssh): (&KeyPair, &KeyPair),
     finished: v1::LoginFinished,
 ) -> anyhow::Result<Identity> {
     let now = OffsetDateTime::now_utc();
@@ -84,6 +93,7 @@ pub fn store(
         key_pem: Zeroizing::new(key.serialize_pem()),
         pkcs12: Zeroizing::new(pkcs12::encode(&chain, &key_der)?),
         key_der,
+        ssh: crate::ssh::files(home, ssh, finished.ssh)?,
     })?;
     if let Err(error) = judged {
         return Err(out_of_time(error, now));

@@ -126,6 +126,7 @@ impl Plane {
                 certificates_pem: user.chain_pem(),
                 key_pem,
                 key_der,
+                ssh: Vec::new(),
             })
             .unwrap();
         let services = ["echo", "db-prod"].map(|service| KnownService {

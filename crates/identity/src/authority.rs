@@ -145,7 +145,7 @@ fn authority_params(
     params
 }
 
-fn require_ecdsa(key: &impl PublicKeyData) -> Result<(), AuthorityError> {
+pub(crate) fn require_ecdsa(key: &impl PublicKeyData) -> Result<(), AuthorityError> {
     let algorithm = key.algorithm();
     if *algorithm == rcgen::PKCS_ECDSA_P256_SHA256 || *algorithm == rcgen::PKCS_ECDSA_P384_SHA384 {
         Ok(())
@@ -154,7 +154,7 @@ fn require_ecdsa(key: &impl PublicKeyData) -> Result<(), AuthorityError> {
     }
 }
 
-fn period(
+pub(crate) fn period(
     now: OffsetDateTime,
     life: Duration,
     limit: Option<OffsetDateTime>,

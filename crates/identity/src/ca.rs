@@ -271,7 +271,7 @@ pub(crate) fn common_name(word: &str, key_identifier: &[u8; 20]) -> String {
     )
 }
 
-fn check_authority_extensions(
+pub(crate) fn check_authority_extensions(
     certificate: &X509Certificate<'_>,
     path_length: Option<u32>,
 ) -> Result<(), CaError> {

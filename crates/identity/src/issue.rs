@@ -36,6 +36,16 @@ impl Serial {
         Self(bytes)
     }
 
+    /// A serial of 63 bits made of its last bytes, for formats with room for no more.
+    pub fn short(&self) -> u64 {
+        self.0
+            .iter()
+            .rev()
+            .take(8)
+            .fold(0, |value, byte| value << 8 | u64::from(*byte))
+            >> 1
+    }
+
     pub(crate) const fn as_bytes(&self) -> &[u8; 20] {
         &self.0
     }

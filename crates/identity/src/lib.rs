@@ -7,6 +7,7 @@
 //! [`verify`] (who is at the other end), [`profile`] and [`issue`] (how a certificate comes to be).
 
 pub mod authority;
+pub mod backend;
 pub mod bundle;
 mod ca;
 pub mod class;

@@ -3,6 +3,8 @@
 mod logins;
 mod wording;
 
+pub(crate) use logins::own_login;
+
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
 
@@ -93,6 +95,9 @@ impl<'p, 'q> Deciding<'p, 'q> {
                 };
                 self.decision(self.verdict(login, database), login, named)
             }
+            None if self.question.service.login_sight() == Sight::Certified => {
+                self.decide_certified(database)
+            }
             None => self.choose_login(database),
         }
     }
@@ -102,15 +107,17 @@ impl<'p, 'q> Deciding<'p, 'q> {
         match (self.question.service.login_sight(), self.question.login) {
             (Sight::Absent, _) => Some(Wanted::Nothing),
             (Sight::Opaque, _) | (Sight::Visible, Asked::Opaque) => Some(Wanted::Unseen),
-            (Sight::Visible, Asked::Visible(Some(login))) => Some(Wanted::Named(login.as_str())),
-            (Sight::Visible, Asked::Visible(None)) => None,
+            (Sight::Visible | Sight::Certified, Asked::Visible(Some(login))) => {
+                Some(Wanted::Named(login.as_str()))
+            }
+            (Sight::Visible, Asked::Visible(None)) | (Sight::Certified, _) => None,
         }
     }
 
     pub(crate) fn wanted_database(&self) -> Wanted<'q> {
         match (self.question.service.database_sight(), self.question.database) {
             (Sight::Absent, _) | (Sight::Visible, Asked::Visible(None)) => Wanted::Nothing,
-            (Sight::Opaque, _) | (Sight::Visible, Asked::Opaque) => Wanted::Unseen,
+            (Sight::Opaque | Sight::Certified, _) | (Sight::Visible, Asked::Opaque) => Wanted::Unseen,
             (Sight::Visible, Asked::Visible(Some(database))) => Wanted::Named(database),
         }
     }

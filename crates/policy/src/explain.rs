@@ -205,8 +205,8 @@ impl Deciding<'_, '_> {
         match (sight, login) {
             (Sight::Opaque, _) => Wanted::Unseen,
             (Sight::Absent, _) => Wanted::Nothing,
-            (Sight::Visible, Some(login)) => Wanted::Named(login),
-            (Sight::Visible, None) => Wanted::Whichever,
+            (Sight::Visible | Sight::Certified, Some(login)) => Wanted::Named(login),
+            (Sight::Visible | Sight::Certified, None) => Wanted::Whichever,
         }
     }
 

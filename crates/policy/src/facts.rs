@@ -164,7 +164,8 @@ impl ServiceFacts {
         match self.protocol {
             Protocol::Tcp => Sight::Opaque,
             Protocol::Postgres | Protocol::Ssh if self.inspect => Sight::Visible,
-            Protocol::Postgres | Protocol::Ssh => Sight::Opaque,
+            Protocol::Postgres => Sight::Opaque,
+            Protocol::Ssh => Sight::Certified,
             Protocol::Http => Sight::Absent,
         }
     }
@@ -187,6 +188,9 @@ pub(crate) enum Sight {
     Visible,
     /// There may be some, but the agent does not read them.
     Opaque,
+    /// The agent does not read them, but the backend is shown a certificate of the person's that names those which
+    /// the policy gave when it was issued.
+    Certified,
     /// The protocol has none.
     Absent,
 }
@@ -215,7 +219,8 @@ pub struct Question<'a> {
     pub user: &'a UserFacts,
     /// What.
     pub service: &'a ServiceFacts,
-    /// As which login. What a `tcp` or uninspected service is asked for is opaque whatever is said here.
+    /// As which login. What a `tcp` or uninspected service is asked for is opaque whatever is said here; an
+    /// uninspected `ssh` service may be reached opaquely if any login could be used there.
     pub login: Asked<'a>,
     /// On which database; the same holds.
     pub database: Asked<'a, str>,

@@ -12,6 +12,7 @@
 
 mod about;
 mod about_service;
+mod accounts;
 mod admin;
 mod cidr;
 mod condition;
@@ -38,6 +39,7 @@ mod warnings;
 
 pub use about::{AdminAbout, RuleAbout};
 pub use about_service::ServiceRule;
+pub use accounts::Accounts;
 pub use admin::{Verb, VerbError};
 pub use decision::{Decision, Denial, DenialCode, Grant, Limits, Visible};
 pub use error::{PolicyError, PolicyErrors};

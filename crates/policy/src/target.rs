@@ -117,6 +117,13 @@ impl Targets {
             .collect()
     }
 
+    /// Whether an entry comes to something else for each user.
+    pub(crate) fn has_templates(&self) -> bool {
+        self.patterns
+            .iter()
+            .any(|pattern| matches!(pattern, Pattern::Template(_)))
+    }
+
     /// The entries written literally.
     pub(crate) fn literals(&self) -> impl Iterator<Item = &str> {
         self.patterns.iter().filter_map(|pattern| match pattern {

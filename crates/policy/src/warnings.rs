@@ -43,7 +43,7 @@ pub(crate) fn warnings(policy: &Policy, services: &[ServiceFacts]) -> Vec<String
 
 /// Rules that name logins or databases of services whose logins or databases the agent cannot see.
 fn unseen_targets(rule: &Rule, services: &[&ServiceFacts], found: &mut Vec<String>) {
-    let visible = |sight: Sight| sight == Sight::Visible;
+    let visible = |sight: Sight| matches!(sight, Sight::Visible | Sight::Certified);
     let unseen = services.iter().filter(|service| {
         (!rule.logins.is_any() && !visible(service.login_sight()))
             || (!rule.databases.is_any() && !visible(service.database_sight()))

@@ -9,7 +9,7 @@
 
 mod support;
 
-use iap_policy::{DenialCode, Policy, Protocol, ServiceFacts};
+use iap_policy::{Asked, DenialCode, Policy, Protocol, Question, ServiceFacts};
 use support::{Ask, ask, grant, load, login, on_big_stack, service, user};
 
 fn rule(name: &str, effect: &str, more: &str) -> String {
@@ -326,5 +326,76 @@ fn rules_that_name_what_the_agent_cannot_see_are_warned_of() {
             "{warnings:?}"
         );
         assert!(policy.warnings(&[database()]).is_empty());
+    });
+}
+
+/// An SSH service whose bytes the agent passes on: its server reads the login in a certificate.
+fn relayed() -> ServiceFacts {
+    ServiceFacts {
+        inspect: false,
+        ..service("host", Protocol::Ssh, &[])
+    }
+}
+
+#[test]
+fn a_server_that_reads_logins_in_certificates_is_reached_by_whoever_has_any() {
+    on_big_stack(|| {
+        let opaque = |rules: &str| {
+            let ask = ask(user("alice@example.com", &[]), relayed());
+            let question = Question {
+                login: Asked::Opaque,
+                ..ask.question()
+            };
+            let decision = load(rules).evaluate(&question, &ask.vocabulary).into_result();
+            decision.map(|grant| {
+                assert_eq!(grant.login(), None, "which one it will be is not known");
+                grant.rule().to_owned()
+            })
+        };
+        let allowed = |rules: &str| opaque(rules).is_ok();
+        assert!(allowed(&allow("logins = [\"deploy\"]")));
+        assert!(allowed(&allow("logins = [\"{{user.local}}\"]")));
+        assert!(allowed(&allow("")));
+        assert!(allowed(&allow(
+            "logins = [\"deploy\"]\nwhen = \"login == 'deploy'\""
+        )));
+        let deny = |logins: &str| rule("deny", "deny", logins);
+        let two = allow("logins = [\"deploy\", \"root\"]");
+        assert!(allowed(&format!("{two}{}", deny("logins = [\"root\"]"))));
+        assert!(!allowed(&format!(
+            "{two}{}",
+            deny("logins = [\"root\", \"deploy\"]")
+        )));
+        assert!(!allowed(&format!("{}{}", allow(""), deny(""))));
+        assert!(!allowed(""));
+    });
+}
+
+#[test]
+fn of_a_server_that_reads_logins_in_certificates_the_logins_are_listed_and_can_be_asked_about() {
+    on_big_stack(|| {
+        let rules = format!(
+            "{}{}",
+            allow("logins = [\"deploy\", \"root\"]"),
+            rule("deny", "deny", "logins = [\"root\"]")
+        );
+        let policy = load(&rules);
+        let asked = |login: &str| ask(user("alice@example.com", &[]), relayed()).with_login(login);
+        assert!(asked("deploy").is_allowed(&policy));
+        assert!(!asked("root").is_allowed(&policy));
+        let alice = asked("deploy");
+        let shown = policy.visible(
+            &alice.user,
+            &relayed(),
+            &alice.vocabulary,
+            alice.client_ip,
+            alice.now,
+        );
+        let shown = shown.unwrap();
+        assert_eq!(
+            (shown.logins, shown.login),
+            (vec!["deploy".to_owned()], Some(login("deploy")))
+        );
+        assert!(policy.warnings(&[relayed()]).is_empty());
     });
 }

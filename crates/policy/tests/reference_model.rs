@@ -339,10 +339,9 @@ fn model_answer(rules: &[ModelRule], ask: &Ask) -> Result<usize, DenialCode> {
     let inspected = ask.service.inspect;
     let login = match ask.service.protocol {
         Protocol::Http => Target::None,
-        Protocol::Postgres | Protocol::Ssh if inspected => {
-            Target::Named(ask.login.as_ref().unwrap().as_str())
-        }
-        Protocol::Tcp | Protocol::Postgres | Protocol::Ssh => Target::Unseen,
+        Protocol::Postgres if !inspected => Target::Unseen,
+        Protocol::Tcp => Target::Unseen,
+        Protocol::Postgres | Protocol::Ssh => Target::Named(ask.login.as_ref().unwrap().as_str()),
     };
     let database = match ask.service.protocol {
         Protocol::Http | Protocol::Ssh => Target::None,

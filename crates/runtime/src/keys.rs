@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use aws_lc_rs::encoding::{AsBigEndian as _, Curve25519SeedBin};
+use aws_lc_rs::signature::Ed25519KeyPair;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SignatureAlgorithm};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
@@ -39,6 +41,9 @@ pub enum KeyError {
         /// What was needed.
         wanted: KeyKind,
     },
+    /// The key is of a kind that is not used with SSH here.
+    #[error("the key is not Ed25519, the only kind used with SSH here")]
+    NotForSsh,
     /// The generator failed.
     #[error("cannot generate a private key: {0}")]
     Generate(rcgen::Error),
@@ -60,18 +65,36 @@ pub fn load_or_create(path: &Path, kind: KeyKind) -> Result<KeyPair, KeyError> {
 /// The key at `path`.
 pub fn load(path: &Path, kind: KeyKind) -> Result<KeyPair, KeyError> {
     let bytes = Zeroizing::new(files::read_private(path)?);
-    let pem = String::from_utf8_lossy(&bytes);
-    let key = KeyPair::from_pem(&pem).map_err(|source| KeyError::Malformed {
-        path: path.display().to_string(),
-        source,
-    })?;
-    if !key.is_compatible(kind.algorithm()) {
-        return Err(KeyError::WrongKind {
-            path: path.display().to_string(),
+    parse(&String::from_utf8_lossy(&bytes), kind, || {
+        path.display().to_string()
+    })
+}
+
+/// A key in PKCS#8 PEM that lies within something else.
+pub fn from_pem(pem: &str, kind: KeyKind) -> Result<KeyPair, KeyError> {
+    parse(pem, kind, || "what is stored".to_owned())
+}
+
+fn parse(pem: &str, kind: KeyKind, path: impl Fn() -> String) -> Result<KeyPair, KeyError> {
+    let key = KeyPair::from_pem(pem).map_err(|source| KeyError::Malformed { path: path(), source })?;
+    match key.is_compatible(kind.algorithm()) {
+        true => Ok(key),
+        false => Err(KeyError::WrongKind {
+            path: path(),
             wanted: kind,
-        });
+        }),
     }
-    Ok(key)
+}
+
+/// An Ed25519 key in the form SSH takes.
+pub fn ssh_private_key(key: &KeyPair) -> Result<ssh_key::PrivateKey, KeyError> {
+    let refused = || KeyError::NotForSsh;
+    let pkcs8 = Zeroizing::new(key.serialize_der());
+    let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(&pkcs8).map_err(|_| refused())?;
+    let seed = pair.seed().map_err(|_| refused())?;
+    let seed: Curve25519SeedBin<'_> = seed.as_be_bytes().map_err(|_| refused())?;
+    let seed: &[u8; 32] = seed.as_ref().try_into().map_err(|_| refused())?;
+    Ok(ssh_key::private::Ed25519Keypair::from_seed(seed).into())
 }
 
 /// A new key, stored at `path` in place of any other.

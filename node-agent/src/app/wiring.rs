@@ -22,6 +22,8 @@ use crate::auth::{AuthClient, renewal, status};
 use crate::clock::TrustedClock;
 use crate::config::LocalServices;
 use crate::control::{Connected, Connector, Proxies};
+use crate::credentials::Credentials;
+use crate::credentials::keeper::{CredentialKeeper, KeeperParts};
 use crate::decide::Gate;
 use crate::dialback::{Entrance, EntranceParts};
 use crate::handlers::ssh::HostKeys;
@@ -97,11 +99,12 @@ pub(super) fn start(
         identity,
     };
     let gate = shared.gate();
+    let (credentials, holder) = Credentials::empty(Arc::clone(&shared.clock), metrics.clone());
     let leaves = Leaves::new(shared.agent_id, state.clone());
     let offers = leaves.offers();
     let entrance = Entrance::new(EntranceParts {
         agent_id: shared.agent_id,
-        cluster: config.cluster,
+        cluster: config.cluster.clone(),
         gate: Arc::clone(&gate),
         journal: journal.clone(),
         registry: Arc::clone(&shared.sessions),
@@ -113,7 +116,8 @@ pub(super) fn start(
         shutdown: shutdown.clone(),
         handover: handover.clone(),
         recordings: recordings.clone(),
-        host_keys: HostKeys::new(state.path(names::SSH_HOST_KEYS)),
+        host_keys: HostKeys::new(state.clone()),
+        credentials,
     });
     take_over(&entrance, handed, handover.clone());
     let connected = Arc::new(Connected::default());
@@ -139,6 +143,18 @@ pub(super) fn start(
         Arc::clone(&shared.identity),
         proxies.addresses(),
     )?);
+    let keeper = KeeperParts {
+        agent_id: shared.agent_id,
+        cluster: config.cluster,
+        state: state.clone(),
+        client: Arc::clone(&client),
+        services: shared.services.clone(),
+        views: shared.views.clone(),
+        clock: Arc::clone(&shared.clock),
+        metrics: metrics.clone(),
+    };
+    let mut keeper = CredentialKeeper::new(keeper, holder);
+    keeper.take_up();
     let uploader = Arc::new(Uploader::new(
         journal.clone(),
         Arc::clone(&client),
@@ -163,6 +179,7 @@ pub(super) fn start(
     tasks.spawn("review", shared.reviewer(gate).run());
     tasks.spawn("journal", journal.clone().run());
     tasks.spawn("leaves", shared.keeper(leaves, Arc::clone(&client)).run());
+    tasks.spawn("credentials", keeper.run());
     let (views, recovering) = (shared.views.clone(), journal.clone());
     tasks.spawn("proxies", async move {
         recovering.recovered().await;

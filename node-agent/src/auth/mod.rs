@@ -115,7 +115,11 @@ impl AuthClient {
     /// When the auth server refuses, or cannot be reached.
     pub async fn renew(&self, csr: Vec<u8>) -> Result<Vec<CertificateDer<'static>>, CallError> {
         let mut client = self.client();
-        let issued = in_time(client.renew(v1::RenewRequest { csr })).await?;
+        let issued = in_time(client.renew(v1::RenewRequest {
+            csr,
+            ..Default::default()
+        }))
+        .await?;
         Ok(chain_of(issued))
     }
 
@@ -131,6 +135,17 @@ impl AuthClient {
         let mut client = self.client();
         let issued = in_time(client.service_leaf(v1::ServiceLeafRequest { service, csr })).await?;
         Ok(chain_of(issued))
+    }
+
+    /// What to log in to a service's backend with.
+    ///
+    /// # Errors
+    /// When the auth server refuses, or cannot be reached.
+    pub async fn backend_credentials(
+        &self,
+        request: v1::BackendCredentialsRequest,
+    ) -> Result<v1::BackendCredentialsReply, CallError> {
+        in_time(self.client().backend_credentials(request)).await
     }
 
     /// The feed.

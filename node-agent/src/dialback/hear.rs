@@ -32,7 +32,13 @@ impl Passage {
         let mark = self.recorder.mark();
         let stream = client.heard(&facts, &live, &parts.cluster).await.ok()?;
         let service = (&seed.service, settings);
-        let hearing = ssh::hear(stream, &parts.host_keys, service, seed.session_id, SSH_PATIENCE);
+        let hearing = ssh::hear(
+            stream,
+            (&parts.host_keys, &parts.credentials),
+            service,
+            seed.session_id,
+            SSH_PATIENCE,
+        );
         let guest = match hearing.await {
             Ok(guest) => guest,
             Err(error) => {

@@ -37,6 +37,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use crate::control::Link;
+use crate::credentials::Credentials;
 use crate::decide::Gate;
 use crate::handlers::ssh::HostKeys;
 use crate::identity::OwnIdentity;
@@ -114,6 +115,8 @@ pub struct EntranceParts {
     pub recordings: Recordings,
     /// The SSH keys that clients see.
     pub(crate) host_keys: HostKeys,
+    /// What to log in to backends with.
+    pub credentials: Credentials,
 }
 
 impl Entrance {

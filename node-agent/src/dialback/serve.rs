@@ -464,6 +464,7 @@ impl Passage {
             recordings: &parts.recordings,
             backend: permit.local(),
             cluster: &parts.cluster,
+            credentials: &parts.credentials,
             course: begun.course(),
         };
         match Box::pin(handlers::begin(&permit, visit)).await {

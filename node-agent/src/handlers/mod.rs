@@ -29,6 +29,7 @@ use ssh::Guest;
 
 use crate::backend::BackendStream;
 use crate::config::LocalService;
+use crate::credentials::Credentials;
 use crate::decide::Permit;
 use crate::limits::Limits;
 use crate::recording::{self, Recordings};
@@ -75,6 +76,8 @@ pub(crate) struct Visit<'a> {
     pub backend: &'a LocalService,
     /// The cluster of its names.
     pub cluster: &'a ClusterName,
+    /// What to log in to backends with, held in advance.
+    pub credentials: &'a Credentials,
     /// What it follows from then on.
     pub course: Course<'a>,
 }
@@ -196,6 +199,7 @@ pub(crate) async fn begin(permit: &Permit, visit: Visit<'_>) -> Result<Joined, E
         recordings,
         backend,
         cluster,
+        credentials,
         course,
     } = visit;
     match (Kind::of(&permit.service().facts), client, &backend.ssh) {
@@ -218,6 +222,7 @@ pub(crate) async fn begin(permit: &Permit, visit: Visit<'_>) -> Result<Joined, E
                 backend,
                 settings,
                 cluster,
+                credentials,
                 recorder,
                 course,
             };

@@ -8,11 +8,13 @@ use iap_audit::RecordView;
 use iap_identity::{
     AgentId, AgentProfile, CaClass, Profile, Request as CertificateRequest, ServiceName, SignedKind,
 };
+use iap_policy::Policy;
 use iap_proto::v1::agent_server::Agent;
 use iap_proto::v1::feed_event::Event;
 use iap_proto::v1::join_server::Join;
 use iap_proto::v1::{self, FeedEvent, Signed};
 use iap_proto::{Beat, LockList, Snapshot};
+use iap_runtime::big_stack;
 use iap_runtime::rpc::ConnectInfo;
 use iap_testkit::TestCluster;
 use time::OffsetDateTime;
@@ -21,6 +23,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::backend_authority::BackendAuthority;
 use crate::plane::Moved;
 
 const BEAT_EVERY: Duration = Duration::from_millis(200);
@@ -30,6 +33,7 @@ pub struct FakeAuth(Arc<Inner>);
 
 struct Inner {
     cluster: Arc<TestCluster>,
+    backends: BackendAuthority,
     clock: Moved,
     changed: watch::Sender<u64>,
     state: Mutex<State>,
@@ -46,6 +50,8 @@ struct State {
     withheld: u64,
     token_secret: Option<[u8; 32]>,
     joins_as: AgentId,
+    backend_requests: Vec<v1::BackendCredentialsRequest>,
+    refuses_backend_requests: bool,
 }
 
 impl FakeAuth {
@@ -61,13 +67,25 @@ impl FakeAuth {
             withheld: 0,
             token_secret: None,
             joins_as,
+            backend_requests: Vec::new(),
+            refuses_backend_requests: false,
         };
         Self(Arc::new(Inner {
+            backends: BackendAuthority::new(cluster.name.clone()),
             cluster,
             clock: Moved::default(),
             changed: watch::Sender::new(0),
             state: Mutex::new(state),
         }))
+    }
+
+    /// Every request for credentials so far.
+    pub fn backend_requests(&self) -> Vec<v1::BackendCredentialsRequest> {
+        self.state().backend_requests.clone()
+    }
+
+    pub fn refuse_backend_requests(&self, refuses: bool) {
+        self.state().refuses_backend_requests = refuses;
     }
 
     pub fn signed(&self, kind: SignedKind, payload: Vec<u8>) -> Signed {
@@ -327,6 +345,33 @@ impl Agent for FakeAuth {
         Ok(Response::new(v1::AuditAck {
             agent_seq: last.unwrap_or(0),
         }))
+    }
+
+    async fn backend_credentials(
+        &self,
+        request: Request<v1::BackendCredentialsRequest>,
+    ) -> Result<Response<v1::BackendCredentialsReply>, Status> {
+        Self::agent_of(&request)?;
+        let asked = request.into_inner();
+        let (toml, services) = {
+            let mut state = self.state();
+            state.backend_requests.push(asked.clone());
+            if state.refuses_backend_requests {
+                return Err(Status::unavailable("no credentials now"));
+            }
+            (
+                state.snapshot.policy_toml.clone(),
+                state.snapshot.services.clone(),
+            )
+        };
+        let named = services
+            .iter()
+            .find(|service| service.facts.name.as_str() == asked.service);
+        let facts = named.expect("the service exists").facts.clone();
+        let of = facts.clone();
+        let told = big_stack::run_async(move || Policy::load(&toml).unwrap().accounts(&of, &[], 100)).await;
+        let now = self.0.clock.now();
+        Ok(Response::new(self.0.backends.answer(&asked, &facts, &told, now)))
     }
 
     async fn status(&self, request: Request<v1::AgentStatus>) -> Result<Response<v1::Empty>, Status> {

@@ -9,10 +9,12 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod auth;
+mod backend_authority;
 mod client;
 mod plane;
 mod proxy;
 
+mod credentials;
 mod farewells;
 mod handover;
 mod joining;

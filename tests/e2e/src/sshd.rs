@@ -30,6 +30,15 @@ impl Sshd {
     /// # Errors
     /// When OpenSSH is missing or does not start; what it said is in the message.
     pub fn start(folder: &Path, place: impl Fn(&str) -> Command) -> anyhow::Result<Self> {
+        let key = format!("AuthorizedKeysFile {}\n", folder.join("user.pub").display());
+        Self::start_with(folder, place, &key)
+    }
+
+    /// The same with these lines of its own configuration, which say whom it trusts.
+    ///
+    /// # Errors
+    /// As for [`Sshd::start`].
+    pub fn start_with(folder: &Path, place: impl Fn(&str) -> Command, trust: &str) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
         if rustix::process::geteuid().is_root() {
             std::fs::create_dir_all(EMPTY_FOLDER)?;
@@ -42,11 +51,10 @@ impl Sshd {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let (config, log) = (folder.join("sshd.conf"), folder.join("sshd.log"));
         let text = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nPidFile none\nAuthorizedKeysFile {user}\n\
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nPidFile none\n{trust}\
              StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n",
             host = folder.join("host").display(),
-            user = folder.join("user.pub").display(),
         );
         std::fs::write(&config, text)?;
         let mut command = place(SERVER);
@@ -65,6 +73,12 @@ impl Sshd {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(started)
+    }
+
+    /// What it has said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("sshd.log")).unwrap_or_default()
     }
 
     /// A configuration for `ssh -F`, `scp -F` in which `name` is this server by way of `proxy_command`.

@@ -8,7 +8,7 @@ pub mod relay;
 pub mod waiting;
 
 pub use browser::{Browser, Page};
-pub use certificates::{Credential, TestCluster};
+pub use certificates::{Credential, TestCluster, random_serial};
 pub use forgery::Forgery;
 pub use relay::Relay;
 pub use waiting::{free_port, temp, wait_until, wait_until_async};

@@ -59,6 +59,8 @@ const PURE: &[(&str, &[&str])] = &[
             "uuid",
             "serde",
             "zeroize",
+            "ssh-key",
+            "signature",
         ],
     ),
     (

@@ -6,11 +6,17 @@ use iap_identity::LoginName;
 
 use super::{Deciding, Verdict};
 use crate::decision::{Decision, Visible};
-use crate::facts::Sight;
+use crate::facts::{Sight, UserFacts};
 use crate::limits::LOGIN_CANDIDATES_MAX;
 use crate::rule::Effect;
 use crate::selector::ANY;
 use crate::target::{Wanted, is_permitted};
+
+/// `user.local`, unless it is reserved or no login.
+pub(crate) fn own_login<'a>(user: &'a UserFacts, reserved: &BTreeSet<String>) -> Option<&'a str> {
+    let local = user.local();
+    is_permitted(local, reserved).then_some(local)
+}
 
 impl<'q> Deciding<'_, 'q> {
     /// The default login, in order: the service's, the user's own, the only one written literally.
@@ -47,6 +53,32 @@ impl<'q> Deciding<'_, 'q> {
         self.no_obvious_login(choices.into_iter().collect(), database)
     }
 
+    /// Where the backend holds people to the logins of their certificate: whether there is any that they may use. Which
+    /// one they will use is not known here, so the decision names none.
+    pub(super) fn decide_certified(&self, database: Wanted<'_>) -> Decision {
+        let (literals, rendered) = self.login_candidates();
+        let default = self.question.service.default_login.as_ref();
+        let mut candidates = default
+            .into_iter()
+            .map(LoginName::as_str)
+            .chain(self.own_login())
+            .chain(literals.iter().map(String::as_str))
+            .chain(rendered.iter().map(String::as_str))
+            .map(|login| (Wanted::Named(login), self.verdict(Wanted::Named(login), database)));
+        if let Some((wanted, allowed)) =
+            candidates.find(|(_, verdict)| matches!(verdict, Verdict::Allowed(_)))
+        {
+            return self.decision(allowed, wanted, None);
+        }
+        match self.verdict(Wanted::Whichever, database) {
+            // Each login that a rule gives, another takes.
+            Verdict::Allowed(_) if !self.gives_any_login() => {
+                self.decision(Verdict::Nothing, Wanted::Nothing, None)
+            }
+            verdict => self.decision(verdict, Wanted::Nothing, None),
+        }
+    }
+
     fn no_obvious_login(&self, choices: Vec<LoginName>, database: Wanted<'_>) -> Decision {
         let verdict = self.verdict(Wanted::Whichever, database);
         let any = self.gives_any_login();
@@ -66,8 +98,7 @@ impl<'q> Deciding<'_, 'q> {
 
     /// `user.local`, unless it is one that must be granted literally and asked for.
     fn own_login(&self) -> Option<&'q str> {
-        let local = self.question.user.local();
-        is_permitted(local, &self.policy.options.reserved_logins).then_some(local)
+        own_login(self.question.user, &self.policy.options.reserved_logins)
     }
 
     /// The logins that allow rules write down, and those that their templates come to.
@@ -91,10 +122,10 @@ impl<'q> Deciding<'_, 'q> {
     pub(crate) fn visible(&self) -> Option<Visible> {
         let database = match self.question.service.database_sight() {
             Sight::Visible => Wanted::Whichever,
-            Sight::Opaque | Sight::Absent => self.wanted_database(),
+            Sight::Opaque | Sight::Certified | Sight::Absent => self.wanted_database(),
         };
         let (logins, login) = match self.question.service.login_sight() {
-            Sight::Visible => self.visible_logins(database)?,
+            Sight::Visible | Sight::Certified => self.visible_logins(database)?,
             Sight::Opaque | Sight::Absent => {
                 let login = self.wanted_login()?;
                 if !matches!(self.verdict(login, database), Verdict::Allowed(_)) {

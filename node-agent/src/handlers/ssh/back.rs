@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use iap_identity::LoginName;
+use iap_identity::{LoginName, ServiceName};
 use russh::client::{self, AuthResult, DisconnectReason};
 use russh::keys::{Certificate, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::{ChannelId, Sig};
@@ -19,13 +19,28 @@ use super::settings::SshSettings;
 use super::severable::Severable;
 use super::{KEEPALIVE_EVERY, KEEPALIVES_MAX, window};
 use crate::backend::BackendStream;
+use crate::credentials::{Credentials, NotHeld};
 use crate::handlers::tcp::Held;
 
-/// What a login to sshd takes, read from the files that the agent's own file names.
-pub(super) struct Credentials {
+/// What a login to sshd takes.
+pub(super) struct Means {
     key: Arc<PrivateKey>,
     certificate: Option<Certificate>,
     trusted: Trusted,
+}
+
+/// Why there is nothing to log in with, or to know sshd by.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoMeans {
+    /// A file that the agent's own file names.
+    #[error(transparent)]
+    File(#[from] io::Error),
+    /// The auth server has issued nothing.
+    #[error(transparent)]
+    NotHeld(#[from] NotHeld),
+    /// A thread of the runtime is gone.
+    #[error("the files were not read: {0}")]
+    Task(#[from] tokio::task::JoinError),
 }
 
 /// Why nobody is logged in at sshd.
@@ -42,21 +57,40 @@ pub(super) enum NotLoggedIn {
     TimedOut,
 }
 
-impl Credentials {
-    /// Reads them. Blocks.
-    pub(super) fn read(settings: &SshSettings) -> io::Result<Self> {
-        let key = russh::keys::load_secret_key(&settings.user_key, None);
-        let key = key.map_err(|error| naming(&settings.user_key, &io::Error::other(error)))?;
-        let certificate = settings.user_certificate.as_ref().map(|path| {
+/// The key that the agent's own file names, or else the certificate that is held for the login in advance.
+pub(super) async fn means(
+    settings: &SshSettings,
+    credentials: &Credentials,
+    service: &ServiceName,
+    login: &LoginName,
+) -> Result<Means, NoMeans> {
+    let own = settings.clone();
+    let reading = tokio::task::spawn_blocking(move || -> io::Result<_> {
+        let trusted = Trusted::read(&own.server)?;
+        let key = own.user_key.as_ref().map(|path| {
+            russh::keys::load_secret_key(path, None).map_err(|error| naming(path, &io::Error::other(error)))
+        });
+        let certificate = own.user_certificate.as_ref().map(|path| {
             russh::keys::load_openssh_certificate(path)
                 .map_err(|error| naming(path, &io::Error::other(error)))
         });
-        Ok(Self {
+        Ok((trusted, key.transpose()?, certificate.transpose()?))
+    });
+    let (trusted, key, certificate) = reading.await??;
+    if let Some(key) = key {
+        return Ok(Means {
             key: Arc::new(key),
-            certificate: certificate.transpose()?,
-            trusted: Trusted::read(&settings.server)?,
-        })
+            certificate,
+            trusted,
+        });
     }
+    credentials.wait_for(service, login).await;
+    let held = credentials.ssh(service, login)?;
+    Ok(Means {
+        key: held.key,
+        certificate: Some(held.certificate.certificate().clone()),
+        trusted,
+    })
 }
 
 /// What has become of the connection to sshd.
@@ -122,11 +156,11 @@ pub(super) struct Back {
 /// Logs in over `stream` within `patience`.
 pub(super) async fn log_in(
     stream: Held<Severable<BackendStream>>,
-    credentials: Credentials,
+    means: Means,
     login: &LoginName,
     patience: Duration,
 ) -> Result<Back, NotLoggedIn> {
-    match tokio::time::timeout(patience, logging_in(stream, credentials, login)).await {
+    match tokio::time::timeout(patience, logging_in(stream, means, login)).await {
         Ok(logged_in) => logged_in,
         Err(_elapsed) => Err(NotLoggedIn::TimedOut),
     }
@@ -134,14 +168,14 @@ pub(super) async fn log_in(
 
 async fn logging_in(
     stream: Held<Severable<BackendStream>>,
-    credentials: Credentials,
+    means: Means,
     login: &LoginName,
 ) -> Result<Back, NotLoggedIn> {
-    let Credentials {
+    let Means {
         key,
         certificate,
         trusted,
-    } = credentials;
+    } = means;
     let mut config = client::Config {
         client_id: russh::SshId::Standard("SSH-2.0-iap-agent".into()),
         window_size: window::WINDOW_BYTES,

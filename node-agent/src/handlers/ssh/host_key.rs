@@ -5,20 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use iap_identity::ServiceName;
-use iap_runtime::files::{self, FileError, PRIVATE_FILE_MODE};
-use russh::keys::ssh_key::LineEnding;
-use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
+use iap_runtime::keys::{self, KeyError, KeyKind};
 use russh::keys::{Certificate, PrivateKey};
-use zeroize::Zeroizing;
 
 use super::settings::SshSettings;
+use crate::credentials::Credentials;
+use crate::state::{StateDir, StateError};
 
 /// Why there is no key to show.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostKeyError {
-    /// The folder or the file.
-    #[error(transparent)]
-    File(#[from] FileError),
     /// It is no private key without a passphrase.
     #[error("{path} is no SSH host key without a passphrase: {source}", path = .path.display())]
     Key {
@@ -35,9 +31,12 @@ pub(crate) enum HostKeyError {
         /// What is wrong with it.
         reason: String,
     },
-    /// No new key can be made.
-    #[error("no SSH host key can be made: {0}")]
-    Generate(String),
+    /// The key in the state directory.
+    #[error(transparent)]
+    Own(#[from] KeyError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A thread of the runtime is gone.
     #[error("the SSH host key was not read: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -46,16 +45,16 @@ pub(crate) enum HostKeyError {
 /// The host keys of this agent. Clones share them.
 #[derive(Debug, Clone)]
 pub(crate) struct HostKeys {
-    folder: PathBuf,
-    made: Arc<Mutex<HashMap<ServiceName, Arc<PrivateKey>>>>,
+    state: StateDir,
+    own: Arc<Mutex<HashMap<ServiceName, Arc<PrivateKey>>>>,
 }
 
 impl HostKeys {
-    /// Those that are made lie in `folder`.
-    pub(crate) fn new(folder: PathBuf) -> Self {
+    /// Those that are made lie in the state directory.
+    pub(crate) fn new(state: StateDir) -> Self {
         Self {
-            folder,
-            made: Arc::default(),
+            state,
+            own: Arc::default(),
         }
     }
 
@@ -65,41 +64,40 @@ impl HostKeys {
         &self,
         service: &ServiceName,
         settings: &SshSettings,
+        credentials: &Credentials,
     ) -> Result<(PrivateKey, Option<Certificate>), HostKeyError> {
+        let issued = credentials.ssh_host(service).ok();
         let (keys, service, settings) = (self.clone(), service.clone(), settings.clone());
-        tokio::task::spawn_blocking(move || keys.read(&service, &settings)).await?
+        let reading = tokio::task::spawn_blocking(move || match &settings.host_key {
+            Some(path) => named(path, settings.host_certificate.as_deref()),
+            None => {
+                let key = keys.own(&service)?;
+                let certificate = issued.map(|issued| issued.certificate.certificate().clone());
+                let is_its =
+                    |certificate: &Certificate| certificate.public_key() == key.public_key().key_data();
+                let certificate = certificate.filter(is_its);
+                Ok((key, certificate))
+            }
+        });
+        reading.await?
     }
 
-    fn read(
-        &self,
-        service: &ServiceName,
-        settings: &SshSettings,
-    ) -> Result<(PrivateKey, Option<Certificate>), HostKeyError> {
-        let key = match &settings.host_key {
-            Some(path) => load(path)?,
-            None => self.made(service)?,
-        };
-        let certificate = settings.host_certificate.as_deref();
-        let certificate = certificate.map(|path| certificate_of(path, &key)).transpose()?;
-        Ok((key, certificate))
-    }
-
-    fn made(&self, service: &ServiceName) -> Result<PrivateKey, HostKeyError> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(key) = made.get(service) {
+    fn own(&self, service: &ServiceName) -> Result<PrivateKey, HostKeyError> {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = own.get(service) {
             return Ok(PrivateKey::clone(key));
         }
-        files::create_private_directory(&self.folder)?;
-        let path = self.folder.join(format!("{service}.key"));
-        if !path.exists() {
-            let text = generate()?;
-            files::write_atomic(&path, text.as_bytes(), PRIVATE_FILE_MODE)?;
-        }
-        files::check_private_file(&path)?;
-        let key = Arc::new(load(&path)?);
-        made.insert(service.clone(), Arc::clone(&key));
+        let pair = keys::load_or_create(&self.state.ssh_host_key(service)?, KeyKind::Ed25519)?;
+        let key = Arc::new(keys::ssh_private_key(&pair)?);
+        own.insert(service.clone(), Arc::clone(&key));
         Ok(PrivateKey::clone(&key))
     }
+}
+
+fn named(key: &Path, certificate: Option<&Path>) -> Result<(PrivateKey, Option<Certificate>), HostKeyError> {
+    let key = load(key)?;
+    let certificate = certificate.map(|path| certificate_of(path, &key)).transpose()?;
+    Ok((key, certificate))
 }
 
 fn load(path: &Path) -> Result<PrivateKey, HostKeyError> {
@@ -122,15 +120,6 @@ fn certificate_of(path: &Path, key: &PrivateKey) -> Result<Certificate, HostKeyE
     Ok(certificate)
 }
 
-fn generate() -> Result<Zeroizing<String>, HostKeyError> {
-    let told = |error: &dyn std::fmt::Display| HostKeyError::Generate(error.to_string());
-    let mut seed = Zeroizing::new([0; 32]);
-    aws_lc_rs::rand::fill(seed.as_mut()).map_err(|error| told(&error))?;
-    let pair = Ed25519Keypair::from_seed(&seed);
-    let key = PrivateKey::new(KeypairData::from(pair), "").map_err(|error| told(&error))?;
-    key.to_openssh(LineEnding::LF).map_err(|error| told(&error))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -141,8 +130,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let public = |name: &str| {
             // As another process would.
-            let keys = HostKeys::new(folder.path().join("keys"));
-            let key = keys.made(&ServiceName::parse(name).unwrap()).unwrap();
+            let keys = HostKeys::new(StateDir::open(&folder.path().join("state")).unwrap());
+            let key = keys.own(&ServiceName::parse(name).unwrap()).unwrap();
             key.public_key().to_openssh().unwrap()
         };
         let first = public("ssh-a");

@@ -39,6 +39,7 @@ use super::tcp::{Held, Hold};
 use super::{Course, Outcome};
 use crate::backend;
 use crate::config::LocalService;
+use crate::credentials::Credentials;
 use crate::recording::Recorder;
 use crate::session::{Ending, Live};
 use activity::Activity;
@@ -102,12 +103,12 @@ impl std::fmt::Debug for Guest {
 /// Hears as whom a client wants in, within `patience`.
 pub(crate) async fn hear(
     stream: SessionStream,
-    keys: &HostKeys,
+    (keys, credentials): (&HostKeys, &Credentials),
     service: (&iap_identity::ServiceName, &SshSettings),
     session: SessionId,
     patience: Duration,
 ) -> Result<Guest, Unheard> {
-    let (host_key, host_certificate) = keys.of(service.0, service.1).await?;
+    let (host_key, host_certificate) = keys.of(service.0, service.1, credentials).await?;
     let banner = format!("Sessions to {} are recorded. Session {session}.\r\n", service.0);
     let (knock, knocked) = oneshot::channel();
     let scissors = Scissors::default();
@@ -151,6 +152,7 @@ pub(crate) struct Visit<'a> {
     pub(crate) backend: &'a LocalService,
     pub(crate) settings: &'a SshSettings,
     pub(crate) cluster: &'a iap_identity::ClusterName,
+    pub(crate) credentials: &'a Credentials,
     pub(crate) recorder: Recorder,
     pub(crate) course: Course<'a>,
 }
@@ -180,6 +182,7 @@ pub(crate) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         backend,
         settings,
         cluster,
+        credentials,
         recorder,
         course,
     } = visit;
@@ -189,12 +192,9 @@ pub(crate) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
     let joining = async {
         let dialled = backend::dial(backend, started, cluster, course.limits.now().backend_dial()).await;
         let stream = dialled.map_err(|failure| (failure.close_reason(), failure.text().to_owned()))?;
-        log_in(
-            Held::new(scissors.around(stream), hold.clone()),
-            settings,
-            guest.login(),
-        )
-        .await
+        let stream = Held::new(scissors.around(stream), hold.clone());
+        let service = &started.facts().service;
+        log_in(stream, settings, credentials, (service, guest.login())).await
     };
     let joined = tokio::select! {
         biased;
@@ -263,18 +263,16 @@ pub(crate) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
 async fn log_in(
     stream: Held<Severable<backend::BackendStream>>,
     settings: &SshSettings,
-    login: &LoginName,
+    credentials: &Credentials,
+    (service, login): (&iap_identity::ServiceName, &LoginName),
 ) -> Result<Back, (CloseReason, String)> {
     let refused = |text: String| (CloseReason::BackendRefused, text);
-    let own = settings.clone();
-    let reading = tokio::task::spawn_blocking(move || back::Credentials::read(&own)).await;
-    let credentials = reading
-        .map_err(|error| refused(error.to_string()))?
-        .map_err(|error| {
-            tracing::error!(%error, "the agent has nothing to log in to sshd with");
-            refused("the agent has nothing to log in to the service's sshd with".to_owned())
-        })?;
-    back::log_in(stream, credentials, login, LOGIN_PATIENCE)
+    let means = back::means(settings, credentials, service, login).await;
+    let means = means.map_err(|error| {
+        tracing::error!(%service, %login, %error, "the agent has nothing to log in to sshd with");
+        refused("the agent has nothing to log in to the service's sshd with".to_owned())
+    })?;
+    back::log_in(stream, means, login, LOGIN_PATIENCE)
         .await
         .map_err(|error| {
             tracing::warn!(%login, %error, "not logged in at sshd");

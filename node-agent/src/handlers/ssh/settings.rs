@@ -15,13 +15,14 @@ const ENVIRONMENT_NAMES_MAX: usize = 64;
 /// How a service's sshd is dealt with when its sessions are recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshSettings {
-    /// The key that clients see; made in the state directory where none is named.
+    /// The key that clients see; where none is named, one that was made in the state directory, with a certificate of the
+    /// service's host CA.
     pub host_key: Option<PathBuf>,
-    /// A certificate for it, so that clients need not know the key.
+    /// A certificate for the named key, so that clients need not know it.
     pub host_certificate: Option<PathBuf>,
-    /// The key this agent logs in to sshd with.
-    pub user_key: PathBuf,
-    /// A certificate for it, which sshd trusts by its CA.
+    /// The key this agent logs in to sshd with; where none is named, certificates of the service's user CA are used.
+    pub user_key: Option<PathBuf>,
+    /// A certificate for the named key, which sshd trusts by its CA.
     pub user_certificate: Option<PathBuf>,
     /// How sshd proves that it is the right one.
     pub server: KnownServer,
@@ -74,7 +75,8 @@ pub(crate) struct RawSsh {
     host_key_file: Option<PathBuf>,
     #[serde(default)]
     host_certificate_file: Option<PathBuf>,
-    user_key_file: PathBuf,
+    #[serde(default)]
+    user_key_file: Option<PathBuf>,
     #[serde(default)]
     user_certificate_file: Option<PathBuf>,
     #[serde(default)]
@@ -119,6 +121,17 @@ impl RawSsh {
                 None
             }
         };
+        for (name, certificate, file) in [
+            ("user", &self.user_certificate_file, &self.user_key_file),
+            ("host", &self.host_certificate_file, &self.host_key_file),
+        ] {
+            if certificate.is_some() && file.is_none() {
+                errors.push(
+                    &format!("{key}.{name}_certificate_file"),
+                    format!("a certificate is for a key: name it with {name}_key_file"),
+                );
+            }
+        }
         let environment = self
             .environment
             .unwrap_or_else(|| ENVIRONMENT.map(str::to_owned).to_vec());

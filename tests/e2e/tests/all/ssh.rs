@@ -148,6 +148,22 @@ fn a_command_has_its_outputs_exit_code_variables_and_record() {
         .iapctl("bob", &["sessions", "play", &session])
         .unwrap();
     assert_eq!(refused.code, 2, "{refused:?}");
+    // By its name alone, without a key, a password or a fingerprint.
+    let by_name = shell
+        .plane
+        .iapctl("alice", &["ssh", SERVICE, "--", "echo", "by name;", "exit 3"])
+        .unwrap();
+    assert_eq!(
+        (by_name.code, by_name.stdout.as_str()),
+        (3, "by name\n"),
+        "{}",
+        by_name.stderr
+    );
+    assert!(
+        !by_name.stderr.contains("Permanently added"),
+        "its authority is known: {}",
+        by_name.stderr
+    );
     let signal = shell.run(&[SERVICE, "kill -TERM $$"]);
     assert_eq!(signal.code, 255, "as OpenSSH has it: {}", signal.stderr);
 }
