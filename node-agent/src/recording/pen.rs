@@ -253,7 +253,8 @@ impl Recording {
             sha256: iap_identity::hex(file.digest.finish().as_ref()),
             lost_bytes,
             is_complete: lost_bytes == 0,
-            reason: None,
+            reason: (lost_bytes > 0)
+                .then(|| format!("{lost_bytes} bytes were not written: there was no room for them")),
         }
     }
 

@@ -335,6 +335,8 @@ impl Course<'_> {
         };
         let ending = match over {
             Over::Client(None) => Ending::plain(CloseReason::ClientClosed),
+            // A client with nothing open any more often leaves without a word, its proxy command being ended first.
+            Over::Client(Some(_)) if stay.channels.is_empty() => Ending::plain(CloseReason::ClientClosed),
             Over::Client(Some(error)) => Ending::because(CloseReason::ClientLost, error),
             Over::Backend(None) => Ending::plain(CloseReason::BackendClosed),
             Over::Backend(Some(error)) => Ending::because(CloseReason::BackendLost, error),

@@ -21,7 +21,10 @@ struct Shell {
 
 impl Shell {
     fn start() -> Self {
-        let plane = Plane::demo().unwrap();
+        Self::on(Plane::demo().unwrap())
+    }
+
+    fn on(plane: Plane) -> Self {
         plane.log_in("alice").unwrap();
         plane.log_in("auditor").unwrap();
         let services = plane.json("alice", &["ls"]).unwrap();
@@ -399,4 +402,36 @@ fn an_agent_killed_while_it_records_keeps_what_was_shown_and_the_record_says_wha
         replayed.stderr
     );
     drop(ssh);
+}
+
+#[test]
+fn what_cannot_be_recorded_is_not_shown_and_the_session_ends_and_says_why() {
+    let plane = Plane::start_by(&["--demo"], |_, mut command| {
+        command.env("IAP_AGENT__LIMITS__RECORDINGS_BYTES_MAX", "1048576");
+        command.env("IAP_AGENT__LIMITS__SPOOL_FULL_PAUSE_SECONDS_MAX", "1");
+        Ok(command)
+    });
+    let shell = Shell::on(plane.unwrap());
+    // Nobody takes what is written, so that it fills up.
+    shell.plane.signal("auth", Signal::STOP).unwrap();
+    let ran = shell.run(&["-tt", SERVICE, "yes 0123456789abcde | head -c 16000000; sleep 60"]);
+    shell.plane.signal("auth", Signal::CONT).unwrap();
+    assert_eq!(ran.code, 255, "{}", ran.stderr);
+    let said = "The agent cannot write audit records.";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    let (session, records) = shell.session();
+    assert_eq!(
+        of(&records, "session.end")[0]["close_reason"],
+        "audit_unavailable"
+    );
+    let recording = of(&records, "session.recording")[0];
+    assert_eq!(recording["complete"], false);
+    // What was shown is on record, but for what was on its way when the disk was full.
+    let replayed = shell.replayed(&session, &[]);
+    assert!(ran.stdout.starts_with(&replayed.stdout));
+    let missing = ran.stdout.len() - replayed.stdout.len();
+    assert!(
+        missing < 4 * 1024 * 1024,
+        "{missing} bytes were shown and are not on record"
+    );
 }
