@@ -29,6 +29,19 @@ pub(super) enum Parcel {
     Close,
 }
 
+impl Parcel {
+    /// One bit for each kind without bytes.
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Data(_) | Self::Extended(..) => 0,
+            Self::Eof => 1,
+            Self::ExitStatus(_) => 2,
+            Self::ExitSignal(_) => 4,
+            Self::Close => 8,
+        }
+    }
+}
+
 /// RFC 4254 §6.10.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ExitSignal {
@@ -51,6 +64,9 @@ pub(super) struct Mailbox {
 struct Held {
     parcels: VecDeque<Filling>,
     bytes: usize,
+    /// Which kinds of parcels without bytes were here: each comes once, however often a peer sends it, because no window
+    /// bounds them.
+    seen: u8,
     /// Nothing is wanted any more.
     is_shut: bool,
 }
@@ -104,9 +120,11 @@ impl Mailbox {
     /// Takes anything else.
     pub(super) fn push(&self, parcel: Parcel) {
         let mut held = self.held();
-        if held.is_shut {
+        let kind = parcel.kind();
+        if held.is_shut || held.seen & kind != 0 {
             return;
         }
+        held.seen |= kind;
         held.parcels.push_back(match parcel {
             Parcel::Data(bytes) => Filling::Data(bytes.into()),
             Parcel::Extended(code, bytes) => Filling::Extended(code, bytes.into()),
@@ -212,6 +230,18 @@ mod tests {
             "{}",
             first.len()
         );
+    }
+
+    #[test]
+    fn what_no_window_bounds_comes_once() {
+        let mailbox = Mailbox::default();
+        for _ in 0..1000 {
+            mailbox.push(Parcel::Eof);
+            mailbox.push(Parcel::ExitStatus(1));
+            mailbox.push(Parcel::Close);
+        }
+        let all: Vec<_> = std::iter::from_fn(|| mailbox.take()).collect();
+        assert_eq!(all, [Parcel::Eof, Parcel::ExitStatus(1), Parcel::Close]);
     }
 
     #[test]
