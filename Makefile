@@ -22,7 +22,7 @@ RUN_BENCH := $(RELEASE)/iap-bench --bin $(RELEASE) --results tests/bench/results
 .PHONY: demo test torture lint bench build
 
 demo:
-	@tests/scripts/need cc unshare postgresql psql
+	@tests/scripts/need cc unshare postgresql psql ssh sshd
 	$(CARGO) build --workspace --bins --locked
 	@tests/scripts/demo $(BIN)
 
@@ -35,7 +35,7 @@ torture: build
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:
-	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy ssh sshd systemd-analyze ip fish man
+	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy ssh sshd git vim systemd-analyze ip fish man
 	$(CARGO) build --workspace --all-targets --locked
 
 tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json

@@ -19,11 +19,14 @@ use crate::config::{Config, Limits};
 use crate::feed::{Feed, FeedError};
 use crate::login::SealKeys;
 use crate::policies::{Policies, PoliciesError};
+use crate::recordings::{Library, LibraryError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Belonging, Counter, RuleStore as _, SharedStore, StoreError};
 
 /// Locked by whoever works in `data_dir`.
 pub(crate) const LOCK_FILE: &str = "in-use";
+/// Recordings of terminals, in `data_dir`.
+pub(crate) const RECORDINGS_FOLDER: &str = "recordings";
 
 /// The server's parts, shared by all handlers. Each is a handle: immutable snapshots with one writer inside.
 #[derive(Debug)]
@@ -46,6 +49,8 @@ pub struct AppContext {
     pub policies: Policies,
     /// What agents and proxies live from.
     pub feed: Feed,
+    /// Recordings of terminals.
+    pub recordings: Arc<Library>,
     /// Seals refresh tokens.
     pub seal_keys: SealKeys,
     /// Where spans go.
@@ -90,6 +95,9 @@ pub enum OpenError {
         /// What the database is bound to.
         found: String,
     },
+    /// The recordings' folder cannot be used.
+    #[error(transparent)]
+    Recordings(#[from] LibraryError),
     /// The stored policy cannot be used.
     #[error(transparent)]
     Policies(#[from] PoliciesError),
@@ -167,6 +175,7 @@ impl AppContext {
             policies.clone(),
         )
         .await?;
+        let recordings = Library::open(dir.join(RECORDINGS_FOLDER))?;
         let context = AppContext {
             config,
             limits,
@@ -177,6 +186,7 @@ impl AppContext {
             audit,
             policies,
             feed,
+            recordings,
             seal_keys,
             traces,
             trace_spans,

@@ -23,6 +23,7 @@ pub mod login;
 pub mod metrics;
 pub mod policies;
 pub mod printer;
+pub mod recordings;
 pub mod rpc;
 pub mod services;
 mod spans;

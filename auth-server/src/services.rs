@@ -7,7 +7,7 @@ use std::time::Duration;
 use iap_audit::{EventKind, UserRecord};
 use iap_identity::{AgentId, LoginName, ServiceName};
 use iap_policy::{Protocol, ServiceFacts};
-use iap_proto::{AuditMode, ServiceRecord, Strictness, WireError};
+use iap_proto::{AuditMode, RecordingMode, ServiceRecord, Strictness, WireError};
 use iap_runtime::config::ConfigDuration;
 use serde::Deserialize;
 
@@ -130,7 +130,7 @@ pub fn record_of(service: &GrantedService) -> Result<ServiceRecord, WireError> {
         contact: row.contact.clone(),
         agents: agents.iter().copied().collect(),
         audit: AuditMode::parse(&row.audit).ok_or_else(|| damaged("audit", &row.audit))?,
-        recording: row.recording.clone().unwrap_or_default(),
+        recording: row.recording.as_deref().and_then(RecordingMode::parse),
         strictness: Strictness {
             lock_feed_max_age: row.lock_feed_seconds.map(seconds),
             snapshot_max_age: row.snapshot_seconds.map(seconds),
@@ -220,6 +220,17 @@ fn check(entry: Entry) -> Result<ServiceChange, Vec<String>> {
         }
     }
     check_labels(&entry.labels, &mut problems);
+    let recording = entry.recording.filter(|recording| !recording.is_empty());
+    if let Some(mode) = &recording {
+        if RecordingMode::parse(mode).is_none() {
+            problems.push(format!(
+                "recording = {mode:?} is not \"required\" or \"best_effort\""
+            ));
+        }
+        if !(entry.inspect && protocol == Some(Protocol::Ssh)) {
+            problems.push("recording is for protocol = \"ssh\" with inspect = true".to_owned());
+        }
+    }
     let lock_feed_seconds = age("lock_feed_max_age", entry.lock_feed_max_age, &mut problems);
     let snapshot_seconds = age("snapshot_max_age", entry.snapshot_max_age, &mut problems);
     let agents = entry.agents.map(|agents| {
@@ -240,7 +251,7 @@ fn check(entry: Entry) -> Result<ServiceChange, Vec<String>> {
         contact: entry.contact,
         default_login: entry.default_login.filter(|login| !login.is_empty()),
         audit: audit.as_str().to_owned(),
-        recording: entry.recording.filter(|recording| !recording.is_empty()),
+        recording,
         lock_feed_seconds,
         snapshot_seconds,
         grace_seconds: entry.grace.map(whole_seconds),

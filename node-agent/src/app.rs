@@ -22,6 +22,7 @@ use crate::identity::{IdentityError, OwnIdentity};
 use crate::journal::{Journal, JournalError};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::recording::{Recordings, RecordingsError};
 use crate::session::handover::handed::Handed;
 use crate::session::handover::succession;
 use crate::session::{Inheritance, Registry};
@@ -44,6 +45,9 @@ pub enum BuildError {
     /// The audit spool.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The folder of recordings.
+    #[error(transparent)]
+    Recordings(#[from] RecordingsError),
     /// Spans cannot be sent.
     #[error(transparent)]
     Traces(#[from] traces::StartError),
@@ -89,6 +93,7 @@ pub struct App {
     sessions: Arc<Registry>,
     store: Option<DescriptorStore>,
     handed: Handed,
+    recordings: Recordings,
 }
 
 /// Changes what a running agent takes over of its own file.
@@ -178,6 +183,7 @@ impl App {
         }
         let (in_force, time, counts) = (limits.clone(), Arc::clone(&clock), metrics.clone());
         let journal = Journal::open_after(id, &state, in_force, time, counts, &mut handed).await?;
+        let recordings = Recordings::open(&state, limits.clone(), &journal).await?;
         let identity = Arc::new(identity);
         let services = watch::Sender::new(Arc::new(config.services.clone()));
         Ok(Self {
@@ -196,6 +202,7 @@ impl App {
             limits,
             store,
             handed,
+            recordings,
         })
     }
 

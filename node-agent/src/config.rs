@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::backend::{BackendAddress, Introduction};
 use crate::handlers::PostgresSettings;
+use crate::handlers::ssh::{RawSsh, SshSettings};
 use crate::limits::Limits;
 
 /// Prefix of the environment variables that override the file: `IAP_AGENT__LIMITS__SESSIONS_MAX`.
@@ -110,6 +111,8 @@ pub struct LocalService {
     pub ceiling: Ceiling,
     /// How it is served where it is an inspected PostgreSQL service.
     pub postgres: PostgresSettings,
+    /// How its sshd is dealt with where sessions are recorded.
+    pub ssh: Option<SshSettings>,
     /// Where the backend sees this agent, if that cannot be found out here. SSH certificates are bound to it; an
     /// empty list binds them to nothing.
     pub source_addresses: Option<Vec<IpAddr>>,
@@ -182,6 +185,8 @@ struct RawService {
     ceiling: Ceiling,
     #[serde(default)]
     postgres: PostgresSettings,
+    ssh: Option<RawSsh>,
+    #[serde(default)]
     source_addresses: Option<Vec<IpAddr>>,
 }
 
@@ -237,7 +242,15 @@ impl Config {
         let traces = raw.traces.check(&mut errors);
         let mut services = LocalServices::new();
         for (index, service) in raw.service.into_iter().enumerate() {
+            let key = format!("service.{index}.ssh");
+            let ssh = service
+                .ssh
+                .and_then(|ssh| ssh.check(&service.backend, &key, &mut errors));
+            if ssh.is_some() && service.proxy_protocol != Introduction::None {
+                errors.push(&key, "sshd understands no PROXY header: leave proxy_protocol out");
+            }
             let local = LocalService {
+                ssh,
                 backend: service.backend,
                 introduction: service.proxy_protocol,
                 ceiling: service.ceiling,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{AgentId, LoginName, ServiceName, SessionId};
-use iap_policy::{Asked, Decision, Grant, Question};
+use iap_policy::{Asked, Denial, DenialCode, Grant, Protocol, Question, ServiceFacts};
 use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use iap_runtime::config::InForce;
@@ -199,7 +199,9 @@ impl Gate {
         self.check_age(&view, &service.strictness, now)
             .map_err(Refusal::Outage)?;
         let grant = evaluate(&view, &service, attempt, now)?;
-        check_logins(&local.ceiling, grant.login())?;
+        if attempt.login.is_some() || !is_heard(&service.facts) {
+            check_logins(&local.ceiling, grant.login())?;
+        }
         Ok(Permit(Arc::new(Permission {
             grant,
             service,
@@ -261,6 +263,12 @@ impl Gate {
     }
 }
 
+/// Whether the login comes in the client's own words, behind the first decision.
+#[must_use]
+pub fn is_heard(service: &ServiceFacts) -> bool {
+    service.protocol == Protocol::Ssh && service.inspect
+}
+
 /// To a service that is not inspected, logins and databases are opaque whatever is said here.
 fn evaluate(
     view: &View,
@@ -269,24 +277,52 @@ fn evaluate(
     now: OffsetDateTime,
 ) -> Result<Grant, Refusal> {
     let user = attempt.caller.facts();
-    let (login, database) = match service.facts.inspect {
-        true => (
-            Asked::Visible(attempt.login.as_ref()),
-            Asked::Visible(attempt.database.as_deref()),
-        ),
-        false => (Asked::Opaque, Asked::Opaque),
+    let inspected = service.facts.inspect;
+    let ask = |login: Option<&LoginName>| {
+        let question = Question {
+            user: &user,
+            service: &service.facts,
+            login: if inspected {
+                Asked::Visible(login)
+            } else {
+                Asked::Opaque
+            },
+            database: if inspected {
+                Asked::Visible(attempt.database.as_deref())
+            } else {
+                Asked::Opaque
+            },
+            client_ip: canonical(attempt.client.ip()),
+            now,
+        };
+        view.policy().evaluate(&question, view.vocabulary()).into_result()
     };
-    let question = Question {
-        user: &user,
-        service: &service.facts,
-        login,
-        database,
-        client_ip: canonical(attempt.client.ip()),
-        now,
+    let decided = match &attempt.login {
+        None if is_heard(&service.facts) => any_login(ask),
+        login => ask(login.as_ref()),
     };
-    match view.policy().evaluate(&question, view.vocabulary()) {
-        Decision::Grant(grant) => Ok(grant),
-        Decision::Denial(denial) => Err(Refusal::Denied(denial)),
+    decided.map_err(Refusal::Denied)
+}
+
+/// Whether there is a login at all: the default one, or else the first of those to choose from. Where any may be used,
+/// one that no rule is likely to name stands for it.
+fn any_login(ask: impl Fn(Option<&LoginName>) -> Result<Grant, Denial>) -> Result<Grant, Denial> {
+    let denial = match ask(None) {
+        Ok(grant) => return Ok(grant),
+        Err(denial) => denial,
+    };
+    let login = match &denial.code {
+        DenialCode::LoginChoice(choices) => choices.first().cloned(),
+        DenialCode::NoRuleMatches
+        | DenialCode::DeniedByRule
+        | DenialCode::ConditionFailed
+        | DenialCode::LoginNotAllowed
+        | DenialCode::StepUpNeeded(_)
+        | DenialCode::RenewNeeded => return Err(denial),
+    };
+    match login.or_else(|| LoginName::parse("nobody").ok()) {
+        Some(login) => ask(Some(&login)),
+        None => Err(denial),
     }
 }
 

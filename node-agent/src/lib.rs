@@ -23,6 +23,7 @@ pub mod leaves;
 pub mod limits;
 pub mod metrics;
 pub mod printer;
+pub mod recording;
 pub mod session;
 pub mod state;
 pub mod view;

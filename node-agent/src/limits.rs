@@ -47,6 +47,8 @@ pub struct Limits {
     pub backend_dial_seconds_max: u64,
     /// Bytes of audit records that wait for the auth server's acknowledgement.
     pub spool_bytes_max: u64,
+    /// Bytes of recordings that wait for the auth server.
+    pub recordings_bytes_max: u64,
     /// How long a session of a service with `audit = "required"` stays paused when the spool is full.
     pub spool_full_pause_seconds_max: u64,
     /// How long a session of a service with `audit = "remote"` waits for the auth server to have its start record.
@@ -87,6 +89,7 @@ impl Default for Limits {
             pool_connections_per_proxy: 4,
             backend_dial_seconds_max: 10,
             spool_bytes_max: 1024 * 1024 * 1024,
+            recordings_bytes_max: 4 * 1024 * 1024 * 1024,
             spool_full_pause_seconds_max: 5,
             remote_audit_seconds_max: 5,
             lock_feed_seconds_max: 4 * 60 * 60,
@@ -255,6 +258,11 @@ impl Limits {
                 self.spool_bytes_max < 64 * 1024,
                 "limits.spool_bytes_max",
                 "at least 65536",
+            ),
+            (
+                self.recordings_bytes_max < 1024 * 1024,
+                "limits.recordings_bytes_max",
+                "at least 1048576",
             ),
             (
                 self.remote_audit_seconds_max == 0,

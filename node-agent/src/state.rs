@@ -31,6 +31,10 @@ pub mod names {
     pub const SPOOL: &str = "spool";
     /// Sessions that live while their start records may have left the spool.
     pub const LIVE: &str = "live.jsonl";
+    /// Recordings that the auth server does not have yet.
+    pub const RECORDINGS: &str = "recordings";
+    /// The SSH keys that clients of recorded services see.
+    pub const SSH_HOST_KEYS: &str = "ssh_host_keys";
     /// Where a successor asks a running agent for its sessions.
     pub const SUCCESSOR: &str = "successor";
 }
@@ -169,6 +173,15 @@ impl StateDir {
     /// When the disk refuses.
     pub fn write_credentials(&self, service: &ServiceName, json: &[u8]) -> Result<(), StateError> {
         Ok(self.credentials()?.write(&format!("{service}.json"), json)?)
+    }
+
+    /// The key file that clients of a recorded SSH service see; it outlives credentials and joins.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn ssh_host_key(&self, service: &ServiceName) -> Result<PathBuf, StateError> {
+        let folder = self.directory.subdirectory(names::SSH_HOST_KEYS)?;
+        Ok(folder.join(&format!("{service}.key.pem")))
     }
 
     fn credentials(&self) -> Result<DataDir, StateError> {

@@ -19,8 +19,8 @@ pub struct ServiceRecord {
     pub agents: Vec<AgentId>,
     /// What a full disk does to sessions.
     pub audit: AuditMode,
-    /// Reserved for later protocols; empty: none.
-    pub recording: String,
+    /// How much an inspected SSH session depends on its recording; `None`: it is required.
+    pub recording: Option<RecordingMode>,
     /// How much less than its agents allow it goes on without the auth server.
     pub strictness: Strictness,
 }
@@ -68,6 +68,35 @@ impl AuditMode {
             "" | "required" => Some(Self::Required),
             "best_effort" => Some(Self::BestEffort),
             "remote" => Some(Self::Remote),
+            _ => None,
+        }
+    }
+}
+
+/// How much an SSH session depends on its recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RecordingMode {
+    /// What cannot be recorded does not happen.
+    #[default]
+    Required,
+    /// Sessions go on; what is missing is itself recorded.
+    BestEffort,
+}
+
+impl RecordingMode {
+    /// Its name in service files and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::BestEffort => "best_effort",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "required" => Some(Self::Required),
+            "best_effort" => Some(Self::BestEffort),
             _ => None,
         }
     }

@@ -8,7 +8,9 @@ pub mod signed;
 
 pub use convert::WireError;
 pub use convert::control::{ControlDecodeError, decode_control, encode_control};
-pub use domain::{AuditMode, Beat, LockList, ProxyAddress, ServiceRecord, Snapshot, Strictness};
+pub use domain::{
+    AuditMode, Beat, LockList, ProxyAddress, RecordingMode, ServiceRecord, Snapshot, Strictness,
+};
 pub use signed::{OpenError, open_beat, open_bundle, open_locks, open_snapshot};
 
 /// The generated messages, clients and servers.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use iap_identity::{AgentPeer, Request as CertificateRequest, ServiceName};
 use iap_proto::v1;
 use iap_runtime::shutdown::Shutdown;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{Caller, Presented, RpcError, backend};
 use crate::audit::ingest::{Ingest, IngestError};
@@ -15,6 +15,7 @@ use crate::authority::issued_to_wire;
 use crate::context::AppContext;
 use crate::feed::frame::{self, NoEvents};
 use crate::feed::stream::follow;
+use crate::recordings;
 use crate::store::{AgentReport, ConnectedProxy};
 
 const NAMES_MAX: usize = 1024;
@@ -129,6 +130,16 @@ impl v1::agent_server::Agent for AgentRpc {
         Ok(Response::new(v1::AuditAck {
             agent_seq: appended.map_err(RpcError::from)?,
         }))
+    }
+
+    async fn upload_recording(
+        &self,
+        request: Request<Streaming<v1::RecordingPart>>,
+    ) -> Result<Response<v1::RecordingHeld>, Status> {
+        let caller = Caller::of(&request)?;
+        let agent = caller.agent()?.0.clone();
+        let held = recordings::receive(&self.context, &agent, request.into_inner()).await?;
+        Ok(Response::new(held))
     }
 
     async fn status(&self, request: Request<v1::AgentStatus>) -> Result<Response<v1::Empty>, Status> {

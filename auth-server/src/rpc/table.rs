@@ -80,11 +80,15 @@ pub const TABLE: &[Row] = &[
     // Others' sessions: audit.read, likewise.
     row("/iap.v1.User/Sessions", USER),
     row("/iap.v1.User/Session", USER),
+    // Others' recordings: recording.read, likewise.
+    row("/iap.v1.User/Recordings", USER),
+    row("/iap.v1.User/Recording", USER),
     row("/iap.v1.Agent/Renew", Callers::AgentOrExpired),
     row("/iap.v1.Agent/ServiceLeaf", AGENT),
     row("/iap.v1.Agent/Watch", AGENT),
     row("/iap.v1.Agent/AppendAudit", AGENT),
     row("/iap.v1.Agent/Status", AGENT),
+    row("/iap.v1.Agent/UploadRecording", AGENT),
     // The service's grant is checked where the request is read.
     row("/iap.v1.Agent/BackendCredentials", AGENT),
     row("/iap.v1.Proxy/Renew", PROXY),

@@ -16,6 +16,7 @@ use crate::authority::{IssueError, Renewed, format_time, issued_to_wire};
 use crate::context::AppContext;
 use crate::locks::{self, NewLock};
 use crate::login::{Logins, Vouching};
+use crate::recordings;
 use crate::spans;
 use crate::ssh_access::{self, Person};
 use crate::store::{Hash, hash_of};
@@ -249,6 +250,27 @@ impl v1::user_server::User for UserRpc {
         let caller = Caller::of(&request)?;
         let json = sessions::list(&self.context, caller.user()?, request.into_inner()).await?;
         Ok(Response::new(v1::JsonReply { json }))
+    }
+
+    async fn recordings(
+        &self,
+        request: Request<v1::SessionRequest>,
+    ) -> Result<Response<v1::JsonReply>, Status> {
+        let caller = Caller::of(&request)?;
+        let id = SessionId::from_bytes(&request.get_ref().session_id).map_err(RpcError::invalid)?;
+        let json = recordings::list(&self.context, caller.user()?, id).await?;
+        Ok(Response::new(v1::JsonReply { json }))
+    }
+
+    type RecordingStream = recordings::Parts;
+
+    async fn recording(
+        &self,
+        request: Request<v1::RecordingRequest>,
+    ) -> Result<Response<recordings::Parts>, Status> {
+        let caller = Caller::of(&request)?;
+        let parts = recordings::read(&self.context, caller.user()?, request.into_inner()).await?;
+        Ok(Response::new(parts))
     }
 
     async fn session(&self, request: Request<v1::SessionRequest>) -> Result<Response<v1::JsonReply>, Status> {

@@ -23,6 +23,7 @@ pub mod status;
 pub mod tokens;
 pub mod who_can;
 
+mod play;
 mod records;
 
 use crate::arguments::Command;

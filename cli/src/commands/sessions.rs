@@ -1,4 +1,4 @@
-//! `iapctl sessions ls|show|kill`.
+//! `iapctl sessions ls|show|play|kill`.
 
 use clap::{Args, Subcommand};
 use iap_identity::SessionId;
@@ -7,6 +7,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::play::PlayArguments;
 use super::{audit, lock, records};
 use crate::api;
 use crate::arguments::Output;
@@ -31,6 +32,8 @@ pub enum SessionsCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Replay what a terminal showed: in one's own sessions, or in anybody's with recording.read
+    Play(PlayArguments),
     /// End a live session
     Kill {
         /// Its id
@@ -71,6 +74,7 @@ pub(super) async fn run(command: SessionsCommand, context: &Context) -> anyhow::
     match command {
         SessionsCommand::Ls(arguments) => list(arguments, context).await,
         SessionsCommand::Show { id, output } => show(&id, output, context).await,
+        SessionsCommand::Play(arguments) => super::play::run(arguments, context).await,
         SessionsCommand::Kill { id, reason, output } => kill(&id, reason, output, context).await,
     }
 }
@@ -136,7 +140,7 @@ async fn kill(id: &str, reason: String, output: Output, context: &Context) -> an
     lock::print_added(context, output, added)
 }
 
-fn session_id(text: &str) -> Result<SessionId, Failure> {
+pub(super) fn session_id(text: &str) -> Result<SessionId, Failure> {
     SessionId::parse(text).map_err(|error| {
         Failure::usage(format!("'{text}' is not a session id"))
             .because(error.to_string())

@@ -29,7 +29,9 @@ pub(crate) fn write_servers(layout: &Layout, offer: &Offer) -> anyhow::Result<()
 /// When the folder cannot be written.
 pub(crate) fn write_documents(layout: &Layout, offer: &Offer) -> anyhow::Result<()> {
     if offer.demo {
+        let login = super::sshd::login()?;
         write_new(layout, "services.toml", SERVICES)?;
+        append_new(layout, "services.toml", SSH_NAME, &ssh_service(&login))?;
     }
     if !offer.own.is_empty() {
         write(
@@ -43,13 +45,49 @@ pub(crate) fn write_documents(layout: &Layout, offer: &Offer) -> anyhow::Result<
     } else {
         BARE_POLICY
     };
-    write_new(layout, "policy.toml", policy)
+    write_new(layout, "policy.toml", policy)?;
+    if offer.demo {
+        append_new(layout, "policy.toml", SSH_NAME, &ssh_rule(&super::sshd::login()?))?;
+    }
+    Ok(())
+}
+
+/// By which one sees whether a document knows of it.
+const SSH_NAME: &str = "\"ssh-demo\"";
+
+fn ssh_service(login: &str) -> String {
+    format!(
+        r##"
+[[service]]
+name = "ssh-demo"
+protocol = "ssh"
+inspect = true          # the agent ends SSH itself, and records
+recording = "required"  # and what cannot be recorded does not happen
+labels = {{ env = "prod" }}
+description = "A shell on this machine, on record"
+contact = "#platform"
+default_login = "{login}"
+"##
+    )
+}
+
+fn ssh_rule(login: &str) -> String {
+    format!(
+        r#"
+[[rule]]
+name = "engineers get a shell"
+effect = "allow"
+users = {{ groups = ["dev:engineering"] }}
+services = {{ names = ["ssh-demo"] }}
+logins = ["{login}"]
+"#
+    )
 }
 
 /// What the plane offers to its users.
 #[derive(Clone, Debug)]
 pub(crate) struct Offer {
-    /// The services db-prod, echo and web.
+    /// The services db-prod, echo, ssh-demo and web.
     pub(crate) demo: bool,
     /// Further `[[connector]]` tables: one's own identity providers beside the built-in one.
     pub(crate) connectors: String,
@@ -188,10 +226,19 @@ backend = "127.0.0.1:{echo}"
 [[service]]
 name = "web"
 backend = "127.0.0.1:{web}"
+
+[[service]]
+name = "ssh-demo"
+backend = "127.0.0.1:{sshd}"
+
+[service.ssh]
+known_hosts_file = "{known_hosts}"
 "#,
             socket = socket.display(),
             echo = ports.echo,
             web = ports.web,
+            sshd = ports.sshd,
+            known_hosts = super::sshd::known_hosts(layout).display(),
         ));
     }
     text
@@ -290,4 +337,16 @@ fn write_new(layout: &Layout, name: &str, text: &str) -> anyhow::Result<()> {
     } else {
         write(layout, name, text)
     }
+}
+
+/// Adds to a document of before there was such a thing.
+fn append_new(layout: &Layout, name: &str, mark: &str, text: &str) -> anyhow::Result<()> {
+    let path = layout.config(name);
+    let mut written =
+        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    if written.contains(mark) {
+        return Ok(());
+    }
+    written.push_str(text);
+    write(layout, name, &written)
 }

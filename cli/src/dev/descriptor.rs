@@ -31,7 +31,7 @@ pub(crate) struct DemoUser {
     pub(crate) groups: Vec<String>,
 }
 
-/// Process ids of the three servers, of the supervisor, and of the demo database.
+/// Process ids of the three servers, of the supervisor, and of the demo's database and SSH server.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Pids {
     pub(crate) auth: u32,
@@ -41,6 +41,8 @@ pub(crate) struct Pids {
     pub(crate) dev: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) postgres: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sshd: Option<u32>,
 }
 
 impl Descriptor {
@@ -89,11 +91,16 @@ pub(crate) fn users() -> Vec<DemoUser> {
 
 /// What `--demo` adds.
 pub(crate) fn demo_services() -> Vec<DemoService> {
-    [("db-prod", "postgres"), ("echo", "tcp"), ("web", "tcp")]
-        .into_iter()
-        .map(|(name, protocol)| DemoService {
-            name: name.to_owned(),
-            protocol: protocol.to_owned(),
-        })
-        .collect()
+    [
+        ("db-prod", "postgres"),
+        ("echo", "tcp"),
+        ("ssh-demo", "ssh"),
+        ("web", "tcp"),
+    ]
+    .into_iter()
+    .map(|(name, protocol)| DemoService {
+        name: name.to_owned(),
+        protocol: protocol.to_owned(),
+    })
+    .collect()
 }

@@ -7,6 +7,7 @@
 //! DIR/auth, proxy, agent  the servers' state
 //! DIR/logs/*.log          what they say
 //! DIR/postgres            the demo database
+//! DIR/sshd                the demo's SSH server
 //! DIR/home                an iapctl home that trusts this cluster
 //! DIR/operator            the home of the administrator who set the plane up
 //! ```
@@ -32,6 +33,9 @@ pub(crate) struct Ports {
     pub(crate) agent_admin: u16,
     pub(crate) echo: u16,
     pub(crate) web: u16,
+    /// 0 in a file of before there was one.
+    #[serde(default)]
+    pub(crate) sshd: u16,
 }
 
 /// The folder of one plane and its ports.
@@ -64,15 +68,18 @@ impl Layout {
         let file = dir.join("ports.json");
         let ports = match std::fs::read(&file) {
             Ok(bytes) => {
-                let ports: Ports = serde_json::from_slice(&bytes)
+                let mut ports: Ports = serde_json::from_slice(&bytes)
                     .with_context(|| format!("{} is not readable", file.display()))?;
                 ports.check_free(&file)?;
+                if ports.sshd == 0 {
+                    ports.sshd = Ports::choose()?.sshd;
+                    ports.write(&file)?;
+                }
                 ports
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let ports = Ports::choose()?;
-                std::fs::write(&file, serde_json::to_vec_pretty(&ports)?)
-                    .with_context(|| format!("cannot write {}", file.display()))?;
+                ports.write(&file)?;
                 ports
             }
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
@@ -148,7 +155,13 @@ impl Ports {
             agent_admin: next()?,
             echo: next()?,
             web: next()?,
+            sshd: next()?,
         })
+    }
+
+    fn write(&self, file: &Path) -> anyhow::Result<()> {
+        std::fs::write(file, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("cannot write {}", file.display()))
     }
 
     fn check_free(&self, file: &Path) -> anyhow::Result<()> {
@@ -168,7 +181,7 @@ impl Ports {
         Ok(())
     }
 
-    fn all(&self) -> [u16; 8] {
+    fn all(&self) -> [u16; 9] {
         [
             self.proxy,
             self.auth,
@@ -178,6 +191,7 @@ impl Ports {
             self.agent_admin,
             self.echo,
             self.web,
+            self.sshd,
         ]
     }
 }

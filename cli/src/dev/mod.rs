@@ -12,6 +12,7 @@ mod plane;
 mod postgres;
 pub mod provider;
 mod robot;
+mod sshd;
 mod supervisor;
 mod tour;
 
@@ -36,7 +37,7 @@ pub struct DevArgs {
     /// The folder everything of the plane lives in.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Adds the services db-prod (PostgreSQL), echo and web, and a policy for them.
+    /// Adds the services db-prod (PostgreSQL), echo, ssh-demo (a recorded sshd) and web, and a policy for them.
     #[arg(long)]
     demo: bool,
     /// Adds a TCP service of your own: NAME=HOST:PORT or NAME=unix:/path. May be given several times.

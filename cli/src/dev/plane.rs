@@ -21,7 +21,7 @@ use super::config::Offer;
 use super::descriptor::{Descriptor, Pids, users};
 use super::layout::{CLUSTER, Layout};
 use super::supervisor::{Program, Supervised, Supervisor, end_leftovers, log_tail, sibling};
-use super::{backends, config, postgres, provider, say};
+use super::{backends, config, postgres, provider, say, sshd};
 
 /// From start to ready; `dev.json` appears within this time or the start has failed.
 const READY_SECONDS_MAX: u64 = 60;
@@ -36,6 +36,7 @@ pub(crate) struct Plane {
     proxy: Supervised,
     agent: Supervised,
     postgres: Option<Supervised>,
+    sshd: Option<Supervised>,
 }
 
 impl Plane {
@@ -52,6 +53,10 @@ impl Plane {
             Some(start_database(&layout, supervisor)?)
         } else {
             None
+        };
+        let sshd = match offer.demo {
+            true => Some(supervisor.start(sshd::prepare(&layout)?)?),
+            false => None,
         };
         write_client_secret(&layout)?;
         config::write_servers(&layout, &offer)?;
@@ -83,6 +88,7 @@ impl Plane {
             proxy,
             agent,
             postgres,
+            sshd,
         };
         plane.wait_served().await?;
         plane.publish()?;
@@ -106,6 +112,7 @@ impl Plane {
                 agent: self.agent.pid(),
                 dev: std::process::id(),
                 postgres: self.postgres.as_ref().map(Supervised::pid),
+                sshd: self.sshd.as_ref().map(Supervised::pid),
             },
         }
     }
@@ -120,12 +127,14 @@ impl Plane {
         let mut proxy = self.proxy.pid_changes();
         let mut agent = self.agent.pid_changes();
         let mut postgres = self.postgres.as_ref().map(Supervised::pid_changes);
+        let mut sshd = self.sshd.as_ref().map(Supervised::pid_changes);
         loop {
             tokio::select! {
                 changed = auth.changed() => changed?,
                 changed = proxy.changed() => changed?,
                 changed = agent.changed() => changed?,
                 changed = changed(&mut postgres) => changed?,
+                changed = changed(&mut sshd) => changed?,
             }
             self.publish()?;
         }
@@ -179,6 +188,7 @@ fn clear_previous(dir: &Path) {
             (pids.proxy, "iap-proxy"),
             (pids.auth, "iap-auth"),
             (pids.postgres.unwrap_or_default(), "postgres"),
+            (pids.sshd.unwrap_or_default(), "sshd"),
         ];
         end_leftovers(dir, &known);
     }
@@ -353,6 +363,10 @@ async fn set_up_as_administrator(layout: &Layout, offer: &Offer) -> anyhow::Resu
                 )
                 .await?;
             }
+        }
+        if offer.demo {
+            let export = ["ca", "export", "--service", "ssh-demo", "--kind", "ssh-user"];
+            sshd::trust(layout, &operator(layout, &export).await?)?;
         }
         operator(
             layout,

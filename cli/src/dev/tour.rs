@@ -38,6 +38,7 @@ pub(crate) async fn run(dir: &Path) -> anyhow::Result<()> {
     };
     tour.log_in_and_query().await?;
     let session = tour.read_the_record().await?;
+    tour.work_in_a_shell().await?;
     tour.see_a_denial().await?;
     tour.survive_an_outage().await?;
     tour.say_what_next(&session);
@@ -78,7 +79,7 @@ impl Tour {
     async fn read_the_record(&self) -> anyhow::Result<String> {
         heading("3. An auditor reads the record");
         self.log_in("auditor").await?;
-        let session = self.newest_session("alice@example.com").await?;
+        let session = self.newest_session_at("alice@example.com", "db-prod").await?;
         self.shown("auditor", &["sessions", "ls"]).await?.succeeded()?;
         self.shown("auditor", &["sessions", "show", &session])
             .await?
@@ -86,8 +87,45 @@ impl Tour {
         Ok(session)
     }
 
+    async fn work_in_a_shell(&self) -> anyhow::Result<()> {
+        heading(
+            "4. Alice runs a command on a server, without a key or a password, and an auditor sees what she saw",
+        );
+        let answer = self
+            .shown("alice", &["ssh", "ssh-demo", "--", "uname", "-sm"])
+            .await?;
+        answer.succeeded()?;
+        let session = self.newest_session_at("alice@example.com", "ssh-demo").await?;
+        self.shown("auditor", &["sessions", "show", &session])
+            .await?
+            .succeeded()?;
+        self.wait_for_recording(&session).await?;
+        let played = self.shown("auditor", &["sessions", "play", &session]).await?;
+        played.succeeded()?;
+        ensure!(
+            played.stdout == answer.stdout,
+            "what is replayed is not what the command printed"
+        );
+        Ok(())
+    }
+
+    /// A recording reaches the auth server a second or two after its end.
+    async fn wait_for_recording(&self, session: &str) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(RECORD_SECONDS_MAX);
+        loop {
+            let played = self.quiet("auditor", &["sessions", "play", session]).await?;
+            if played.code == 0 && played.stderr.contains("on record") {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("the recording did not arrive within {RECORD_SECONDS_MAX} s");
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
     async fn see_a_denial(&self) -> anyhow::Result<()> {
-        heading("4. Bob is not allowed: one sentence, exit code 3, and the query never ran");
+        heading("5. Bob is not allowed: one sentence, exit code 3, and the query never ran");
         self.log_in("bob").await?;
         let denied = self
             .shown("bob", &["connect", "db-prod", "--", "psql", "-X", "-c", QUERY])
@@ -103,7 +141,7 @@ impl Tour {
 
     /// Stopped, not ended: the supervisor would start an ended program again at once.
     async fn survive_an_outage(&self) -> anyhow::Result<()> {
-        heading("5. The auth server stops answering; Alice connects all the same");
+        heading("6. The auth server stops answering; Alice connects all the same");
         let auth = self.descriptor.pids.auth;
         command_line(&format!("kill -STOP {auth}    # iap-auth"));
         let frozen = Frozen::stop(auth)?;
@@ -137,6 +175,7 @@ impl Tour {
         for line in [
             format!("export IAPCTL_HOME={}", home.display()),
             "iapctl connect db-prod                    # psql, interactively".to_owned(),
+            "iapctl ssh ssh-demo                       # a shell, on record".to_owned(),
             "iapctl connect echo                       # a local port for any TCP client".to_owned(),
             "eval \"$(iapctl env db-prod)\" && psql      # a stock client, straight to the proxy".to_owned(),
             "iapctl policy explain --service db-prod   # which rule decides, and why".to_owned(),
@@ -158,7 +197,7 @@ impl Tour {
     }
 
     /// The record reaches the auth server a moment after the session's end.
-    async fn newest_session(&self, user: &str) -> anyhow::Result<String> {
+    async fn newest_session_at(&self, user: &str, service: &str) -> anyhow::Result<String> {
         let deadline = Instant::now() + Duration::from_secs(RECORD_SECONDS_MAX);
         loop {
             let listed = self.quiet("auditor", &["sessions", "ls", "-f", "json"]).await?;
@@ -167,6 +206,7 @@ impl Tour {
                 .context("`sessions ls -f json` printed something else")?;
             let complete = sessions.iter().find(|session| {
                 session.get("user").and_then(|name| name.as_str()) == Some(user)
+                    && session.get("service").and_then(|name| name.as_str()) == Some(service)
                     && session.get("end").is_some_and(|end| !end.is_null())
             });
             if let Some(id) = complete

@@ -48,6 +48,14 @@ kinds! {
     SessionLogin = "session.login", "S1020I";
     /// A statement in a session that is inspected.
     SessionStatement = "session.statement", "S1021I";
+    /// What is about to run in an SSH session: a shell, a command or a subsystem.
+    SessionCommand = "session.command", "S1030I";
+    /// A file went over an SSH session, or was changed through it.
+    SessionFile = "session.file", "S1031I";
+    /// Somebody asked for a connection to another port through an SSH session.
+    SessionForward = "session.forward", "S1032I";
+    /// A recording is over, or could not be made.
+    SessionRecording = "session.recording", "S1033I";
     /// An agent began its work.
     AgentStart = "agent.start", "A1000I";
     /// An agent ended its work in order.
@@ -102,6 +110,8 @@ kinds! {
     AdminDenied = "admin.denied", "D1000W";
     /// Somebody read the audit trail.
     AuditSearched = "audit.searched", "X1000I";
+    /// Somebody replayed the recording of another's session.
+    RecordingPlayed = "recording.played", "X1003I";
     /// The trail contradicts itself.
     AuditAlarm = "audit.alarm", "X1001E";
     /// Records of an agent are gone with a database that was lost.

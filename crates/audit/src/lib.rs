@@ -4,6 +4,7 @@
 //! Nothing here reads a clock, draws a random number or touches a file: time, ids and bytes are arguments.
 
 pub mod answer;
+pub mod asciicast;
 pub mod chain;
 pub mod event;
 pub mod kind;

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::running::{Conditions, Gauges, Running, Tasks};
 use super::{App, RunError};
 use crate::auth::leaves::LeafKeeper;
+use crate::auth::recordings::RecordingUploader;
 use crate::auth::upload::Uploader;
 use crate::auth::watch::Watcher;
 use crate::auth::{AuthClient, renewal, status};
@@ -25,6 +26,7 @@ use crate::credentials::keeper::{CredentialKeeper, KeeperParts};
 use crate::credentials::{Credentials, Relayed};
 use crate::decide::Gate;
 use crate::dialback::{Entrance, EntranceParts};
+use crate::handlers::ssh::HostKeys;
 use crate::identity::OwnIdentity;
 use crate::leaves::Leaves;
 use crate::limits::Limits;
@@ -68,6 +70,7 @@ pub(super) fn start(
         sessions,
         store,
         handed,
+        recordings,
     } = app;
     let successor = Successor::default();
     let succession = store.is_none().then(|| Succession {
@@ -112,6 +115,8 @@ pub(super) fn start(
         traces: traces.clone(),
         shutdown: shutdown.clone(),
         handover: handover.clone(),
+        recordings: recordings.clone(),
+        host_keys: HostKeys::new(state.clone()),
         credentials,
     });
     take_over(&entrance, handed, handover.clone());
@@ -157,6 +162,7 @@ pub(super) fn start(
         state,
         shared.views.clone(),
     )?);
+    let recorded = RecordingUploader::new(recordings, Arc::clone(&client));
     let sessions = Arc::clone(&shared.sessions);
     let gauges = Gauges {
         gate: Arc::clone(&gate),
@@ -175,6 +181,7 @@ pub(super) fn start(
     };
 
     let mut tasks = Tasks::default();
+    tasks.spawn("recordings", recorded.run());
     tasks.spawn("review", shared.reviewer(gate).run());
     tasks.spawn("journal", journal.clone().run());
     tasks.spawn("leaves", shared.keeper(leaves, Arc::clone(&client)).run());

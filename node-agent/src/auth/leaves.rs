@@ -92,11 +92,10 @@ impl LeafKeeper {
 
     /// Why a granted service is not served here.
     fn obstacle(&self, record: &ServiceRecord) -> Option<&'static str> {
-        if !self.services.borrow().contains_key(&record.facts.name) {
-            return Some("it is not in the agent's own file");
+        match self.services.borrow().get(&record.facts.name) {
+            Some(local) => handlers::obstacle(&record.facts, local),
+            None => Some("it is not in the agent's own file"),
         }
-        let can_serve = handlers::can_serve(&record.facts);
-        (!can_serve).then_some("its record asks for inspection, which this agent does not do")
     }
 
     /// Each obstacle is logged once, when it appears.

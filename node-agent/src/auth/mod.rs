@@ -2,6 +2,7 @@
 //! any of them.
 
 pub mod leaves;
+pub(crate) mod recordings;
 pub mod renewal;
 pub mod status;
 pub mod upload;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::Stream;
 use iap_identity::CertificateDer;
 use iap_proto::v1;
 use iap_proto::v1::agent_client::AgentClient;
@@ -27,6 +29,8 @@ use crate::identity::{IdentityError, OwnIdentity};
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for one question and its answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for one recording; what has arrived by then need not be sent again.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// The largest message taken: a snapshot with a policy of 4 MiB and thousands of services.
 const MESSAGE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -162,6 +166,22 @@ impl AuthClient {
     /// When the auth server refuses, or cannot be reached.
     pub async fn append_audit(&self, batch: v1::AuditBatch) -> Result<u64, CallError> {
         Ok(in_time(self.client().append_audit(batch)).await?.agent_seq)
+    }
+
+    /// Sends a recording, or what is new of one; returns how much of it is durable there.
+    ///
+    /// # Errors
+    /// When the auth server refuses, or cannot be reached.
+    pub async fn upload_recording(
+        &self,
+        parts: impl Stream<Item = v1::RecordingPart> + Send + 'static,
+    ) -> Result<v1::RecordingHeld, CallError> {
+        let mut client = self.client();
+        let call = client.upload_recording(parts);
+        match tokio::time::timeout(UPLOAD_TIMEOUT, call).await {
+            Ok(answer) => Ok(answer?.into_inner()),
+            Err(_elapsed) => Err(CallError::TimedOut),
+        }
     }
 
     /// How the agent is, for `agents ls`.

@@ -11,6 +11,7 @@ use iap_policy::{Protocol, ServiceFacts};
 use iap_proto::v1;
 use iap_runtime::backoff::Backoff;
 use iap_runtime::big_stack;
+use iap_runtime::keys::{self, KeyKind};
 use tokio::sync::watch;
 
 use super::stored::{ServiceCredentials, ServiceKeys};
@@ -218,7 +219,12 @@ impl CredentialKeeper {
 
     async fn fetch_all(&mut self, facts: &ServiceFacts, sources: Vec<IpAddr>) -> anyhow::Result<()> {
         let service = &facts.name;
-        let keys = ServiceKeys::generate(facts.protocol)?;
+        let mut keys = ServiceKeys::generate(facts.protocol)?;
+        if facts.protocol == Protocol::Ssh {
+            // Who has noted it once is not to be alarmed by a new one.
+            let path = self.parts.state.ssh_host_key(service)?;
+            keys = keys.showing(keys::load_or_create(&path, KeyKind::Ed25519)?);
+        }
         let (csr, host_csr) = keys.requests()?;
         let logins = self
             .holder

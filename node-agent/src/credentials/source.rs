@@ -112,6 +112,7 @@ mod tests {
     fn service(backend: &str, source_addresses: Option<Vec<IpAddr>>) -> LocalService {
         LocalService {
             backend: BackendAddress::parse(backend).unwrap(),
+            ssh: None,
             introduction: Introduction::None,
             ceiling: Ceiling::default(),
             postgres: crate::handlers::PostgresSettings::default(),

@@ -122,6 +122,15 @@ impl ServiceKeys {
         })
     }
 
+    /// The same with another key for its own clients.
+    #[must_use]
+    pub fn showing(self, host_key: KeyPair) -> Self {
+        Self {
+            host_key: Some(host_key),
+            ..self
+        }
+    }
+
     /// The two requests to be sent; the second is empty where there is no second key.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What a client says it wants, by whichever protocol it speaks, and the decision on it.
 
+use std::sync::Arc;
+
 use iap_identity::{ConnectId, LoginName};
 use iap_policy::Protocol;
 use iap_tunnel::Fatal;
@@ -11,8 +13,8 @@ use super::hello::{read_hello, say_last};
 use super::serve::Passage;
 use crate::decide::{Permit, Refusal};
 use crate::handlers::postgres::{self, FirstWord};
-use crate::handlers::{Client, Returning, farewell};
-use crate::session::{Caller, Target};
+use crate::handlers::{Client, Returning, Visitor, farewell};
+use crate::session::{Caller, Live, SessionFacts, Target};
 
 /// What the client said about itself in its hello.
 #[derive(Debug, Default)]
@@ -26,11 +28,13 @@ pub(super) struct Asked {
 
 /// A client that may have a session.
 pub(super) struct Admitted {
-    pub(super) client: Client,
+    pub(super) client: Visitor,
     pub(super) caller: Caller,
     pub(super) seed: AttemptSeed,
     pub(super) permit: Permit,
     pub(super) asked: Asked,
+    /// What is settled, and the switch, where a client was heard first: it may come back from then on.
+    pub(super) early: Option<(Arc<SessionFacts>, Arc<Live>)>,
 }
 
 impl Passage {
@@ -78,11 +82,12 @@ impl Passage {
                     connection_id: self.open.connection_id,
                 });
                 Some(Box::new(Admitted {
-                    client: Client::framed(stream, self.recorder.trace(), returning),
+                    client: Visitor::Stream(Client::framed(stream, self.recorder.trace(), returning)),
                     caller,
                     seed,
                     permit,
                     asked,
+                    early: None,
                 }))
             }
             Err(refusal) => {
@@ -148,7 +153,7 @@ impl Passage {
         });
         match decided {
             Ok(permit) => Some(Box::new(Admitted {
-                client: Client::started(stream, startup, seed.session_id, patience),
+                client: Visitor::Stream(Client::started(stream, startup, seed.session_id, patience)),
                 caller,
                 seed,
                 permit,
@@ -156,6 +161,7 @@ impl Passage {
                     target: Some(target),
                     ..Asked::default()
                 },
+                early: None,
             })),
             Err(refusal) => {
                 self.record_denial(&caller, &seed, &refusal);

@@ -10,6 +10,7 @@ mod come_back;
 mod fetch;
 mod greet;
 mod handshake;
+mod hear;
 mod hello;
 mod serve;
 mod shares;
@@ -40,12 +41,14 @@ use tokio::sync::watch;
 use crate::control::Link;
 use crate::credentials::Credentials;
 use crate::decide::Gate;
+use crate::handlers::ssh::HostKeys;
 use crate::handlers::{self, Cancels};
 use crate::identity::OwnIdentity;
 use crate::journal::Journal;
 use crate::leaves::Offer;
 use crate::limits::Limits;
 use crate::metrics::{self, Metrics};
+use crate::recording::Recordings;
 use crate::session::{Handover, Live, Registry, Resumption, Resumptions, Through, review};
 use shares::Shares;
 
@@ -117,6 +120,10 @@ pub struct EntranceParts {
     pub shutdown: Shutdown,
     /// The way to this agent's successor.
     pub handover: Handover,
+    /// Where recordings lie.
+    pub recordings: Recordings,
+    /// The SSH keys that clients see.
+    pub(crate) host_keys: HostKeys,
     /// What to log in to backends with.
     pub credentials: Credentials,
 }

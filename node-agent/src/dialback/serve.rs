@@ -18,8 +18,8 @@ use super::greet::{self, GreetError, Greeted};
 use super::handshake::{self, AttemptSeed, ClientStream, Entered, Entry, NotEntered, Rejected};
 use super::{DataStream, Entrance, Open};
 use crate::control::Link;
-use crate::decide::{Permit, Refusal};
-use crate::handlers::{self, Course, Joined, Outcome, Visit, farewell};
+use crate::decide::{Permit, Refusal, is_heard};
+use crate::handlers::{self, Course, Joined, Outcome, Visit, Visitor, farewell};
 use crate::journal::{Denied, Mismatch};
 use crate::session::{Caller, Live, Resumes, SessionFacts, Started, live, review, spans};
 
@@ -65,7 +65,7 @@ enum Came {
 
 impl Passage {
     /// Everything up to a session whose bytes can move; nothing where there is none.
-    async fn lead_in(self, place: Place) -> Option<(Begun, Box<Joined>)> {
+    async fn lead_in(self, place: Place) -> Option<(Begun, Joined)> {
         let came = tokio::select! {
             came = Box::pin(self.come_in()) => came,
             () = place.gave_way() => {
@@ -115,13 +115,18 @@ impl Passage {
                 let client = self.raw_client(stream, &seed, &permit);
                 let asked = Asked::default();
                 Box::new(Admitted {
-                    client,
+                    client: Visitor::Stream(client),
                     caller,
                     seed,
                     permit,
                     asked,
+                    early: None,
                 })
             }
+        };
+        let admitted = match is_heard(&admitted.permit.service().facts) {
+            true => Box::pin(self.hear(admitted)).await?,
+            false => admitted,
         };
         Box::pin(self.admit(admitted)).await
     }
@@ -308,7 +313,7 @@ impl Passage {
 
     /// From the permit to an open backend. The order is the contract: room, durable start record, registry,
     /// and only then, inside the handler, the backend.
-    async fn admit(&self, admitted: Box<Admitted>) -> Option<(Begun, Box<Joined>)> {
+    async fn admit(&self, admitted: Box<Admitted>) -> Option<(Begun, Joined)> {
         let parts = &self.entrance.parts;
         if parts.shutdown.is_triggered() {
             let text = "the agent is stopping";
@@ -332,9 +337,13 @@ impl Passage {
             seed,
             permit,
             asked,
+            early,
         } = *admitted;
         let mode = permit.service().audit;
-        let facts = Arc::new(self.facts(caller, seed, &permit, asked));
+        let (facts, live) = match early {
+            Some((facts, live)) => (facts, Some(live)),
+            None => (Arc::new(self.facts(caller, seed, &permit, asked)), None),
+        };
         let mark = self.recorder.mark();
         let started = match Box::pin(parts.journal.start(&facts, &permit, mode)).await {
             Ok(started) => started,
@@ -348,7 +357,7 @@ impl Passage {
             }
         };
         self.recorder.phase("record", mark, |_| {});
-        let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));
+        let live = live.unwrap_or_else(|| Arc::new(Live::new(Arc::clone(&facts), permit.clone())));
         let entered = parts.registry.enter(slot, Arc::clone(&live));
         Box::pin(self.entrance.decide_again_if_stale(&permit, &live)).await;
         let permit = live.permit();
@@ -361,6 +370,7 @@ impl Passage {
         };
         let visit = Visit {
             client,
+            recordings: &parts.recordings,
             backend: permit.local(),
             cluster: &parts.cluster,
             gate: &parts.gate,
@@ -387,7 +397,13 @@ impl Passage {
         spans::unavailable(&self.recorder, seed.session_id, &seed.service, &caller, what);
     }
 
-    fn facts(&self, caller: Caller, seed: AttemptSeed, permit: &Permit, asked: Asked) -> SessionFacts {
+    pub(super) fn facts(
+        &self,
+        caller: Caller,
+        seed: AttemptSeed,
+        permit: &Permit,
+        asked: Asked,
+    ) -> SessionFacts {
         SessionFacts {
             session_id: seed.session_id,
             connection_id: self.open.connection_id,
@@ -449,7 +465,7 @@ impl Begun {
         clippy::manual_async_fn,
         reason = "the future of an async fn holds its arguments twice"
     )]
-    pub(super) fn run(self, joined: Box<Joined>) -> impl Future<Output = ()> + Send {
+    pub(super) fn run(self, joined: Joined) -> impl Future<Output = ()> + Send {
         async move {
             let outcome = self.course().follow(joined).await;
             Box::pin(self.conclude(outcome)).await;

@@ -62,7 +62,7 @@ impl Entrance {
         session: HandedSession,
         expected: Expected,
         place: Option<Reserved>,
-    ) -> Option<(Begun, Box<Joined>)> {
+    ) -> Option<(Begun, Joined)> {
         let id = session.session_id();
         let Some(place) = place else {
             let why = "the agent serves as many sessions as it may";
@@ -101,7 +101,7 @@ impl Entrance {
             caller: session.last.caller.clone(),
             service: session.state.facts.service.clone(),
             client: session.last.client,
-            // Sessions whose login was seen are not left to a successor.
+            // Only sessions whose bytes are passed on unread are handed over.
             login: None,
             database: None,
         };
@@ -115,7 +115,7 @@ impl Entrance {
                 }
                 match gate.decide(attempt.clone()).await {
                     Ok(_) if self.parts.shutdown.is_triggered() => return Verdict::Stays,
-                    Ok(permit) if !handlers::can_serve(&permit.service().facts) => {
+                    Ok(permit) if !handlers::passes_bytes(&permit.service().facts) => {
                         return Verdict::Ends(handlers::not_served());
                     }
                     Ok(permit) => return Verdict::GoesOn(permit),
@@ -151,7 +151,7 @@ impl Entrance {
         permit: Permit,
         expected: Expected,
         place: Reserved,
-    ) -> Result<Option<(Begun, Box<Joined>)>, (Box<HandedSession>, Ending)> {
+    ) -> Result<Option<(Begun, Joined)>, (Box<HandedSession>, Ending)> {
         let parts = &self.parts;
         let facts = Arc::new(session.facts());
         let live = Arc::new(Live::new(Arc::clone(&facts), permit.clone()));

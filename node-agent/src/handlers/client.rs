@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iap_identity::{ClusterName, ConnectionId, ServerName, SessionId, TraceId};
+use iap_identity::{ClusterName, ConnectionId, LoginName, ServerName, SessionId, TraceId};
 use iap_postgres::Startup;
 use iap_tunnel::Status;
 use iap_tunnel::resume::ResumeOffer;
@@ -14,7 +14,7 @@ use super::postgres;
 use super::stream::SessionStream;
 use crate::control::Link;
 use crate::dialback::{ClientStream, say_last, write_status};
-use crate::session::{Live, Resumptions, Started};
+use crate::session::{Live, Resumptions, SessionFacts, Started};
 
 /// The client's stream.
 #[derive(Debug)]
@@ -127,16 +127,27 @@ impl Client {
         live: &Arc<Live>,
         cluster: &ClusterName,
     ) -> io::Result<SessionStream> {
+        self.told(started.facts(), started.grant().login(), live, cluster)
+            .await
+    }
+
+    async fn told(
+        self,
+        facts: &SessionFacts,
+        login: Option<&LoginName>,
+        live: &Arc<Live>,
+        cluster: &ClusterName,
+    ) -> io::Result<SessionStream> {
         let Speech::Framed { trace, returning } = self.speech else {
             return Ok(SessionStream::Direct(self.stream));
         };
         let granted = |resume: Option<ResumeOffer>| Status::Granted {
-            session_id: started.session_id(),
-            login: started.grant().login().cloned(),
-            protocol: started.facts().protocol.as_str().to_owned(),
+            session_id: facts.session_id,
+            login: login.cloned(),
+            protocol: facts.protocol.as_str().to_owned(),
             resume_name: resume
                 .as_ref()
-                .map(|_| ServerName::Agent(started.facts().agent).host(cluster)),
+                .map(|_| ServerName::Agent(facts.agent).host(cluster)),
             resume,
             trace_id: trace,
         };
@@ -150,6 +161,20 @@ impl Client {
         let stream = returning.resumptions.begin(live, &offer, stream)?;
         returning.link.resumable(returning.connection_id);
         Ok(SessionStream::Resumable(Box::new(stream)))
+    }
+
+    /// Tells the client that it is heard, before it is known as whom it wants in; what follows is between it and this
+    /// agent.
+    ///
+    /// # Errors
+    /// When the client has gone.
+    pub(crate) async fn heard(
+        self,
+        facts: &SessionFacts,
+        live: &Arc<Live>,
+        cluster: &ClusterName,
+    ) -> io::Result<SessionStream> {
+        self.told(facts, None, live, cluster).await
     }
 
     /// Tells the client, where it can be told, that there will be no session, and closes.

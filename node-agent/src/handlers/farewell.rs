@@ -57,6 +57,14 @@ pub(crate) fn denied(
     }
 }
 
+/// The same in one breath, for protocols with room for one text.
+pub(crate) fn in_one(fatal: Fatal) -> String {
+    let message = super::ssh::sentence(&fatal.message);
+    let message = message.trim_end_matches('.');
+    let rest = [fatal.detail, fatal.hint].into_iter().flatten();
+    rest.fold(format!("{message}."), |text, next| format!("{text} {next}"))
+}
+
 /// Nobody's fault who asks.
 pub(crate) fn unavailable(text: &str, session: SessionId) -> Fatal {
     Fatal {

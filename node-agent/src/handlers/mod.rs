@@ -8,11 +8,13 @@
 pub mod client;
 pub(crate) mod farewell;
 pub(crate) mod postgres;
+pub mod ssh;
 pub(crate) mod stream;
 mod tcp;
 
 use std::sync::Arc;
 
+use futures_util::future::Either;
 use iap_audit::Observed;
 use iap_identity::ClusterName;
 use iap_policy::{Protocol, ServiceFacts};
@@ -26,23 +28,53 @@ pub use client::Client;
 pub(crate) use client::Returning;
 pub(crate) use postgres::cancel;
 pub use postgres::{Announce, Cancels, Capture, ParameterCapture, PostgresSettings, SettingName};
-pub use tcp::Joined;
+use ssh::Guest;
 
 use crate::backend::BackendStream;
 use crate::config::LocalService;
 use crate::credentials::Credentials;
-use crate::decide::Gate;
-use crate::decide::Permit;
+use crate::decide::{Gate, Permit};
 use crate::limits::Limits;
+use crate::recording::{self, Recordings};
 use crate::session::handover::keeping::Keeping;
 use crate::session::resumption::ResumableStream;
 use crate::session::{Ending, Handover, Live, Started};
 
+/// Who waits to be told that the session runs.
+#[derive(Debug)]
+pub(crate) enum Visitor {
+    /// A client that has said nothing of what follows.
+    Stream(Client),
+    /// A client that has said in SSH as whom it wants in.
+    Ssh(Box<Guest>),
+}
+
+impl Visitor {
+    /// Tells it that there will be no session, and closes.
+    pub(crate) async fn unavailable(self, text: &str, retry: bool) {
+        match self {
+            Self::Stream(client) => client.unavailable(text, retry).await,
+            Self::Ssh(guest) => guest.refuse(ssh::sentence(text)).await,
+        }
+    }
+}
+
+/// The two ends of a session, whichever way they speak.
+#[derive(Debug)]
+pub(crate) enum Joined {
+    /// Bytes, passed on as they are, read or unread.
+    Bytes(Box<tcp::Joined>),
+    /// SSH, seen and recorded.
+    Ssh(Box<ssh::Joined>),
+}
+
 /// Everything a handler gets.
 #[derive(Debug)]
-pub struct Visit<'a> {
+pub(crate) struct Visit<'a> {
     /// The client, who waits to be told that the session runs.
-    pub client: Client,
+    pub client: Visitor,
+    /// Where recordings lie.
+    pub recordings: &'a Recordings,
     /// The backend, as this host's own file has it.
     pub backend: &'a LocalService,
     /// The cluster of its names.
@@ -107,6 +139,8 @@ enum Kind {
     Bytes,
     /// PostgreSQL, its statements recorded.
     Postgres,
+    /// SSH, ended here and recorded.
+    Ssh,
 }
 
 impl Kind {
@@ -117,26 +151,43 @@ impl Kind {
             (Protocol::Tcp, _) => Some(Self::Bytes),
             (Protocol::Postgres | Protocol::Ssh | Protocol::Http, false) => Some(Self::Bytes),
             (Protocol::Postgres, true) => Some(Self::Postgres),
-            (Protocol::Ssh | Protocol::Http, true) => None,
+            (Protocol::Ssh, true) => Some(Self::Ssh),
+            (Protocol::Http, true) => None,
         }
     }
 }
 
-/// Whether this agent can serve it.
+/// Why this agent cannot serve it, if it cannot.
 #[must_use]
-pub fn can_serve(service: &ServiceFacts) -> bool {
-    Kind::of(service).is_some()
+pub fn obstacle(service: &ServiceFacts, local: &LocalService) -> Option<&'static str> {
+    match Kind::of(service) {
+        Some(Kind::Bytes | Kind::Postgres) => None,
+        Some(Kind::Ssh) if local.ssh.is_some() => None,
+        Some(Kind::Ssh) => {
+            Some("its record asks for recording, and the agent's own file has no [service.ssh]")
+        }
+        None => Some("its record asks for inspection, which this agent does not do"),
+    }
+}
+
+/// Whether a session is of bytes that are passed on unread.
+#[must_use]
+pub(crate) fn passes_bytes(service: &ServiceFacts) -> bool {
+    Kind::of(service) == Some(Kind::Bytes)
 }
 
 /// Whether a client without `iap/1` has to say as whom it comes before that can be decided.
+#[must_use]
 pub(crate) fn sees_login_late(service: &ServiceFacts) -> bool {
     Kind::of(service) == Some(Kind::Postgres)
 }
 
 /// How closely its sessions are watched.
+#[must_use]
 pub(crate) fn observed(service: &ServiceFacts) -> Observed {
     match Kind::of(service) {
         Some(Kind::Postgres) => Observed::Statements,
+        Some(Kind::Ssh) => Observed::Terminal,
         Some(Kind::Bytes) | None => Observed::Bytes,
     }
 }
@@ -145,8 +196,8 @@ pub(crate) fn observed(service: &ServiceFacts) -> Observed {
 ///
 /// # Errors
 /// Why it ends instead.
-pub(crate) fn go_on(session: GoingOn) -> Result<Box<Joined>, Ending> {
-    tcp::go_on(session)
+pub(crate) fn go_on(session: GoingOn) -> Result<Joined, Ending> {
+    tcp::go_on(session).map(Joined::Bytes)
 }
 
 /// Why a session ends that this agent cannot serve.
@@ -159,14 +210,70 @@ pub(crate) fn not_served() -> Ending {
 ///
 /// # Errors
 /// How it ended before it began.
-pub async fn begin(permit: &Permit, visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
-    match Kind::of(&permit.service().facts) {
-        Some(Kind::Bytes) => tcp::begin(visit).await,
-        Some(Kind::Postgres) => Box::pin(postgres::begin(visit)).await,
-        None => {
+pub(crate) async fn begin(permit: &Permit, visit: Visit<'_>) -> Result<Joined, Ending> {
+    let Visit {
+        client,
+        recordings,
+        backend,
+        cluster,
+        gate,
+        cancels,
+        credentials,
+        course,
+    } = visit;
+    match (Kind::of(&permit.service().facts), client, &backend.ssh) {
+        (Some(Kind::Bytes), Visitor::Stream(client), _) => {
+            let visit = tcp::Visit {
+                client,
+                backend,
+                cluster,
+                course,
+            };
+            tcp::begin(visit).await.map(Joined::Bytes)
+        }
+        (Some(Kind::Postgres), Visitor::Stream(client), _) => {
+            let visit = postgres::Visit {
+                client,
+                backend,
+                cluster,
+                gate,
+                cancels,
+                credentials,
+                course,
+            };
+            Box::pin(postgres::begin(visit)).await.map(Joined::Bytes)
+        }
+        (Some(Kind::Ssh), Visitor::Ssh(guest), Some(settings)) => {
+            let (scribe, live) = (course.started.scribe(), Arc::clone(course.live));
+            let mode = permit.service().recording.unwrap_or_default();
+            let recorder =
+                recording::Recorder::new(recordings.clone(), scribe, live, mode, course.limits.clone());
+            let visit = ssh::Visit {
+                guest,
+                backend,
+                settings,
+                cluster,
+                credentials,
+                recorder,
+                course,
+            };
+            Box::pin(ssh::begin(visit)).await.map(Joined::Ssh)
+        }
+        // The record or the file has changed since the client was heard.
+        (_, client, _) => {
             let text = "the agent cannot serve this kind of service";
-            Box::pin(visit.client.unavailable(text, false)).await;
+            Box::pin(client.unavailable(text, false)).await;
             Err(not_served())
+        }
+    }
+}
+
+impl Course<'_> {
+    /// Follows a session to its end.
+    pub(crate) fn follow(self, joined: Joined) -> impl Future<Output = Outcome> + Send {
+        match joined {
+            Joined::Bytes(joined) => Either::Left(self.follow_bytes(joined)),
+            Joined::Ssh(joined) => Either::Right(Box::pin(self.follow_ssh(joined))),
         }
     }
 }

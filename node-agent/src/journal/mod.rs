@@ -336,6 +336,13 @@ impl Journal {
         });
     }
 
+    /// Records something that belongs before what follows. Returns once it is durable; without room it is part of a gap.
+    pub async fn record(&self, event: Event) {
+        if let Err(error) = self.append(event, Room::Free).await {
+            self.lost(&error);
+        }
+    }
+
     /// Records or counts a refusal of somebody who proved who they are.
     pub fn denied(&self, denied: Denied) {
         let at = denied.at;

@@ -224,6 +224,11 @@ impl SessionFacts {
         }
     }
 
+    /// Any other record of the session while it runs.
+    pub(crate) fn event_now(&self, grant: &Grant, kind: EventKind, now: OffsetDateTime, id: Uuid) -> Event {
+        self.event(kind, now, grant, id)
+    }
+
     fn event(&self, kind: EventKind, time: OffsetDateTime, grant: &Grant, id: Uuid) -> Event {
         let decision = DecisionRecord {
             effect: Effect::Allow,

@@ -10,6 +10,7 @@ pub(crate) mod handover;
 pub mod live;
 pub(crate) mod resumption;
 pub mod review;
+pub(crate) mod scribe;
 pub(crate) mod spans;
 pub mod started;
 
@@ -18,5 +19,6 @@ pub use facts::{Ending, Resumes, SessionFacts, Target, Through};
 pub use handover::{Handover, Inheritance};
 pub use live::{Live, Presence, Registry};
 pub(crate) use resumption::{Resumption, Resumptions};
+pub(crate) use scribe::Scribe;
 pub(crate) use spans::SESSION;
 pub use started::Started;

@@ -8,7 +8,7 @@ use iap_policy::Grant;
 use iap_runtime::pump::Counters;
 use iap_runtime::spool::Room;
 
-use super::{Ending, SessionFacts};
+use super::{Ending, Scribe, SessionFacts};
 use crate::decide::Permit;
 use crate::journal::{Journal, JournalError};
 
@@ -83,6 +83,16 @@ impl Started {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Writes what else there is to say about it.
+    pub(crate) fn scribe(&self) -> Scribe {
+        Scribe {
+            facts: Arc::clone(&self.facts),
+            permit: self.permit.clone(),
+            journal: self.journal.clone(),
+            counters: self.counters.clone(),
+        }
     }
 
     /// Records that the backend could not be reached.

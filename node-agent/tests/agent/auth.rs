@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::backend_authority::BackendAuthority;
 use crate::plane::Moved;
@@ -377,6 +377,13 @@ impl Agent for FakeAuth {
     async fn status(&self, request: Request<v1::AgentStatus>) -> Result<Response<v1::Empty>, Status> {
         Self::agent_of(&request)?;
         Ok(Response::new(v1::Empty {}))
+    }
+
+    async fn upload_recording(
+        &self,
+        _: Request<Streaming<v1::RecordingPart>>,
+    ) -> Result<Response<v1::RecordingHeld>, Status> {
+        Err(Status::unavailable("no session here is recorded"))
     }
 }
 

@@ -351,7 +351,7 @@ pub fn service(name: &str, agents: &[AgentId]) -> ServiceRecord {
         contact: "#platform".to_owned(),
         agents: agents.to_vec(),
         audit: AuditMode::Required,
-        recording: String::new(),
+        recording: None,
         strictness: Strictness::default(),
     }
 }

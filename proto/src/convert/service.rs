@@ -6,7 +6,7 @@ use iap_identity::{AgentId, LoginName, ServiceName};
 use iap_policy::{Protocol, ServiceFacts};
 
 use super::WireError;
-use crate::domain::{AuditMode, ServiceRecord, Strictness};
+use crate::domain::{AuditMode, RecordingMode, ServiceRecord, Strictness};
 use crate::v1;
 
 impl From<&ServiceRecord> for v1::Service {
@@ -30,7 +30,10 @@ impl From<&ServiceRecord> for v1::Service {
                 .map(LoginName::to_string)
                 .unwrap_or_default(),
             audit: record.audit.as_str().to_owned(),
-            recording: record.recording.clone(),
+            recording: record
+                .recording
+                .map(|mode| mode.as_str().to_owned())
+                .unwrap_or_default(),
             strictness: strictness_to_wire(&record.strictness),
         }
     }
@@ -57,7 +60,7 @@ impl TryFrom<v1::Service> for ServiceRecord {
             },
             description: wire.description,
             contact: wire.contact,
-            recording: wire.recording,
+            recording: recording(&wire.recording)?,
             strictness: strictness_from_wire(wire.strictness.unwrap_or_default())?,
         })
     }
@@ -89,6 +92,13 @@ fn strictness_from_wire(wire: v1::Strictness) -> Result<Strictness, WireError> {
         snapshot_max_age: age("Strictness.snapshot_seconds", wire.snapshot_seconds)?,
         grace: wire.grace_seconds.map(duration),
     })
+}
+
+fn recording(mode: &str) -> Result<Option<RecordingMode>, WireError> {
+    let refused = || WireError::new("Service.recording", "not \"required\" or \"best_effort\"");
+    let mode = Some(mode).filter(|mode| !mode.is_empty());
+    mode.map(|mode| RecordingMode::parse(mode).ok_or_else(refused))
+        .transpose()
 }
 
 fn default_login(login: &str) -> Result<Option<LoginName>, WireError> {
@@ -123,7 +133,7 @@ pub(crate) mod tests {
                 0x0198_0000_0000_7000_9000_0000_0000_0001,
             ))],
             audit: AuditMode::BestEffort,
-            recording: String::new(),
+            recording: Some(RecordingMode::BestEffort),
             strictness: Strictness {
                 lock_feed_max_age: Some(Duration::from_secs(300)),
                 snapshot_max_age: None,
@@ -154,6 +164,10 @@ pub(crate) mod tests {
         );
         assert_eq!(refused(|wire| wire.agents.push(vec![1])), "Service.agents");
         assert_eq!(refused(|wire| wire.audit = "maybe".into()), "Service.audit");
+        assert_eq!(
+            refused(|wire| wire.recording = "maybe".into()),
+            "Service.recording"
+        );
         let hasty = |wire: &mut v1::Service| {
             wire.strictness = Some(v1::Strictness {
                 lock_feed_seconds: Some(29),

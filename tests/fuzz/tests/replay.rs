@@ -56,6 +56,8 @@ replays! {
     every_tls_record_keeps_its_properties "tls_records"
     every_configuration_keeps_its_properties "configuration"
     every_request_to_the_login_pages_keeps_its_properties "login_pages"
+    every_transfer_keeps_its_properties "transfer"
+    every_recording_keeps_its_properties "asciicast"
 }
 
 #[test]

@@ -101,6 +101,12 @@ impl Counters {
         self.0.to_client.load(Ordering::Relaxed)
     }
 
+    /// Counts what was delivered by other means than a pump.
+    pub fn add(&self, bytes_in: u64, bytes_out: u64) {
+        self.0.to_backend.fetch_add(bytes_in, Ordering::Relaxed);
+        self.0.to_client.fetch_add(bytes_out, Ordering::Relaxed);
+    }
+
     fn delivered(&self, to: Side, bytes: usize) {
         let count = match to {
             Side::Backend => &self.0.to_backend,

@@ -33,7 +33,7 @@ pub(crate) use tap::Tap;
 use super::farewell::{self, Delivered};
 use super::stream::SessionStream;
 use super::tcp::Joined;
-use super::{Course, Visit};
+use super::{Client, Course};
 use crate::backend::{self, BackendStream};
 use crate::config::LocalService;
 use crate::credentials::Credentials;
@@ -46,6 +46,24 @@ use secure::{SecureError, Shown};
 const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a client may take to hear its last words.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What it needs.
+pub(super) struct Visit<'a> {
+    /// The client, who waits to be told that the session runs.
+    pub(super) client: Client,
+    /// The backend, as this host's own file has it.
+    pub(super) backend: &'a LocalService,
+    /// The cluster of its names.
+    pub(super) cluster: &'a ClusterName,
+    /// Who decides about the login that the client names.
+    pub(super) gate: &'a Arc<Gate>,
+    /// The keys by which clients cancel.
+    pub(super) cancels: &'a Cancels,
+    /// What to log in to the backend with, held in advance.
+    pub(super) credentials: &'a Credentials,
+    /// What it follows from then on.
+    pub(super) course: Course<'a>,
+}
 
 /// Reads the client's startup, logs in to the backend, and answers the client.
 pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {

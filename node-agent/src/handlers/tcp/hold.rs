@@ -18,7 +18,7 @@ use crate::session::{Ending, Live};
 
 /// Whether a session's bytes stand still. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Hold(Arc<State>);
+pub(in crate::handlers) struct Hold(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -30,7 +30,7 @@ struct State {
 impl Hold {
     /// Holds the session for as long as the spool is full; after `limits.spool_full_pause_seconds_max` of that, cuts
     /// it. Never returns: who moves its bytes sees the cut, and tells the client.
-    pub(super) async fn while_full(
+    pub(in crate::handlers) async fn while_full(
         &self,
         full: Option<watch::Receiver<bool>>,
         limits: &InForce<Limits>,
@@ -83,13 +83,13 @@ impl Hold {
 /// A stream that neither gives nor takes while its session is held. On the backend's side this stops both
 /// directions.
 #[derive(Debug)]
-pub(super) struct Held<S> {
+pub(in crate::handlers) struct Held<S> {
     stream: S,
     hold: Hold,
 }
 
 impl<S> Held<S> {
-    pub(super) fn new(stream: S, hold: Hold) -> Self {
+    pub(in crate::handlers) fn new(stream: S, hold: Hold) -> Self {
         Self { stream, hold }
     }
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use iap_audit::CloseReason;
+use iap_identity::ClusterName;
 use iap_policy::Protocol;
 use iap_runtime::pump::{self, Relayed, UnderWay, Yielded};
 use iap_runtime::say_seldom;
@@ -15,21 +16,31 @@ use iap_tunnel::Boundaries;
 use super::farewell::{self, Delivered};
 use super::postgres::Writing;
 use super::stream::SessionStream;
-use super::{Course, GoingOn, Outcome, Visit};
+use super::{Client, Course, GoingOn, Outcome};
 use crate::backend::{self, BackendStream};
+use crate::config::LocalService;
 use crate::session::handover::keeping::{Keeping, Returned};
 use crate::session::handover::leaving::Standstill;
 use crate::session::{Ending, Handover, Live, SESSION};
-use hold::{Held, Hold};
+pub(in crate::handlers) use hold::{Held, Hold};
 
 static NOT_KEPT: Seldom = Seldom::new();
 
 /// A session as it lies between its two ends.
 type Session = Yielded<Delivered<SessionStream>, Held<BackendStream>>;
 
+/// What a handler of bytes gets besides its course.
+#[derive(Debug)]
+pub(super) struct Visit<'a> {
+    pub(super) client: Client,
+    pub(super) backend: &'a LocalService,
+    pub(super) cluster: &'a ClusterName,
+    pub(super) course: Course<'a>,
+}
+
 /// The two ends of a session, and what lies between them.
 #[derive(Debug)]
-pub struct Joined {
+pub(crate) struct Joined {
     client: Delivered<SessionStream>,
     backend: BackendStream,
     under_way: UnderWay,
@@ -43,9 +54,7 @@ pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         client,
         backend,
         cluster,
-        credentials: _,
         course,
-        ..
     } = visit;
     let (started, live, recorder) = (course.started, course.live, course.recorder);
     let mark = recorder.mark();
@@ -191,7 +200,7 @@ impl Course<'_> {
 
     /// Moves bytes until something ends the session or the agent's successor goes on with it. No `async fn`, whose future
     /// would hold all of this twice.
-    pub(crate) fn follow(mut self, mut joined: Box<Joined>) -> impl Future<Output = Outcome> + Send {
+    pub(super) fn follow_bytes(mut self, mut joined: Box<Joined>) -> impl Future<Output = Outcome> + Send {
         let can_come_back = matches!(joined.client.inner(), SessionStream::Resumable(_));
         if !can_come_back || joined.client.is_tapped() || !self.started.is_on_record() {
             self.handover = None;

@@ -31,6 +31,7 @@ mod proxy_protocol;
 mod renewal;
 mod restore;
 mod resume;
+mod ssh;
 mod ssh_relay;
 mod step_up;
 mod stock_clients;

@@ -120,7 +120,10 @@ fn the_commands_exit_code_is_passed_on_and_ours_is_125() {
 #[test]
 fn what_a_person_may_reach_is_what_ls_shows() {
     let plane = Plane::demo().unwrap();
-    for (user, expected) in [("alice", vec!["db-prod", "echo", "web"]), ("bob", vec!["web"])] {
+    for (user, expected) in [
+        ("alice", vec!["db-prod", "echo", "ssh-demo", "web"]),
+        ("bob", vec!["web"]),
+    ] {
         plane.log_in(user).unwrap();
         let listed = plane.json(user, &["ls"]).unwrap();
         let names: Vec<&str> = listed

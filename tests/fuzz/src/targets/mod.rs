@@ -1,5 +1,6 @@
 //! The targets.
 
+mod asciicast;
 mod backend_certificates;
 mod client_hello;
 mod configuration;
@@ -15,6 +16,7 @@ mod proxy_protocol;
 mod resume;
 mod snapshot;
 mod tls_records;
+mod transfer;
 
 /// Inputs by name.
 pub(crate) type Seeds = Vec<(String, Vec<u8>)>;
@@ -105,6 +107,16 @@ pub const TARGETS: &[Target] = &[
         name: "login_pages",
         run: login_pages::run,
         seeds: login_pages::seeds,
+    },
+    Target {
+        name: "transfer",
+        run: transfer::run,
+        seeds: transfer::seeds,
+    },
+    Target {
+        name: "asciicast",
+        run: asciicast::run,
+        seeds: asciicast::seeds,
     },
 ];
 

@@ -155,7 +155,7 @@ fn example() -> Snapshot {
         contact: "#db".to_owned(),
         agents: vec![AgentId::from_uuid(ID)],
         audit: AuditMode::BestEffort,
-        recording: String::new(),
+        recording: None,
         strictness: iap_proto::Strictness {
             lock_feed_max_age: Some(std::time::Duration::from_secs(60)),
             snapshot_max_age: Some(std::time::Duration::from_secs(30)),

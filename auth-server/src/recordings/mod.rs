@@ -1,0 +1,12 @@
+//! Recordings of terminals: agents send them piece by piece, while they are made and after, and whoever may replays them.
+//!
+//! Each is a file in `data_dir/recordings/<session>/`, and beside it where its pieces begin. What it must hash to stands in
+//! the trail (`session.recording`), which came another way.
+
+mod read;
+mod store;
+mod upload;
+
+pub use read::{Parts, list, read};
+pub use store::{Library, LibraryError, Name};
+pub use upload::receive;

@@ -1,0 +1,130 @@
+//! Replaying: one's own sessions, and with recording.read everybody's. Whoever reads another's leaves a record.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::sync::Arc;
+
+use iap_audit::EventKind;
+use iap_identity::SessionId;
+use iap_policy::Verb;
+use iap_proto::v1;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::store::Name;
+use crate::context::AppContext;
+use crate::rpc::{RpcError, UserCaller};
+use crate::store::SessionRow;
+
+const PART_BYTES: usize = 128 * 1024;
+/// Parts that are read before the client takes them.
+const PARTS_AHEAD_MAX: usize = 4;
+
+/// The parts of a recording.
+pub type Parts = ReceiverStream<Result<v1::RecordingPart, Status>>;
+
+/// What is recorded of a session as a JSON array: what the trail says of each recording, and how much of it is here.
+///
+/// # Errors
+/// When there is no such session, or it is another's and the caller may not.
+pub async fn list(context: &AppContext, caller: &UserCaller, id: SessionId) -> Result<String, RpcError> {
+    let session = visible(context, caller, id).await?;
+    let records = context.store.session_records(id).await?;
+    let records = records
+        .iter()
+        .filter_map(|record| serde_json::from_slice::<Value>(&record.bytes).ok());
+    let told: Vec<Value> = records
+        .filter(|record| record.get("event") == Some(&EventKind::SessionRecording.as_str().into()))
+        .collect();
+    let newest = told.iter().filter_map(|record| record.get("recording")?.as_u64());
+    let newest = newest
+        .max()
+        .unwrap_or(0)
+        .saturating_add(u64::from(session.end.is_none()));
+    let library = Arc::clone(&context.recordings);
+    let held = tokio::task::spawn_blocking(move || {
+        let numbers = 1..=u32::try_from(newest).unwrap_or(u32::MAX).min(1024);
+        let lengths = numbers.map(|number| (number, library.length(Name { session: id, number })));
+        lengths.collect::<Vec<_>>()
+    });
+    let mut listed = Vec::new();
+    for (number, bytes) in held.await.map_err(RpcError::internal)? {
+        let record = told
+            .iter()
+            .find(|record| record.get("recording").and_then(Value::as_u64) == Some(number.into()));
+        if record.is_none() && bytes == 0 {
+            continue;
+        }
+        listed.push(json!({
+            "recording": number,
+            "held_bytes": bytes,
+            "record": record,
+            "user": session.user_name,
+            "service": session.service,
+        }));
+    }
+    Ok(Value::Array(listed).to_string())
+}
+
+/// A recording from the piece that shows a time, as far as it is here.
+///
+/// # Errors
+/// When there is none, or it is another's and the caller may not.
+pub async fn read(
+    context: &AppContext,
+    caller: &UserCaller,
+    request: v1::RecordingRequest,
+) -> Result<Parts, RpcError> {
+    let id = SessionId::from_bytes(&request.session_id).map_err(RpcError::invalid)?;
+    let session = visible(context, caller, id).await?;
+    let name = Name {
+        session: id,
+        number: request.recording,
+    };
+    let library = Arc::clone(&context.recordings);
+    let opening = tokio::task::spawn_blocking(move || library.read_from(name, request.from_micros));
+    let opened = opening.await.map_err(RpcError::internal)?;
+    let (file, offset) = opened
+        .map_err(|_| RpcError::not_found(format!("no recording {} of session {id} is here", name.number)))?;
+    if session.user_id != caller.facts.id {
+        let event = context.audit.event(EventKind::RecordingPlayed)?;
+        let event = event
+            .user(&caller.record())
+            .session(&id)
+            .field("recording", request.recording);
+        context.audit.record(event).await?;
+    }
+    let (sender, parts) = mpsc::channel(PARTS_AHEAD_MAX);
+    tokio::task::spawn_blocking(move || send(file, offset, &sender));
+    Ok(ReceiverStream::new(parts))
+}
+
+fn send(mut file: File, mut offset: u64, parts: &mpsc::Sender<Result<v1::RecordingPart, Status>>) {
+    let mut buffer = vec![0; PART_BYTES];
+    loop {
+        let part = match file.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(read) => Ok(v1::RecordingPart {
+                offset,
+                data: buffer.get(..read).unwrap_or_default().to_vec(),
+                ..v1::RecordingPart::default()
+            }),
+            Err(error) => Err(Status::from(RpcError::internal(error))),
+        };
+        offset += part.as_ref().map_or(0, |part| part.data.len() as u64);
+        let is_last = part.is_err();
+        if parts.blocking_send(part).is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// Another's session is not there for those without recording.read.
+async fn visible(context: &AppContext, caller: &UserCaller, id: SessionId) -> Result<SessionRow, RpcError> {
+    let session = context.store.session(id).await?;
+    let visible =
+        session.filter(|session| caller.may(Verb::RecordingRead) || session.user_id == caller.facts.id);
+    visible.ok_or_else(|| RpcError::not_found(format!("there is no session {id}")))
+}

@@ -1,0 +1,131 @@
+//! An agent sends a recording, or what is new of one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iap_identity::{AgentPeer, SessionId};
+use iap_proto::v1;
+use tonic::Streaming;
+
+use super::store::{LibraryError, Name, RECORDING_BYTES_MAX, Writing};
+use crate::context::AppContext;
+use crate::rpc::{ErrorCode, RpcError};
+
+/// How long the next part may take.
+const PART_TIMEOUT: Duration = Duration::from_secs(15);
+const PART_BYTES_MAX: usize = 256 * 1024;
+/// Places of pieces in one part.
+const PLACES_MAX: usize = 4096;
+
+/// Takes the parts of one recording. What is acknowledged is durable, and if its end came, whole.
+///
+/// # Errors
+/// When it is not this agent's session, or parts are missing.
+pub async fn receive(
+    context: &Arc<AppContext>,
+    agent: &AgentPeer,
+    mut parts: Streaming<v1::RecordingPart>,
+) -> Result<v1::RecordingHeld, RpcError> {
+    let Some(first) = next(&mut parts).await? else {
+        return Err(RpcError::invalid("a recording has at least one part"));
+    };
+    let name = Name {
+        session: SessionId::from_bytes(&first.session_id).map_err(RpcError::invalid)?,
+        number: first.recording,
+    };
+    check_agent(context, agent, name.session).await?;
+    let library = Arc::clone(&context.recordings);
+    let mut writing = blocking(move || library.write(name))
+        .await?
+        .ok_or_else(|| RpcError::conflict("this recording is being sent already"))?;
+    let mut part = Some(first);
+    while let Some(arrived) = part {
+        let end = arrived.end.clone();
+        let (back, held) = take(writing, arrived).await?;
+        writing = back;
+        if !held {
+            return Ok(v1::RecordingHeld {
+                bytes: writing.bytes(),
+                complete: false,
+            });
+        }
+        if let Some(end) = end {
+            return conclude(writing, end).await;
+        }
+        part = next(&mut parts).await?;
+    }
+    blocking(move || {
+        writing.sync()?;
+        Ok(v1::RecordingHeld {
+            bytes: writing.bytes(),
+            complete: false,
+        })
+    })
+    .await
+}
+
+/// A session's records come another way; until its start is here, nobody knows whose it is.
+async fn check_agent(context: &AppContext, agent: &AgentPeer, session: SessionId) -> Result<(), RpcError> {
+    match context.store.session(session).await? {
+        Some(row) if row.agent == agent.id.to_string() => Ok(()),
+        Some(_) => Err(RpcError::denied("the session is another agent's")),
+        None => Err(RpcError::not_found(format!(
+            "there is no session {session} on record yet"
+        ))),
+    }
+}
+
+async fn next(parts: &mut Streaming<v1::RecordingPart>) -> Result<Option<v1::RecordingPart>, RpcError> {
+    match tokio::time::timeout(PART_TIMEOUT, parts.message()).await {
+        Ok(Ok(part)) => Ok(part),
+        Ok(Err(status)) => Err(RpcError::invalid(status.message())),
+        Err(_elapsed) => Err(RpcError::invalid("the next part did not come in time")),
+    }
+}
+
+/// Keeps a part; whether nothing is missing before it.
+async fn take(mut writing: Writing, part: v1::RecordingPart) -> Result<(Writing, bool), RpcError> {
+    if part.data.len() > PART_BYTES_MAX || part.index.len() > PLACES_MAX {
+        return Err(RpcError::invalid("a part of a recording is too large"));
+    }
+    let end = part.offset.saturating_add(part.data.len() as u64);
+    if end > RECORDING_BYTES_MAX {
+        return Err(RpcError::new(
+            ErrorCode::TooMany,
+            format!("a recording has at most {RECORDING_BYTES_MAX} bytes"),
+        ));
+    }
+    blocking(move || {
+        let before = writing.bytes();
+        let held = writing.append(part.offset, &part.data)?;
+        let places = part.index.iter().map(|place| (place.offset, place.micros));
+        writing.index(places.filter(|(offset, _)| *offset >= before))?;
+        Ok((writing, held))
+    })
+    .await
+}
+
+/// The end came: what is here must be what the agent has put on record.
+async fn conclude(mut writing: Writing, end: v1::RecordingEnd) -> Result<v1::RecordingHeld, RpcError> {
+    blocking(move || {
+        let is_whole = writing.bytes() == end.bytes && writing.sha256()? == end.sha256;
+        if !is_whole {
+            writing.start_anew()?;
+        }
+        writing.sync()?;
+        Ok(v1::RecordingHeld {
+            bytes: writing.bytes(),
+            complete: is_whole,
+        })
+    })
+    .await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LibraryError> + Send + 'static,
+) -> Result<T, RpcError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(RpcError::internal),
+        Err(error) => Err(RpcError::internal(error)),
+    }
+}
