@@ -53,7 +53,7 @@ lint:
 	 else echo "cargo-deny is not installed: 'cargo install cargo-deny' to check bans, licences and sources"; fi
 
 bench:
-	@tests/scripts/need cc openssl nginx haproxy stunnel sshd ssh
+	@tests/scripts/need cc openssl nginx haproxy stunnel sshd ssh unshare postgresql psql
 	$(BUILD_BENCH)
 	$(RUN_BENCH) $(BENCH)
 

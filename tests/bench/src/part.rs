@@ -19,6 +19,8 @@ pub(crate) enum Part {
     Agents,
     /// A decision, and a policy on its way to a hundred agents.
     Policy,
+    /// PostgreSQL, read and unread.
+    Postgres,
     /// New sessions among 10,000 half-open connections (`make half-open`).
     HalfOpen,
     /// A thousand agents, ten thousand users, locks (`make scale`).
@@ -27,7 +29,7 @@ pub(crate) enum Part {
 
 impl Part {
     /// All of them, in the order of a run and of the report.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Bulk,
         Self::Rtt,
         Self::New,
@@ -36,6 +38,7 @@ impl Part {
         Self::Idle,
         Self::Agents,
         Self::Policy,
+        Self::Postgres,
         Self::HalfOpen,
         Self::Scale,
     ];
@@ -51,6 +54,7 @@ impl Part {
             Self::Idle => "idle",
             Self::Agents => "agents",
             Self::Policy => "policy",
+            Self::Postgres => "postgres",
             Self::HalfOpen => "half-open",
             Self::Scale => "scale",
         }
@@ -67,6 +71,7 @@ impl Part {
             Self::Idle => "Memory of an idle session",
             Self::Agents => "10,000 agents",
             Self::Policy => "Decisions and snapshots",
+            Self::Postgres => "PostgreSQL, read and unread",
             Self::HalfOpen => "Among 10,000 half-open connections",
             Self::Scale => "1,000 agents, 100 services, 10,000 users",
         }
@@ -98,6 +103,7 @@ impl Part {
             (Self::Handshake, &["handshake_"]),
             (Self::Idle, &["idle_"]),
             (Self::Policy, &["policy_", "snapshot_"]),
+            (Self::Postgres, &["copy_out_", "pgbench_"]),
             (Self::Scale, &["agent", "population", "demo_policy", "lock"]),
         ];
         let found = beginnings
@@ -130,6 +136,8 @@ mod tests {
             ("agents_back_s", Part::Scale),
             ("policy_us_1000", Part::Policy),
             ("snapshot_s_100", Part::Policy),
+            ("copy_out_gbit_tcp", Part::Postgres),
+            ("pgbench_per_s_ratio", Part::Postgres),
             ("new_session_ms_p50_among_10k_half_open", Part::HalfOpen),
             ("lock_cut_ms_p50", Part::Scale),
         ] {

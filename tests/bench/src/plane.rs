@@ -11,7 +11,7 @@ use crate::process::{Running, free_ports, wait_for_file, wait_for_port};
 
 const START_SECONDS_MAX: u64 = 90;
 
-/// A running development plane that serves `bulk`.
+/// A running development plane.
 #[derive(Debug)]
 pub(crate) struct Plane {
     /// Where the programs are.
@@ -35,12 +35,27 @@ impl Plane {
         backend: u16,
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
+        let service = format!("bulk=127.0.0.1:{backend}");
+        Self::start_as(bin, dir, &["--service", &service], settings)
+    }
+
+    /// With the demo's services, a database among them.
+    pub(crate) fn start_demo(bin: &Path, dir: &Path) -> anyhow::Result<Self> {
+        Self::start_as(bin, dir, &["--demo"], &[])
+    }
+
+    fn start_as(
+        bin: &Path,
+        dir: &Path,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let mut running = Running::start(
             "iapctl dev",
             Command::new(bin.join("iapctl"))
                 .args(["dev", "--dir"])
                 .arg(dir)
-                .args(["--service", &format!("bulk=127.0.0.1:{backend}")])
+                .args(arguments)
                 .envs(settings.iter().copied())
                 .stderr(std::fs::File::create(dir.with_extension("log"))?),
         )?;
@@ -96,12 +111,17 @@ impl Plane {
 
     /// `iapctl connect --listen`: its port, once it accepts, and the program.
     pub(crate) fn connect(&self, home: &Path) -> anyhow::Result<(u16, Running)> {
+        self.connect_to("bulk", home)
+    }
+
+    /// The same to another service.
+    pub(crate) fn connect_to(&self, service: &str, home: &Path) -> anyhow::Result<(u16, Running)> {
         let [port] = free_ports()?;
         let log = self.dir.join("connect.log");
         let mut connector = Running::start(
             "iapctl connect",
             Command::new(self.bin.join("iapctl"))
-                .args(["connect", "bulk", "--listen", &format!("127.0.0.1:{port}")])
+                .args(["connect", service, "--listen", &format!("127.0.0.1:{port}")])
                 .env("IAPCTL_HOME", home)
                 .env("IAPCTL_NONINTERACTIVE", "1")
                 .stdout(Stdio::null())

@@ -76,6 +76,10 @@ impl<'a> Run<'a> {
             measure::agents(run.bin(), run.folder.path(), run.backend, &mut run.results)
         })?;
         self.alone(Part::Policy, Self::policy)?;
+        self.alone(Part::Postgres, |run| {
+            let (bin, folder) = (run.bin(), run.folder.path());
+            measure::postgres(bin, folder, run.arguments.sizes, &mut run.results)
+        })?;
         self.alone(Part::HalfOpen, Self::half_open)?;
         self.alone(Part::Scale, |run| {
             let (bin, folder) = (run.bin(), run.folder.path());
