@@ -26,7 +26,7 @@ demo:
 	$(CARGO) build --workspace --bins --locked
 	@tests/scripts/demo $(BIN)
 
-test: build tests/oidc/node_modules tests/clients/installed
+test: build tests/oidc/node_modules clients
 	$(CARGO) test --workspace --locked --no-fail-fast
 
 torture: build
@@ -35,16 +35,31 @@ torture: build
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:
-	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy ssh sshd git vim systemd-analyze ip fish man
+	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy ssh sshd git vim systemd-analyze ip fish man rsync python go javac pgjdbc
 	$(CARGO) build --workspace --all-targets --locked
 
 tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json
 	cd tests/oidc && npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
-tests/clients/installed: tests/clients/requirements.txt tests/clients/package-lock.json tests/clients/pgx/go.sum tests/clients/pgx/main.go
-	@tests/scripts/need node python go
-	tests/clients/install
+# Drivers of PostgreSQL that the end-to-end tests put to work.
+.PHONY: clients
+clients: tests/clients/node/node_modules target/clients/venv/installed target/clients/pgx target/clients/Job.class
+
+tests/clients/node/node_modules: tests/clients/node/package.json tests/clients/node/package-lock.json
+	cd tests/clients/node && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+target/clients/venv/installed: tests/clients/python/requirements.txt
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+target/clients/pgx: tests/clients/go/main.go tests/clients/go/go.mod tests/clients/go/go.sum
+	cd tests/clients/go && GOTOOLCHAIN=local GOFLAGS=-mod=readonly go build -o $(CURDIR)/$@ .
+
+target/clients/Job.class: tests/clients/java/Job.java
+	javac -cp /usr/share/java/postgresql.jar -d $(@D) $<
 
 lint:
 	$(CARGO) fmt --all --check

@@ -1,18 +1,125 @@
-//! Clients of other people's making, each with a driver of its own (`tests/clients`).
+//! Clients of other people's making. Each driver does the job that `tests/clients/README.md` describes, through `iapctl
+//! connect` and with what `iapctl env` prints, without `iapctl` in the path; what it did is on record.
 
-use std::path::PathBuf;
-use std::process::Command;
+mod rust;
 
-use iap_e2e::Plane;
-use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use super::{plane, run, statements};
+use iap_e2e::{Plane, Ran};
+use serde_json::{Value, json};
+
+use super::{plane, statements};
 use crate::stock_clients::environment;
+
+const SERVICE: &str = "db-prod";
+/// No driver takes longer: the statement of 60 s is cancelled at once.
+const SECONDS_MAX: &str = "50";
+const RUST: &str = "tokio-postgres";
+
+/// A driver, by the command that runs it.
+struct Driver {
+    name: &'static str,
+    command: fn() -> Vec<String>,
+    /// It takes what `iapctl env --format jdbc` prints.
+    takes_address: bool,
+}
+
+impl Driver {
+    const fn new(name: &'static str, command: fn() -> Vec<String>) -> Self {
+        Self {
+            name,
+            command,
+            takes_address: false,
+        }
+    }
+}
+
+const DRIVERS: [Driver; 5] = [
+    Driver::new("psycopg", || python("psycopg_job.py")),
+    Driver::new("asyncpg", || python("asyncpg_job.py")),
+    Driver::new("node-postgres", || vec!["node".to_owned(), source("node/job.js")]),
+    Driver::new("pgx", || vec![built("pgx")]),
+    Driver {
+        name: "pgjdbc",
+        command: || {
+            let path = format!("/usr/share/java/postgresql.jar:{}", built(""));
+            ["java", "-cp", &path, "Job"].map(str::to_owned).to_vec()
+        },
+        takes_address: true,
+    },
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn source(file: &str) -> String {
+    root().join("tests/clients").join(file).display().to_string()
+}
+
+/// `make clients` puts it there.
+fn built(file: &str) -> String {
+    let path = root().join("target/clients").join(file);
+    assert!(path.exists(), "{} is missing: make clients", path.display());
+    path.display().to_string()
+}
+
+fn python(file: &str) -> Vec<String> {
+    vec![built("venv/bin/python"), source(&format!("python/{file}"))]
+}
+
+/// What a driver printed, without its version.
+fn done(name: &str, ran: &Ran) -> Value {
+    let stdout = ran.succeeded().unwrap();
+    let mut said: Value = serde_json::from_str(stdout.trim()).unwrap();
+    let client = said["client"].take();
+    let (driver, version) = client.as_str().unwrap().split_once(' ').unwrap();
+    assert!(driver == name && !version.is_empty(), "{client}");
+    said["client"] = Value::from(name);
+    said
+}
+
+fn the_job(name: &str) -> Value {
+    json!({
+        "client": name, "user": "app", "sum": 42, "copied": 1000, "sqlstate": "22012", "cancelled": "57014",
+    })
+}
+
+/// What so many drivers did is on record, each of it once, and the values of parameters nowhere.
+fn is_on_record(plane: &Plane, drivers: usize) {
+    let all = |expression: &str| {
+        let found = statements(plane, expression, |all| all.len() >= drivers);
+        assert_eq!(found.len(), drivers, "{expression}: {found:#?}");
+        found
+    };
+    // Some ask for one row, and do not ask whether there are more.
+    let sums = all(r#"statement.contains("::int + ") && outcome in ["done", "suspended"]"#);
+    assert!(sums.iter().all(|record| record["parameter_count"] == 2));
+    assert!(sums.iter().all(|record| record["parameters"].is_null()));
+    all(r#"sqlstate == "22012" && statement.contains("1 / 0")"#);
+    all(r#"sqlstate == "57014" && statement.contains("pg_sleep(60)")"#);
+    for way in ["in", "out"] {
+        let copies = all(&format!(
+            "copy.direction == {way:?} && statement.contains(\"rows\")"
+        ));
+        assert!(copies.iter().all(|record| record["rows"] == 1000), "{copies:#?}");
+    }
+}
 
 #[test]
 fn pgbench_runs_in_each_of_its_modes_by_way_of_iapctl() {
     let plane = plane();
-    let bench = |arguments: &[&str]| by_iapctl(&plane, &[&["pgbench"], arguments].concat());
+    let bench = |arguments: &[&str]| {
+        let command = [&["connect", SERVICE, "--", "pgbench"], arguments].concat();
+        plane
+            .iapctl("alice", &command)
+            .unwrap()
+            .succeeded()
+            .unwrap()
+            .to_owned()
+    };
     bench(&["-i", "-q"]);
     for mode in ["simple", "extended", "prepared"] {
         let said = bench(&["-n", "-S", "-t", "50", "-c", "2", "-M", mode]);
@@ -31,112 +138,82 @@ fn pgbench_runs_in_each_of_its_modes_by_way_of_iapctl() {
 }
 
 #[test]
-fn psycopg_runs_by_way_of_iapctl_and_without_it() {
+fn every_driver_works_through_iapctl_connect_and_is_on_record() {
     let plane = plane();
-    let program = [installed("venv/bin/python"), installed("psycopg_client.py")];
-    let program: Vec<&str> = program.iter().map(String::as_str).collect();
-    assert_eq!(by_iapctl(&plane, &program), "done\n");
-    by_iapctl(&plane, &["psql", "-Xqc", "drop table psycopg_rows"]);
-    let own = environment(&plane, "alice", "db-prod");
-    let ran = run(Command::new(program[0]).arg(program[1]).envs(own));
-    assert_eq!(ran.succeeded().unwrap(), "done\n");
-    is_on_record(&plane, "insert into psycopg_rows values ($1, $2)", 200);
-    failed(&plane, &["22012", "57014", "22012", "57014"]);
-    copied(&plane, "psycopg_rows", 2);
+    for driver in DRIVERS {
+        let mut arguments = vec!["connect".to_owned(), SERVICE.to_owned(), "--".to_owned()];
+        arguments.extend(["timeout".to_owned(), SECONDS_MAX.to_owned()]);
+        match driver.takes_address {
+            true => {
+                let address =
+                    "jdbc:postgresql://$IAP_HOST:$IAP_PORT/$PGDATABASE?user=$PGUSER&sslmode=disable";
+                let line = format!("exec {} \"{address}\"", (driver.command)().join(" "));
+                arguments.extend(["sh".to_owned(), "-c".to_owned(), line]);
+            }
+            false => arguments.extend((driver.command)()),
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let ran = plane.iapctl("alice", &arguments).unwrap();
+        assert_eq!(done(driver.name, &ran), the_job(driver.name));
+    }
+    is_on_record(&plane, DRIVERS.len());
 }
 
 #[test]
-fn asyncpg_runs_by_way_of_iapctl() {
+fn every_driver_works_without_iapctl_in_the_path_and_is_on_record() {
     let plane = plane();
-    let program = [installed("venv/bin/python"), installed("asyncpg_client.py")];
-    let program: Vec<&str> = program.iter().map(String::as_str).collect();
-    assert_eq!(by_iapctl(&plane, &program), "done\n");
-    is_on_record(&plane, "insert into asyncpg_rows values ($1, $2)", 100);
-    is_on_record(&plane, "select count(*) from asyncpg_rows where id < $1", 3);
-    failed(&plane, &["22012", "57014"]);
-    copied(&plane, "asyncpg_rows", 1);
+    let variables = environment(&plane, "alice", SERVICE);
+    let hosts = hosts_with(&plane, &variables);
+    let address = plane
+        .iapctl("alice", &["env", SERVICE, "--format", "jdbc"])
+        .unwrap();
+    let address = address.succeeded().unwrap().trim().to_owned();
+    for driver in DRIVERS {
+        let mut command = (driver.command)();
+        if driver.takes_address {
+            command.push(address.clone());
+        }
+        let ran = knowing(&hosts, &command).envs(&variables).output().unwrap();
+        assert_eq!(done(driver.name, &ran.into()), the_job(driver.name));
+    }
+    is_on_record(&plane, DRIVERS.len());
 }
 
 #[test]
-fn node_postgres_runs_by_way_of_iapctl() {
+fn tokio_postgres_works_through_iapctl_and_without_and_cancels_over_tls() {
     let plane = plane();
-    assert_eq!(
-        by_iapctl(&plane, &["node", &installed("node_client.js")]),
-        "done\n"
-    );
-    is_on_record(&plane, "insert into node_rows values ($1, $2)", 100);
-    failed(&plane, &["22012"]);
-    copied(&plane, "node_rows", 1);
+    let variables = environment(&plane, "alice", SERVICE);
+    assert_eq!(rust::work(&variables, true), the_job(RUST));
+
+    let script = "echo \"$PGHOST $PGPORT $PGUSER $PGDATABASE\"; exec cat";
+    let mut command = plane
+        .command("alice", &["connect", SERVICE, "--", "sh", "-c", script])
+        .unwrap();
+    let mut session = command.stdin(Stdio::piped()).spawn().unwrap();
+    let local = rust::local_environment(session.stdout.take().unwrap());
+    assert_eq!(rust::work(&local, false), the_job(RUST));
+    drop(session.stdin.take());
+    assert!(session.wait().unwrap().success());
+    is_on_record(&plane, 2);
 }
 
-#[test]
-fn pgx_runs_by_way_of_iapctl() {
-    let plane = plane();
-    assert_eq!(by_iapctl(&plane, &[&installed("pgx-client")]), "done\n");
-    is_on_record(&plane, "insert into pgx_rows values ($1, $2)", 100);
-    failed(&plane, &["22012"]);
-    copied(&plane, "pgx_rows", 1);
+/// The names that this machine knows, and the service's: names under `.localhost` are not known to all resolvers.
+fn hosts_with(plane: &Plane, variables: &BTreeMap<String, String>) -> PathBuf {
+    let file = plane.scratch().join("hosts");
+    let known = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+    let line = format!("{} {}", variables["IAP_HOST"], variables["IAP_SERVER_NAME"]);
+    std::fs::write(&file, format!("{known}\n{line}\n")).unwrap();
+    file
 }
 
-/// A file that `tests/clients/install` puts there, or that lies there.
-fn installed(name: &str) -> String {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../clients")
-        .join(name);
-    assert!(
-        path.exists(),
-        "{} is missing: run tests/clients/install",
-        path.display()
-    );
-    path.display().to_string()
-}
-
-fn by_iapctl(plane: &Plane, program: &[&str]) -> String {
-    let ran = plane.iapctl("alice", &[&["connect", "db-prod", "--"], program].concat());
-    ran.unwrap().succeeded().unwrap().to_owned()
-}
-
-fn is_on_record(plane: &Plane, statement: &str, times: usize) {
-    let expression = format!("statement == {statement:?}");
-    let done = |all: &[Value]| {
-        let done = all.iter().filter(|record| record["outcome"] != "failed");
-        done.count() >= times
-    };
-    let found = statements(plane, &expression, done);
-    assert_eq!(found.len(), times);
-    assert!(found.iter().all(|record| record["parameter_count"].is_u64()));
-    // Their values are nobody's unless that is asked for.
-    assert!(found.iter().all(|record| record["parameters"].is_null()));
-}
-
-fn failed(plane: &Plane, sqlstates: &[&str]) {
-    let found = statements(plane, r#"outcome == "failed""#, |all| {
-        all.len() >= sqlstates.len()
-    });
-    let found: Vec<&str> = found
-        .iter()
-        .filter_map(|record| record["sqlstate"].as_str())
-        .collect();
-    assert_eq!(found, sqlstates);
-}
-
-fn copied(plane: &Plane, table: &str, out: usize) {
-    let expression = format!("copy.direction != \"both\" && statement.contains({table:?})");
-    let whole = |all: &[Value]| {
-        let of = |direction: &str| {
-            all.iter()
-                .filter(|record| record["copy"]["direction"] == direction)
-                .count()
-        };
-        // pgx is not asked to copy anything out.
-        of("in") >= 1 && (table == "pgx_rows" || of("out") >= out)
-    };
-    let found = statements(plane, &expression, whole);
-    let bytes = |record: &Value| record["copy"]["bytes"].as_u64().unwrap_or_default();
-    assert!(
-        found
-            .iter()
-            .all(|record| bytes(record) > 900 * "copied".len() as u64),
-        "{found:#?}"
-    );
+/// A command that finds these names, and nobody else does.
+fn knowing(hosts: &Path, command: &[String]) -> Command {
+    let mut inside = Command::new("timeout");
+    inside.args([SECONDS_MAX, "unshare", "--mount"]);
+    if !rustix::process::geteuid().is_root() {
+        inside.arg("--map-root-user");
+    }
+    inside.args(["sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+    inside.arg(hosts).args(command);
+    inside
 }
