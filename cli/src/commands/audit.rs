@@ -86,7 +86,12 @@ pub(super) fn line(record: &Value) -> String {
         "decision.rule",
         "close_reason",
         "reason",
+        "operation",
+        "path",
+        "target",
+        "forward",
         "sqlstate",
+        "command",
         "statement",
     ];
     let mut parts = vec![
@@ -133,6 +138,14 @@ mod tests {
             line.ends_with("x…\"") && !line.contains('\u{1b}') && !line.contains('\n'),
             "{line}"
         );
+    }
+
+    #[test]
+    fn what_was_run_and_which_file_was_moved_is_shown() {
+        let record = json!({ "event": "session.command", "command": "uname -sm" });
+        assert_eq!(line(&record), "session.command command=\"uname -sm\"");
+        let record = json!({ "event": "session.file", "operation": "rename", "path": "/a", "target": "/b" });
+        assert_eq!(line(&record), "session.file operation=rename path=/a target=/b");
     }
 
     #[test]
