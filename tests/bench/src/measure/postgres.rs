@@ -13,7 +13,7 @@ use crate::plane::Plane;
 use crate::process::{Running, cpu_seconds, run};
 use crate::report::Results;
 use crate::stats::Samples;
-use crate::system::OURS_RESUMABLE;
+use crate::system::OURS;
 
 const SERVICE: &str = "db-prod";
 const LOGIN: &str = "app";
@@ -60,18 +60,13 @@ pub(crate) fn measure(
     }
     samples.conclude(results);
     let ratio = |figure: &str| {
-        let of = |handler: &str| results.value(&format!("{figure}_{handler}"), OURS_RESUMABLE);
+        let of = |handler: &str| results.value(&format!("{figure}_{handler}"), OURS);
         Some(of("postgres")? / of("tcp")?)
     };
     let ratios = ["copy_out_cpu_s_per_gib", "pgbench_per_s"].map(|figure| (figure, ratio(figure)));
     for (figure, ratio) in ratios {
         let ratio = ratio.context("not all was measured")?;
-        results.add(
-            &format!("{figure}_ratio"),
-            OURS_RESUMABLE,
-            ratio,
-            "postgres / tcp",
-        );
+        results.add(&format!("{figure}_ratio"), OURS, ratio, "postgres / tcp");
     }
     Ok(())
 }
@@ -154,7 +149,7 @@ impl Database {
     }
 
     fn add(&self, samples: &mut Samples, figure: &str, value: f64, unit: &'static str) {
-        samples.add(&format!("{figure}_{}", self.handler), OURS_RESUMABLE, value, unit);
+        samples.add(&format!("{figure}_{}", self.handler), OURS, value, unit);
     }
 
     /// Of connector, proxy and agent.
