@@ -128,10 +128,11 @@ mod tests {
     #[test]
     fn a_statement_is_shown_on_its_line_without_what_moves_a_terminal() {
         let long = format!("select '\u{1b}[31m'\n{}", "x".repeat(300));
-        let record = json!({ "event": "session.statement", "sqlstate": "42601", "statement": long });
+        let record =
+            json!({ "code": "S1021I", "event": "session.statement", "sqlstate": "42601", "statement": long });
         let line = line(&record);
         assert!(
-            line.starts_with("session.statement sqlstate=42601 statement=\"select '"),
+            line.starts_with("S1021I session.statement sqlstate=42601 statement=\"select '"),
             "{line}"
         );
         assert!(
@@ -142,10 +143,13 @@ mod tests {
 
     #[test]
     fn what_was_run_and_which_file_was_moved_is_shown() {
-        let record = json!({ "event": "session.command", "command": "uname -sm" });
-        assert_eq!(line(&record), "session.command command=\"uname -sm\"");
-        let record = json!({ "event": "session.file", "operation": "rename", "path": "/a", "target": "/b" });
-        assert_eq!(line(&record), "session.file operation=rename path=/a target=/b");
+        let record = json!({ "code": "S1030I", "event": "session.command", "command": "uname -sm" });
+        assert_eq!(line(&record), "S1030I session.command command=\"uname -sm\"");
+        let record = json!({ "code": "S1031I", "event": "session.file", "operation": "rename", "path": "/a", "target": "/b" });
+        assert_eq!(
+            line(&record),
+            "S1031I session.file operation=rename path=/a target=/b"
+        );
     }
 
     #[test]
