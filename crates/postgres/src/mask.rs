@@ -10,6 +10,8 @@ use std::ops::Range;
 const MASK: &str = "***";
 /// Bodies of functions within bodies of functions; deeper ones are masked as a whole.
 const DEPTH_MAX: usize = 4;
+/// So often a text is looked at; usually the second time finds nothing.
+const PASSES_MAX: usize = 8;
 /// A name that ends like this holds a password.
 const SECRET_NAMES: [&str; 4] = ["password", "passwd", "passphrase", "pwd"];
 /// `CREATE` and `ALTER` of these have passwords in them, also where they are misspelt.
@@ -22,13 +24,26 @@ pub fn mask_passwords(sql: &str) -> Cow<'_, str> {
     if !may_hold_password(sql) {
         return Cow::Borrowed(sql);
     }
-    // Whether a backslash escapes a quote depends on a setting of the server's (`standard_conforming_strings`) that only it
-    // knows for sure: what is a password under either reading is masked.
+    // What is masked may have stood in the way of seeing that what is around it is a password too.
+    let mut before = under_either_reading(sql);
+    for _ in 1..PASSES_MAX {
+        let after = under_either_reading(&before);
+        if after == before {
+            break;
+        }
+        before = after;
+    }
+    Cow::Owned(before)
+}
+
+/// Whether a backslash escapes a quote depends on a setting of the server's (`standard_conforming_strings`) that only it
+/// knows for sure: what is a password under either reading is masked.
+fn under_either_reading(sql: &str) -> String {
     let escaping = masked(sql, Backslash::Escapes);
-    Cow::Owned(match sql.contains("\\'") {
+    match sql.contains("\\'") {
         true => masked(&escaping, Backslash::IsItself),
         false => escaping,
-    })
+    }
 }
 
 /// What a backslash in a plain literal is.

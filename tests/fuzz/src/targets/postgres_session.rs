@@ -154,7 +154,8 @@ fn masking(bytes: &[u8]) {
     assert_eq!(mask_passwords(&masked), masked, "masked once and for all");
     // A statement of its own, whatever came before, unless that has opened a literal or a comment.
     let opens = text.contains(['\'', '"', '$', '/', '-', '\\']);
-    if !opens {
+    // As a bare word it is no password.
+    if !opens && !text.contains(SECRET) {
         let statement = format!("{text};ALTER ROLE bob PASSWORD '{SECRET}'");
         assert!(!mask_passwords(&statement).contains(SECRET), "{statement:?}");
     }
