@@ -16,6 +16,8 @@ use super::say;
 
 const QUERY: &str = "select customer, total from orders order by total desc";
 const RECORD_SECONDS_MAX: u64 = 15;
+/// How often it is asked for.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 const DENIED: i32 = 3;
 
 /// Walks through the main job; the first step that does not do what it should ends the tour with an error.
@@ -111,17 +113,11 @@ impl Tour {
 
     /// A recording reaches the auth server a second or two after its end.
     async fn wait_for_recording(&self, session: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(RECORD_SECONDS_MAX);
-        loop {
+        arrived("the recording", async || {
             let played = self.quiet("auditor", &["sessions", "play", session]).await?;
-            if played.code == 0 && played.stderr.contains("on record") {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("the recording did not arrive within {RECORD_SECONDS_MAX} s");
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+            Ok((played.code == 0 && played.stderr.contains("on record")).then_some(()))
+        })
+        .await
     }
 
     async fn see_a_denial(&self) -> anyhow::Result<()> {
@@ -198,8 +194,7 @@ impl Tour {
 
     /// The record reaches the auth server a moment after the session's end.
     async fn newest_session_at(&self, user: &str, service: &str) -> anyhow::Result<String> {
-        let deadline = Instant::now() + Duration::from_secs(RECORD_SECONDS_MAX);
-        loop {
+        arrived("the session's record", async || {
             let listed = self.quiet("auditor", &["sessions", "ls", "-f", "json"]).await?;
             listed.succeeded()?;
             let sessions: Vec<serde_json::Value> = serde_json::from_str(&listed.stdout)
@@ -209,17 +204,10 @@ impl Tour {
                     && session.get("service").and_then(|name| name.as_str()) == Some(service)
                     && session.get("end").is_some_and(|end| !end.is_null())
             });
-            if let Some(id) = complete
-                .and_then(|session| session.get("session_id"))
-                .and_then(|id| id.as_str())
-            {
-                return Ok(id.to_owned());
-            }
-            if Instant::now() > deadline {
-                bail!("the session's record did not arrive within {RECORD_SECONDS_MAX} s");
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            let id = complete.and_then(|session| session.get("session_id"));
+            Ok(id.and_then(|id| id.as_str()).map(str::to_owned))
+        })
+        .await
     }
 
     async fn shown(&self, user: &str, arguments: &[&str]) -> anyhow::Result<Finished> {
@@ -302,4 +290,18 @@ fn quoted(arguments: &[&str]) -> String {
         }
     });
     words.collect::<Vec<_>>().join(" ")
+}
+
+/// Asks for something that is on its way to the auth server until it is there.
+async fn arrived<T>(what: &str, ask: impl AsyncFn() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + Duration::from_secs(RECORD_SECONDS_MAX);
+    loop {
+        if let Some(there) = ask().await? {
+            return Ok(there);
+        }
+        if Instant::now() > deadline {
+            bail!("{what} did not arrive within {RECORD_SECONDS_MAX} s");
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
 }

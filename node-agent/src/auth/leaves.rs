@@ -56,11 +56,8 @@ impl LeafKeeper {
         self.report_obstacles();
         loop {
             self.take_up();
-            let complete = self.fetch_due().await;
-            if complete {
+            let pause = if self.fetch_due().await {
                 backoff.reset();
-            }
-            let pause = if complete {
                 self.until_due()
             } else {
                 backoff.next_delay()

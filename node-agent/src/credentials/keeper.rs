@@ -106,11 +106,8 @@ impl CredentialKeeper {
         let wanted = Arc::clone(&self.holder.wanted);
         loop {
             self.take_up();
-            let complete = self.fetch_due().await;
-            if complete {
+            let pause = if self.fetch_due().await {
                 backoff.reset();
-            }
-            let pause = if complete {
                 self.until_due()
             } else {
                 backoff.next_delay()

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::handshake::{AttemptSeed, ClientStream};
 use super::hello::{read_hello, say_last};
 use super::serve::Passage;
-use crate::decide::{Permit, Refusal};
+use crate::decide::{Attempt, Permit, Refusal};
 use crate::handlers::postgres::{self, FirstWord};
 use crate::handlers::{Client, Returning, Visitor, farewell};
 use crate::session::{Caller, Live, SessionFacts, Target};
@@ -64,17 +64,12 @@ impl Passage {
             database: hello.database,
         };
         self.recorder.phase("hello", mark, |_| {});
-        let mark = self.recorder.mark();
         let mut attempt = seed.attempt(caller.clone());
         attempt.login.clone_from(&asked.login);
         // Where none is named it is the login's, as PostgreSQL has it; the client may name one yet.
         let named = asked.login.as_ref().map(|login| login.as_str().to_owned());
         attempt.database = asked.database.clone().or(named);
-        let decided = parts.gate.decide(attempt).await;
-        self.recorder.phase("decide", mark, |details| {
-            details.truth("iap.allowed", decided.is_ok());
-        });
-        match decided {
+        match self.decide(attempt).await {
             Ok(permit) => {
                 let returning = resumable.then(|| Returning {
                     resumptions: self.entrance.resumptions.clone(),
@@ -143,15 +138,10 @@ impl Passage {
             }
         };
         self.recorder.phase("startup", mark, |_| {});
-        let mark = self.recorder.mark();
         let mut attempt = seed.attempt(caller.clone());
         attempt.login = Some(target.login.clone());
         attempt.database = Some(target.database.clone());
-        let decided = parts.gate.decide(attempt).await;
-        self.recorder.phase("decide", mark, |details| {
-            details.truth("iap.allowed", decided.is_ok());
-        });
-        match decided {
+        match self.decide(attempt).await {
             Ok(permit) => Some(Box::new(Admitted {
                 client: Visitor::Stream(Client::started(stream, startup, seed.session_id, patience)),
                 caller,
@@ -171,6 +161,15 @@ impl Passage {
                 None
             }
         }
+    }
+
+    async fn decide(&self, attempt: Attempt) -> Result<Permit, Refusal> {
+        let mark = self.recorder.mark();
+        let decided = self.entrance.parts.gate.decide(attempt).await;
+        self.recorder.phase("decide", mark, |details| {
+            details.truth("iap.allowed", decided.is_ok());
+        });
+        decided
     }
 
     pub(super) fn fatal_of(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) -> Fatal {

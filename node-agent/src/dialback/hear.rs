@@ -73,15 +73,7 @@ impl Passage {
             }
             Err(refusal) => {
                 self.record_denial(&caller, &seed, &refusal);
-                let contact = self.contact(&seed);
-                let name = caller.record().name;
-                let fatal = farewell::denied(
-                    &refusal,
-                    seed.session_id,
-                    &name,
-                    &seed.service,
-                    contact.as_deref(),
-                );
+                let fatal = self.fatal_of(&caller, &seed, &refusal);
                 guest.refuse(farewell::in_one(fatal)).await;
                 self.trace_refusal(&caller, &seed, &refusal);
                 None

@@ -30,7 +30,7 @@ pub(crate) use postgres::cancel;
 pub use postgres::{Announce, Cancels, Capture, ParameterCapture, PostgresSettings, SettingName};
 use ssh::Guest;
 
-use crate::backend::BackendStream;
+use crate::backend::{self, BackendStream, DialFailure};
 use crate::config::LocalService;
 use crate::credentials::Credentials;
 use crate::decide::{Gate, Permit};
@@ -269,6 +269,23 @@ pub(crate) async fn begin(permit: &Permit, visit: Visit<'_>) -> Result<Joined, E
 }
 
 impl Course<'_> {
+    /// Dials the backend, and notes how that went.
+    async fn dial(
+        &self,
+        backend: &LocalService,
+        cluster: &ClusterName,
+    ) -> Result<BackendStream, DialFailure> {
+        let mark = self.recorder.mark();
+        let patience = self.limits.now().backend_dial();
+        let dialled = backend::dial(backend, self.started, cluster, patience).await;
+        self.recorder.phase("dial backend", mark, |details| {
+            if let Err(failure) = &dialled {
+                details.failed(failure.close_reason().as_str());
+            }
+        });
+        dialled.inspect_err(|failure| self.started.connect_failed(failure.text()))
+    }
+
     /// Follows a session to its end.
     pub(crate) fn follow(self, joined: Joined) -> impl Future<Output = Outcome> + Send {
         match joined {

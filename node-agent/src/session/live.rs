@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use iap_audit::CloseReason;
 use iap_identity::SessionId;
 use iap_runtime::pump::{Cancellation, IdleLimit};
 use iap_runtime::slots::{Slot, Slots};
@@ -176,6 +177,13 @@ impl Live {
     #[must_use]
     pub fn cut_because(&self) -> Option<&Ending> {
         self.why.get()
+    }
+
+    /// How a session ends whose switch was thrown.
+    #[must_use]
+    pub(crate) fn cut_ending(&self) -> Ending {
+        let because = self.cut_because().cloned();
+        because.unwrap_or_else(|| Ending::plain(CloseReason::InternalError))
     }
 }
 

@@ -34,7 +34,7 @@ use super::farewell::{self, Delivered};
 use super::stream::SessionStream;
 use super::tcp::Joined;
 use super::{Client, Course};
-use crate::backend::{self, BackendStream};
+use crate::backend::{self, BackendStream, DialFailure};
 use crate::config::LocalService;
 use crate::credentials::Credentials;
 use crate::decide::Gate;
@@ -92,7 +92,10 @@ pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
             let detail = fatal.message.clone();
             Refused::new(fatal, Ending::because(CloseReason::Policy, detail))
         })?;
-        let backend = course.dial(local, cluster).await?;
+        let backend = course
+            .dial(local, cluster)
+            .await
+            .map_err(|failure| course.not_reached(failure))?;
         course.log_in(backend, &startup, local, credentials).await
     };
     let prepared = tokio::select! {
@@ -281,11 +284,7 @@ impl Course<'_> {
 
     fn cut(&self) -> Refused {
         let facts = self.started.facts();
-        let ending = self
-            .live
-            .cut_because()
-            .cloned()
-            .unwrap_or_else(|| Ending::plain(CloseReason::InternalError));
+        let ending = self.live.cut_ending();
         let permit = self.live.permit();
         let fatal = farewell::ended(
             &ending,
@@ -296,20 +295,9 @@ impl Course<'_> {
         Refused { fatal, ending }
     }
 
-    async fn dial(&self, local: &LocalService, cluster: &ClusterName) -> Result<BackendStream, Refused> {
-        let mark = self.recorder.mark();
-        let patience = self.limits.now().backend_dial();
-        let dialled = backend::dial(local, self.started, cluster, patience).await;
-        self.recorder.phase("dial backend", mark, |details| {
-            if let Err(failure) = &dialled {
-                details.failed(failure.close_reason().as_str());
-            }
-        });
-        dialled.map_err(|failure| {
-            self.started.connect_failed(failure.text());
-            let fatal = farewell::unavailable(failure.text(), self.started.session_id());
-            Refused::new(fatal, Ending::plain(failure.close_reason()))
-        })
+    fn not_reached(&self, failure: DialFailure) -> Refused {
+        let fatal = farewell::unavailable(failure.text(), self.started.session_id());
+        Refused::new(fatal, Ending::plain(failure.close_reason()))
     }
 
     async fn log_in(

@@ -41,7 +41,7 @@ use crate::backend;
 use crate::config::LocalService;
 use crate::credentials::Credentials;
 use crate::recording::Recorder;
-use crate::session::{Ending, Live};
+use crate::session::Ending;
 use activity::Activity;
 use back::{Back, Departure};
 use front::{Answer, Front, Knock};
@@ -200,7 +200,7 @@ pub(crate) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         biased;
         _ = live.switch().cancelled() => {
             guest.refuse("The session was ended before it began.".to_owned()).await;
-            return Err(cut_ending(live));
+            return Err(live.cut_ending());
         }
         joined = joining => joined,
     };
@@ -325,7 +325,7 @@ impl Course<'_> {
         let over = tokio::select! {
             biased;
             never = hold.while_full(audit_full, self.limits, self.live) => match never {},
-            _ = self.live.switch().cancelled() => Over::Cut(cut_ending(self.live)),
+            _ = self.live.switch().cancelled() => Over::Cut(self.live.cut_ending()),
             ended = &mut running => Over::Client(ended.err().map(|error| error.to_string())),
             () = departure.gone() => Over::Backend(departure.why()),
             () = activity.ran_out(self.live.idle_limit()) => {
@@ -383,10 +383,4 @@ impl Course<'_> {
         let _ = tokio::time::timeout(FAREWELL_PATIENCE, telling).await;
         let _ = tokio::time::timeout(FAREWELL_PATIENCE, running).await;
     }
-}
-
-fn cut_ending(live: &Live) -> Ending {
-    live.cut_because()
-        .cloned()
-        .unwrap_or_else(|| Ending::plain(CloseReason::InternalError))
 }

@@ -17,7 +17,7 @@ use super::farewell::{self, Delivered};
 use super::postgres::Writing;
 use super::stream::SessionStream;
 use super::{Client, Course, GoingOn, Outcome};
-use crate::backend::{self, BackendStream};
+use crate::backend::BackendStream;
 use crate::config::LocalService;
 use crate::session::handover::keeping::{Keeping, Returned};
 use crate::session::handover::leaving::Standstill;
@@ -57,25 +57,17 @@ pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         course,
     } = visit;
     let (started, live, recorder) = (course.started, course.live, course.recorder);
-    let mark = recorder.mark();
-    let dialling = backend::dial(backend, started, cluster, course.limits.now().backend_dial());
     let dialled = tokio::select! {
         biased;
         _ = live.switch().cancelled() => {
             client.unavailable("the session was ended before it began", true).await;
-            return Err(cut_ending(live));
+            return Err(live.cut_ending());
         }
-        dialled = dialling => dialled,
+        dialled = course.dial(backend, cluster) => dialled,
     };
-    recorder.phase("dial backend", mark, |details| {
-        if let Err(failure) = &dialled {
-            details.failed(failure.close_reason().as_str());
-        }
-    });
     let backend = match dialled {
         Ok(backend) => backend,
         Err(failure) => {
-            started.connect_failed(failure.text());
             client.unavailable(failure.text(), true).await;
             return Err(Ending::plain(failure.close_reason()));
         }
@@ -294,7 +286,7 @@ impl Course<'_> {
         }
         match self.relay(session, std::future::pending()).await {
             Relayed::Closed(closed) => Outcome::Ended(ending_of(&closed.reason, self.live)),
-            Relayed::Yielded(_) => Outcome::Ended(cut_ending(self.live)),
+            Relayed::Yielded(_) => Outcome::Ended(self.live.cut_ending()),
         }
     }
 
@@ -328,12 +320,6 @@ fn ending_of(reason: &pump::CloseReason, live: &Live) -> Ending {
             let rule = permit.grant().rule();
             Ending::because(CloseReason::IdleLimit, format!("rule {rule:?}"))
         }
-        pump::CloseReason::Cancelled(_) => cut_ending(live),
+        pump::CloseReason::Cancelled(_) => live.cut_ending(),
     }
-}
-
-fn cut_ending(live: &Live) -> Ending {
-    live.cut_because()
-        .cloned()
-        .unwrap_or_else(|| Ending::plain(CloseReason::InternalError))
 }
