@@ -16,11 +16,15 @@ use crate::proxy::WAIT;
 
 /// More than any first message may have (`MAX_STARTUP_PACKET_LENGTH`).
 const STARTUP_BYTES_MAX: u32 = 10_000;
+const CANCEL_REQUEST: u32 = 80_877_102;
+/// Number and key that the backend gives.
+const BACKEND_KEY: [u8; 8] = [0, 0, 0, 1, 0, 0, 0, 2];
 
-/// A backend that trusts everybody, and hands over each connection once it is ready.
+/// A backend that trusts everybody, and hands over each connection once it is ready, and each request to cancel.
 struct Backend {
     connections: Arc<AtomicUsize>,
     ready: mpsc::UnboundedReceiver<TcpStream>,
+    cancels: mpsc::UnboundedReceiver<Vec<u8>>,
 }
 
 impl Backend {
@@ -28,6 +32,7 @@ impl Backend {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         plane.backend("db-prod", &listener.local_addr().unwrap().to_string());
         let (hand_over, ready) = mpsc::unbounded_channel();
+        let (cancel, cancels) = mpsc::unbounded_channel();
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);
         tokio::spawn(async move {
@@ -35,17 +40,26 @@ impl Backend {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
                 let length = stream.read_u32().await.unwrap() as usize;
-                stream.read_exact(&mut vec![0; length - 4]).await.unwrap();
+                let mut first = vec![0; length - 4];
+                stream.read_exact(&mut first).await.unwrap();
+                if first.starts_with(&CANCEL_REQUEST.to_be_bytes()) {
+                    cancel.send(first[4..].to_vec()).unwrap();
+                    continue;
+                }
                 let hello = [
                     message(b'R', &[0; 4]),
-                    message(b'K', &[0, 0, 0, 1, 0, 0, 0, 2]),
+                    message(b'K', &BACKEND_KEY),
                     message(b'Z', b"I"),
                 ];
                 stream.write_all(&hello.concat()).await.unwrap();
                 hand_over.send(stream).unwrap();
             }
         });
-        Self { connections, ready }
+        Self {
+            connections,
+            ready,
+            cancels,
+        }
     }
 
     fn connections(&self) -> usize {
@@ -101,7 +115,7 @@ fn malformed() -> Vec<(Vec<u8>, &'static str)> {
         (length(7), ""),
         (length(STARTUP_BYTES_MAX + 1), ""),
         (length(u32::MAX), ""),
-        (first(80_877_102, &[0; 4]), ""),
+        (first(CANCEL_REQUEST, &[0; 4]), ""),
         (first(0x7777_0000, b"user\0app\0\0"), ""),
         (b"GET / HTTP/1.1\r\nHost: db\r\n\r\n".to_vec(), ""),
     ]
@@ -176,6 +190,16 @@ async fn a_first_message_that_never_ends_is_given_up_in_time() {
 
 /// A client in its session, and the backend's end of it.
 async fn session(plane: &Plane, backend: &mut Backend, alice: &Credential) -> (Stream, TcpStream) {
+    let (stream, far, _) = keyed_session(plane, backend, alice).await;
+    (stream, far)
+}
+
+/// The same with what the client was told before it was its turn.
+async fn keyed_session(
+    plane: &Plane,
+    backend: &mut Backend,
+    alice: &Credential,
+) -> (Stream, TcpStream, Vec<u8>) {
     let (_, mut stream) = raw(plane, "db-prod", alice).await;
     stream.write_all(&startup()).await.unwrap();
     stream.flush().await.unwrap();
@@ -184,7 +208,7 @@ async fn session(plane: &Plane, backend: &mut Backend, alice: &Credential) -> (S
     while !seen.ends_with(&message(b'Z', b"I")) {
         seen.push(stream.read_u8().await.unwrap());
     }
-    (stream, far)
+    (stream, far, seen)
 }
 
 async fn everything(stream: &mut TcpStream) -> Vec<u8> {
@@ -274,5 +298,52 @@ async fn a_session_is_over_when_its_backend_closes_though_its_client_rests() {
     let end = plane.event("session.end").await;
     assert_eq!(end["close_reason"], "backend_closed");
     assert_eq!(rest(&mut stream).await, why);
+    running.stop().await;
+}
+
+/// The number and key in what a client was told.
+fn key(told: &[u8]) -> Vec<u8> {
+    let beginning = [&b"K"[..], &12u32.to_be_bytes()].concat();
+    let at = told.windows(5).position(|window| window == beginning).unwrap();
+    told[at + 5..at + 13].to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_is_cancelled_by_its_own_user_with_its_own_sessions_key_alone() {
+    let (plane, running, mut backend, alice) = inspecting().await;
+    let bob = plane.cluster.user("bob@example.com", &["engineering"]).unwrap();
+    let (_stream, _far, told) = keyed_session(&plane, &mut backend, &alice).await;
+    let (_other, _other_far, other_told) = keyed_session(&plane, &mut backend, &bob).await;
+    let (own, other) = (key(&told), key(&other_told));
+    assert_ne!(
+        own[..4],
+        BACKEND_KEY[..4],
+        "the backend's own stays with the agent"
+    );
+    let cancel = async |who: &Credential, key: &[u8]| {
+        let (_, mut stream) = raw(&plane, "db-prod", who).await;
+        stream.write_all(&first(CANCEL_REQUEST, key)).await.unwrap();
+        stream.flush().await.unwrap();
+        assert!(
+            rest(&mut stream).await.is_empty(),
+            "nobody is told whether there was one"
+        );
+    };
+    let mixed = [&own[..4], &other[4..]].concat();
+    for (who, key) in [
+        // Somebody else's, with the right key; one session's number with another's key; and the backend's.
+        (&bob, &own[..]),
+        (&alice, &other),
+        (&alice, &mixed),
+        (&alice, &BACKEND_KEY),
+        (&alice, &[0; 8]),
+    ] {
+        cancel(who, key).await;
+    }
+    assert_eq!(backend.connections(), 2);
+    cancel(&alice, &own).await;
+    let arrived = tokio::time::timeout(WAIT, backend.cancels.recv()).await;
+    assert_eq!(arrived.expect("it is passed on").unwrap(), BACKEND_KEY);
+    assert_eq!(backend.connections(), 3);
     running.stop().await;
 }
