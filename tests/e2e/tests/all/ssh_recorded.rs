@@ -365,3 +365,26 @@ fn recordings_are_replayed_by_the_commands_that_the_page_has() {
     let cast = std::fs::read_to_string(world.path("session.cast")).unwrap();
     assert!(cast.contains("on record"), "{cast}");
 }
+
+#[test]
+fn what_somebody_ran_drives_no_terminal_of_who_reads_the_record() {
+    let world = world();
+    let before = world.count();
+    let title = "echo '\u{1b}]0;pwned\u{7}\u{9b}31m' done";
+    let ran = world.run("ssh", &[SERVICE, title]);
+    assert!(
+        ran.stdout.contains('\u{1b}'),
+        "who runs it sees it as it is: {ran:?}"
+    );
+    let session = world.session(before + 1);
+    let id = session["session_id"].as_str().unwrap();
+    for read in [&["sessions", "show", id][..], &["audit", "search", "pwned"]] {
+        let shown = world.iapctl("auditor", read);
+        let shown = shown.succeeded().unwrap();
+        assert!(shown.contains("pwned"), "{read:?}: {shown}");
+        let raw = shown
+            .chars()
+            .find(|letter| letter.is_control() && *letter != '\n');
+        assert_eq!(raw, None, "{read:?}: {shown:?}");
+    }
+}

@@ -26,7 +26,7 @@ struct Guide {
 impl Guide {
     /// The page up to where the agent logs in: service, policy, and a server that knows the logins.
     fn start() -> Self {
-        let plane = Plane::demo().unwrap();
+        let plane = Plane::start(&["--service", "db-prod=127.0.0.1:1"]).unwrap();
         for user in ["admin", "auditor", "alice"] {
             plane.log_in(user).unwrap();
         }
@@ -176,7 +176,12 @@ fn the_page_on_setting_up_postgresql_works_as_written() {
     // By TLS.
     guide.serve(&block("toml", "client_certificate = true"));
     guide.wait_for("the login's certificate", "app", WHO, "app /CN=app true");
-    guide.wait_for("a password inside TLS", "readonly", WHO, "readonly /CN=readonly true");
+    guide.wait_for(
+        "a password inside TLS",
+        "readonly",
+        WHO,
+        "readonly /CN=readonly true",
+    );
     let elsewhere = guide.ask("alice", "app", "select 1");
     assert!(elsewhere.stderr.contains("no pg_hba.conf entry"), "{elsewhere:?}");
     // The rows of the table that are left.
