@@ -54,8 +54,10 @@ impl Sshd {
         let text = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nPidFile none\n{trust}\
              StrictModes no\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\n",
+             PermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\nSetEnv HOME={home}\n",
             host = folder.join("host").display(),
+            // Shells are nobody's own: what somebody's start does, and says, is none of a test's business.
+            home = folder.display(),
         );
         std::fs::write(&config, text)?;
         let mut command = place(SERVER);

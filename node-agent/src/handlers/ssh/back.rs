@@ -8,7 +8,7 @@ use std::time::Duration;
 use iap_identity::{LoginName, ServiceName};
 use russh::client::{self, AuthResult, DisconnectReason};
 use russh::keys::{Certificate, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use russh::{ChannelId, Sig};
+use russh::{ChannelId, Sig, cipher};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -185,6 +185,12 @@ async fn logging_in(
         nodelay: true,
         ..client::Config::default()
     };
+    // Processors have instructions for AES-GCM, and none for what russh would propose first.
+    config
+        .preferred
+        .cipher
+        .to_mut()
+        .sort_by_key(|name| *name != cipher::AES_256_GCM);
     if trusted.wants_certificates() {
         config.preferred.host_key_certificates = config.preferred.key.clone();
     }

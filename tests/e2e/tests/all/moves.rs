@@ -59,12 +59,13 @@ impl Moves {
     /// Runs one client, and returns the records of its session once it is over.
     #[allow(clippy::print_stderr)]
     fn run(&mut self, name: &str, way: Way, mut client: Command) -> Vec<Value> {
-        let began = Instant::now();
+        let (began, worked) = (Instant::now(), self.agent_seconds());
         output(&mut client);
         eprintln!(
-            "{} {name}: {:.1} s",
+            "{} {name}: {:.1} s, {:.1} s of the agent's processor time",
             self.world.service,
-            began.elapsed().as_secs_f64()
+            began.elapsed().as_secs_f64(),
+            self.agent_seconds() - worked
         );
         self.sessions += 1;
         let count = self.sessions;
@@ -226,6 +227,20 @@ impl Moves {
         self.world.service == "shell"
     }
 
+    /// Processor time that the agent has had.
+    fn agent_seconds(&self) -> f64 {
+        const TICKS_A_SECOND: f64 = 100.0;
+        let pid = self.world.plane.pid("agent").unwrap().as_raw_nonzero();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (_, behind_name) = stat.rsplit_once(") ").unwrap();
+        let times = behind_name
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<f64>().unwrap());
+        times.sum::<f64>() / TICKS_A_SECOND
+    }
+
     /// The most memory that the agent has ever had, in KiB.
     fn agent_memory(&self) -> u64 {
         let pid = self.world.plane.pid("agent").unwrap().as_raw_nonzero();
@@ -242,6 +257,8 @@ impl Moves {
         let before = self.agent_memory();
         self.copy("scp", "scp", &["-q"], None);
         self.copy("scp -O", "scp", &["-q", "-O"], None);
+        // New keys in the midst of it, again and again.
+        self.copy("scp, rekeying", "scp", &["-q", "-o", "RekeyLimit=8M"], None);
         self.sftp();
         self.copy("rsync", "rsync", &["-q"], Some("rsync --server"));
         self.git();
