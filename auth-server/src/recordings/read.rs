@@ -31,7 +31,7 @@ pub type Parts = ReceiverStream<Result<v1::RecordingPart, Status>>;
 /// When there is no such session, or it is another's and the caller may not.
 pub async fn list(context: &AppContext, caller: &UserCaller, id: SessionId) -> Result<String, RpcError> {
     let session = visible(context, caller, id).await?;
-    let records = context.store.session_records(id).await?;
+    let records = context.store.session_records(id, 0, u32::MAX).await?;
     let records = records
         .iter()
         .filter_map(|record| serde_json::from_slice::<Value>(&record.bytes).ok());

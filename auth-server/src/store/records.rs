@@ -129,14 +129,14 @@ pub struct StoredRecord {
 }
 
 impl StoredRecord {
-    /// Its fields, and those of what lies beside it; nothing where it is no JSON object.
+    /// What it says together with what lies beside it: one row, or one for each thing that tells of; none where it is no
+    /// JSON object.
     #[must_use]
-    pub fn fields(&self) -> Option<Map<String, Value>> {
-        let fields = serde_json::from_slice(&self.bytes).ok()?;
-        Some(match &self.payload {
-            Some(payload) => Payload::merged_into(payload, fields),
-            None => fields,
-        })
+    pub fn rows(&self) -> Vec<Map<String, Value>> {
+        match serde_json::from_slice(&self.bytes) {
+            Ok(fields) => Payload::rows(self.payload.as_deref(), fields),
+            Err(_) => Vec::new(),
+        }
     }
 }
 
@@ -217,8 +217,13 @@ pub trait RecordStore: Send + Sync + 'static {
     /// Up to `limit` records of a range, the newest first.
     async fn records(&self, range: RecordRange, limit: u32) -> Result<Vec<StoredRecord>, StoreError>;
 
-    /// The records of one session, the oldest first.
-    async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError>;
+    /// Up to `limit` records of one session behind our number `after_seq`, the oldest first.
+    async fn session_records(
+        &self,
+        id: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError>;
 
     /// Sessions, the newest first.
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRow>, StoreError>;

@@ -219,12 +219,19 @@ impl RecordStore for SqliteStore {
         rows.iter().map(stored_from).collect()
     }
 
-    async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError> {
+    async fn session_records(
+        &self,
+        id: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
         let rows = sqlx::query(
             "SELECT seq, records.bytes, payloads.bytes AS payload FROM records LEFT JOIN payloads USING (seq)
-             WHERE session_id = ? ORDER BY seq",
+             WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
         )
         .bind(id.as_bytes().as_slice())
+        .bind(integer(after_seq))
+        .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
         rows.iter().map(stored_from).collect()

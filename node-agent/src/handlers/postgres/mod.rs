@@ -11,6 +11,7 @@ mod secure;
 mod settings;
 mod startup;
 mod tap;
+mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
