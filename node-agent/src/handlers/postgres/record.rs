@@ -83,8 +83,7 @@ pub(super) fn begin(journal: Journal, base: Event, live: Arc<Live>, required: bo
 
 impl Statements {
     pub(super) fn write(&self, statements: Vec<Statement>) {
-        let (at, _) = self.journal.stamp();
-        self.waiting.add(statements, at);
+        self.waiting.add(statements, self.journal.now());
     }
 
     /// Ready once not too much waits.
