@@ -13,6 +13,7 @@ use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use iap_runtime::config::InForce;
 use iap_runtime::tls::KnownClients;
+use iap_runtime::traces::Recorder;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -192,6 +193,23 @@ impl Gate {
     pub async fn decide(self: &Arc<Self>, attempt: Attempt) -> Result<Permit, Refusal> {
         let gate = Arc::clone(self);
         big_stack::run_async(move || gate.decide_here(&attempt)).await
+    }
+
+    /// The same as a step of a trace.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(crate) async fn decide_on_trace(
+        self: &Arc<Self>,
+        attempt: Attempt,
+        recorder: &Recorder,
+    ) -> Result<Permit, Refusal> {
+        let mark = recorder.mark();
+        let decided = self.decide(attempt).await;
+        recorder.phase("decide", mark, |details| {
+            details.truth("iap.allowed", decided.is_ok());
+        });
+        decided
     }
 
     /// Decides on the calling thread, whose stack must be a big one.

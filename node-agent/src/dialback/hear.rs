@@ -59,7 +59,7 @@ impl Passage {
         }
         let mut attempt = seed.attempt(caller.clone());
         attempt.login = Some(guest.login().clone());
-        match parts.gate.decide(attempt).await {
+        match self.decide(attempt).await {
             Ok(permit) => {
                 live.renew(permit.clone());
                 Some(Box::new(Admitted {

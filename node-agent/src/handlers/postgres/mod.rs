@@ -242,7 +242,7 @@ impl Course<'_> {
         let mut attempt = self.live.attempt();
         attempt.login = Some(target.login.clone());
         attempt.database = Some(target.database.clone());
-        match gate.decide(attempt).await {
+        match gate.decide_on_trace(attempt, self.recorder).await {
             Ok(permit) => self.live.renew(permit),
             Err(refusal) => {
                 let user = facts.caller.record().name;
