@@ -119,7 +119,10 @@ impl Passage {
             Err(error) => {
                 parts.metrics.handshake_failed("startup");
                 tracing::info!(service = %seed.service, client = %seed.client, %error, "no session");
-                let _ = stream.shutdown().await;
+                match error.fatal() {
+                    Some(fatal) => postgres::say_fatal(&mut stream, &fatal, patience).await,
+                    None => drop(stream.shutdown().await),
+                }
                 return None;
             }
         };

@@ -20,6 +20,7 @@ mod handover;
 mod joining;
 mod outage_table;
 mod outages;
+mod postgres;
 mod records;
 mod refusals;
 mod resume;

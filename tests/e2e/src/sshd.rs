@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Background, Ran};
 
@@ -21,7 +22,7 @@ pub struct Sshd {
     /// Where it listens, on the loopback of its host.
     pub port: u16,
     folder: PathBuf,
-    _server: Background,
+    server: Background,
 }
 
 impl Sshd {
@@ -64,7 +65,7 @@ impl Sshd {
         let started = Self {
             port,
             folder: folder.to_owned(),
-            _server: server,
+            server,
         };
         let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
         let said = || std::fs::read_to_string(&log).unwrap_or_default();
@@ -73,6 +74,21 @@ impl Sshd {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(started)
+    }
+
+    /// Adds lines to its configuration, and has it read that and its keys again.
+    ///
+    /// # Errors
+    /// When it does not listen again.
+    pub fn configure(&self, more: &str) -> anyhow::Result<()> {
+        use std::io::Write as _;
+        let listens = || self.log().matches("Server listening").count();
+        let before = listens();
+        let config = self.folder.join("sshd.conf");
+        let mut file = std::fs::File::options().append(true).open(&config)?;
+        file.write_all(more.as_bytes())?;
+        kill_process(Pid::from_child(&self.server.0), Signal::HUP)?;
+        crate::wait_until("sshd listens again", || Ok(listens() > before))
     }
 
     /// What it has said so far.

@@ -211,10 +211,10 @@ impl Course<'_> {
                 cancel(cancels, &request, Some(&caller), cluster, patience).await;
                 Err(Refused::silent(Ending::plain(CloseReason::ClientClosed)))
             }
-            Err(error) => {
-                let ending = Ending::because(CloseReason::ClientLost, error.to_string());
-                Err(Refused::silent(ending))
-            }
+            Err(error) => Err(Refused {
+                fatal: error.fatal(),
+                ending: Ending::because(error.close_reason(), error.to_string()),
+            }),
         }
     }
 
