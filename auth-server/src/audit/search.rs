@@ -84,10 +84,12 @@ async fn parse(expression: String) -> Result<Arc<Filter>, RpcError> {
 async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>) -> Vec<String> {
     let matches = move |record: StoredRecord| {
         let value = serde_json::Value::Object(record.fields()?);
-        filter.matches(&value).then(|| match record.payload {
-            Some(_) => Some(value.to_string()),
-            None => String::from_utf8(record.bytes).ok(),
-        })?
+        filter
+            .matches(&value)
+            .then(|| match record.is_more_than_its_bytes() {
+                true => Some(value.to_string()),
+                false => String::from_utf8(record.bytes).ok(),
+            })?
     };
     big_stack::run_async(move || page.into_iter().filter_map(matches).collect()).await
 }

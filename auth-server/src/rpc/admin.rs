@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Caller, RpcError};
-use crate::audit::search;
+use crate::audit::{erase, search};
 use crate::authority::format_time;
 use crate::context::AppContext;
 use crate::locks::{self, NewLock};
@@ -255,6 +255,12 @@ impl v1::admin_server::Admin for AdminRpc {
         let found = search::search(&self.context, caller.user()?, request.into_inner()).await?;
         let replies: Vec<_> = found.into_iter().map(|json| Ok(v1::JsonReply { json })).collect();
         Ok(Response::new(tokio_stream::iter(replies)))
+    }
+
+    async fn audit_erase(&self, request: Request<v1::AuditEraseRequest>) -> Reply<v1::AuditEraseReply> {
+        let caller = Caller::of(&request)?;
+        let erased = erase::erase(&self.context, caller.user()?, request.into_inner()).await?;
+        Ok(Response::new(erased))
     }
 }
 

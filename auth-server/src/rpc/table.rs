@@ -118,6 +118,7 @@ pub const TABLE: &[Row] = &[
         &[Verb::InventoryRead, Verb::ServiceWrite],
     ),
     admin("/iap.v1.Admin/AuditSearch", &[Verb::AuditRead]),
+    admin("/iap.v1.Admin/AuditErase", &[Verb::AuditErase]),
 ];
 
 /// The row of an RPC.
@@ -188,6 +189,7 @@ mod tests {
             "TokenRemove",
             "LockAdd",
             "LockRemove",
+            "AuditErase",
         ] {
             assert!(
                 recent.contains(format!("/iap.v1.Admin/{method}").as_str()),

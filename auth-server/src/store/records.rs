@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Hash, StoreError};
+use super::{Erasure, Hash, StoreError};
 
 /// A record as it arrives.
 #[derive(Clone, Debug)]
@@ -126,17 +126,31 @@ pub struct StoredRecord {
     pub bytes: Vec<u8>,
     /// What lies beside it, where it has that and it was not erased: a JSON object.
     pub payload: Option<Vec<u8>>,
+    /// How what lay beside it was erased.
+    pub erasure: Option<Erasure>,
 }
 
+/// Where a record says that its payload was erased.
+const ERASED_FIELD: &str = "payload_erased";
+
 impl StoredRecord {
-    /// Its fields, and those of what lies beside it; nothing where it is no JSON object.
+    /// Its fields, and those of what lies beside it or how that was erased; nothing where it is no JSON object.
     #[must_use]
     pub fn fields(&self) -> Option<Map<String, Value>> {
-        let fields = serde_json::from_slice(&self.bytes).ok()?;
+        let mut fields: Map<String, Value> = serde_json::from_slice(&self.bytes).ok()?;
+        if let Some(erasure) = &self.erasure {
+            fields.insert(ERASED_FIELD.to_owned(), erasure.to_json());
+        }
         Some(match &self.payload {
             Some(payload) => Payload::merged_into(payload, fields),
             None => fields,
         })
+    }
+
+    /// Whether there is more to say than its own bytes do.
+    #[must_use]
+    pub fn is_more_than_its_bytes(&self) -> bool {
+        self.payload.is_some() || self.erasure.is_some()
     }
 }
 

@@ -9,6 +9,7 @@
 mod authorization;
 mod backend;
 mod break_glass;
+mod erasing;
 mod first_start;
 mod harness;
 mod ingest;

@@ -23,6 +23,7 @@ pub mod status;
 pub mod tokens;
 pub mod who_can;
 
+mod erase;
 mod play;
 mod records;
 

@@ -3,15 +3,15 @@
 use async_trait::async_trait;
 use iap_identity::SessionId;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
+use sqlx::{QueryBuilder, Sqlite, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::SqliteStore;
 use super::columns::{Columns, integer, milliseconds};
 use crate::store::{
-    Appended, Fault, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
-    StoreError, StoredRecord,
+    Appended, Erasure, Fault, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter,
+    SessionRow, StoreError, StoredRecord,
 };
 
 fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
@@ -20,8 +20,27 @@ fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
         seq: columns.number("seq")?,
         bytes: columns.bytes("bytes")?,
         payload: columns.bytes_or_none("payload")?,
+        erasure: erasure_from(&columns)?,
     })
 }
+
+fn erasure_from(columns: &Columns<'_>) -> Result<Option<Erasure>, StoreError> {
+    let Some(at) = columns.time_or_none("erased_at")? else {
+        return Ok(None);
+    };
+    Ok(Some(Erasure {
+        id: columns.uuid("erasure_id")?,
+        at,
+        by: columns.text("by_name")?,
+        reason: columns.text("erased_because")?,
+    }))
+}
+
+/// Everything that a [`StoredRecord`] tells.
+const STORED: &str = "SELECT seq, records.bytes, payloads.bytes AS payload,
+    erasure_id, erasures.at AS erased_at, by_name, reason AS erased_because
+    FROM records LEFT JOIN payloads USING (seq)
+    LEFT JOIN erased_payloads USING (seq) LEFT JOIN erasures USING (erasure_id)";
 
 fn session_from(row: &SqliteRow) -> Result<SessionRow, StoreError> {
     let columns = Columns::new("session", row);
@@ -206,27 +225,24 @@ impl RecordStore for SqliteStore {
     }
 
     async fn records(&self, range: RecordRange, limit: u32) -> Result<Vec<StoredRecord>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT seq, records.bytes, payloads.bytes AS payload FROM records LEFT JOIN payloads USING (seq)
-             WHERE seq < ? AND time >= ? AND time <= ? ORDER BY seq DESC LIMIT ?",
-        )
-        .bind(integer(range.before_seq))
-        .bind(milliseconds(range.since))
-        .bind(milliseconds(range.until))
-        .bind(i64::from(limit))
-        .fetch_all(&self.readers)
-        .await?;
+        let mut query = QueryBuilder::<Sqlite>::new(STORED);
+        query.push(" WHERE seq < ").push_bind(integer(range.before_seq));
+        query.push(" AND time >= ").push_bind(milliseconds(range.since));
+        query.push(" AND time <= ").push_bind(milliseconds(range.until));
+        query
+            .push(" ORDER BY seq DESC LIMIT ")
+            .push_bind(i64::from(limit));
+        let rows = query.build().fetch_all(&self.readers).await?;
         rows.iter().map(stored_from).collect()
     }
 
     async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT seq, records.bytes, payloads.bytes AS payload FROM records LEFT JOIN payloads USING (seq)
-             WHERE session_id = ? ORDER BY seq",
-        )
-        .bind(id.as_bytes().as_slice())
-        .fetch_all(&self.readers)
-        .await?;
+        let mut query = QueryBuilder::<Sqlite>::new(STORED);
+        query
+            .push(" WHERE session_id = ")
+            .push_bind(id.as_bytes().as_slice());
+        query.push(" ORDER BY seq");
+        let rows = query.build().fetch_all(&self.readers).await?;
         rows.iter().map(stored_from).collect()
     }
 

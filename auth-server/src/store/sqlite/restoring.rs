@@ -142,8 +142,10 @@ pub(super) const CLEARED_TABLES: [(&str, &str); 4] = [
 
 /// Tables that a restore keeps as the backup has them.
 #[cfg(test)]
-pub(super) const KEPT_TABLES: [&str; 15] = [
+pub(super) const KEPT_TABLES: [&str; 17] = [
     "payloads",
+    "erasures",
+    "erased_payloads",
     "counters",
     "belonging",
     "users",
