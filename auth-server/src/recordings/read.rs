@@ -34,7 +34,7 @@ pub async fn list(context: &AppContext, caller: &UserCaller, id: SessionId) -> R
     let records = context.store.session_records(id).await?;
     let records = records
         .iter()
-        .filter_map(|record| serde_json::from_slice::<Value>(&record.bytes).ok());
+        .filter_map(|record| record.fields().map(Value::Object));
     let told: Vec<Value> = records
         .filter(|record| record.get("event") == Some(&EventKind::SessionRecording.as_str().into()))
         .collect();
