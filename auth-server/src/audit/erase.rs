@@ -1,15 +1,17 @@
-//! Erasing what lies beside records, by somebody who may. The act is on record before anything is taken away, and names
-//! each record, so that the trail alone tells what may be missing.
+//! Erasing what lies beside records, and recordings, by somebody who may. The act is on record before anything is taken
+//! away, and names each record, so that the trail alone tells what may be missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use iap_audit::EventKind;
+use iap_audit::{Event, EventKind};
 use iap_identity::SessionId;
 use iap_proto::v1;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::context::AppContext;
+use crate::recordings::retention;
 use crate::rpc::{RpcError, UserCaller};
 use crate::store::{Erasure, PayloadPlace, Payloads, PayloadsOf};
 
@@ -19,14 +21,51 @@ const RECORDS_MAX: usize = 100;
 const PAYLOADS_MAX: u32 = 1000;
 /// The same in bytes, beside the first.
 const PAYLOAD_BYTES_MAX: u64 = 16 << 20;
+/// Recordings of one session that one call takes away.
+const RECORDINGS_MAX: usize = 1024;
 const REASON_BYTES_MAX: usize = 512;
 
-/// What is to be erased.
+/// Of what.
 #[derive(Debug)]
 struct Target {
     session: Option<SessionId>,
     is_live: bool,
     payloads: PayloadsOf,
+}
+
+/// Which recordings, and how much of them is here.
+#[derive(Debug, Default)]
+struct Recordings {
+    numbers: BTreeSet<u32>,
+    bytes: u64,
+}
+
+/// What one call takes away.
+#[derive(Debug, Default)]
+struct Taking {
+    places: Vec<PayloadPlace>,
+    recordings: Recordings,
+}
+
+/// Which of both somebody wants erased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Only {
+    Both,
+    Payloads,
+    Recordings,
+}
+
+impl Only {
+    fn parse(word: &str) -> Result<Self, RpcError> {
+        match word {
+            "" => Ok(Self::Both),
+            "payloads" => Ok(Self::Payloads),
+            "recordings" => Ok(Self::Recordings),
+            other => Err(RpcError::invalid(format!(
+                "{other:?} is neither payloads nor recordings"
+            ))),
+        }
+    }
 }
 
 /// Erases as much as one call takes, or says how much there is.
@@ -43,24 +82,45 @@ pub async fn erase(
         let text = format!("a reason has at most {REASON_BYTES_MAX} bytes");
         return Err(RpcError::invalid(text));
     }
+    let only = Only::parse(&request.only)?;
     let target = target(context, &request).await?;
-    let there = context.store.payloads(&target.payloads).await?;
+    let mut there = Payloads::default();
+    let mut taking = Taking::default();
+    if only != Only::Recordings {
+        there = context.store.payloads(&target.payloads).await?;
+        taking.places = bounded(
+            context
+                .store
+                .payload_places(&target.payloads, PAYLOADS_MAX)
+                .await?,
+        );
+    }
+    if let Some(session) = target.session.filter(|_| only != Only::Payloads) {
+        taking.recordings = recordings(context, session).await?;
+    }
     let taken = match request.dry_run {
         true => there,
-        false => take(context, caller, &target, reason).await?,
+        false => taking.payloads(),
     };
-    Ok(v1::AuditEraseReply {
+    let reply = v1::AuditEraseReply {
         payloads: taken.count,
         payload_bytes: taken.bytes,
         payloads_left: there.count.saturating_sub(taken.count),
         is_live: target.is_live,
-    })
+        recordings: taking.recordings.numbers.len() as u64,
+        recording_bytes: taking.recordings.bytes,
+    };
+    if !request.dry_run && !taking.is_nothing() {
+        take(context, caller, &target, taking, reason).await?;
+    }
+    Ok(reply)
 }
 
 async fn target(context: &AppContext, request: &v1::AuditEraseRequest) -> Result<Target, RpcError> {
     match (request.session_id.as_slice(), request.record_ids.as_slice()) {
         ([], []) => Err(RpcError::invalid("name a session or records")),
         (session, []) => of_session(context, session).await,
+        ([], _) if request.only == "recordings" => Err(RpcError::invalid("records have no recordings")),
         ([], records) => of_records(context, records).await,
         (_, _) => Err(RpcError::invalid("name a session or records, not both")),
     }
@@ -95,25 +155,72 @@ async fn of_records(context: &AppContext, ids: &[Vec<u8>]) -> Result<Target, Rpc
     })
 }
 
+/// Those that are here, and those that the trail tells of and that may still come.
+async fn recordings(context: &AppContext, session: SessionId) -> Result<Recordings, RpcError> {
+    let library = Arc::clone(&context.recordings);
+    let held = tokio::task::spawn_blocking(move || library.of_session(session)).await;
+    let held = held.map_err(RpcError::internal)?;
+    let mut found = Recordings {
+        bytes: held.iter().map(|(_, bytes)| bytes).sum(),
+        numbers: held.into_iter().map(|(number, _)| number).collect(),
+    };
+    for record in context.store.session_records(session).await? {
+        let fields = record.fields().unwrap_or_default();
+        let number = fields.get("recording").and_then(Value::as_u64);
+        let is_told = fields.get("event") == Some(&EventKind::SessionRecording.as_str().into());
+        found.numbers.extend(
+            number
+                .filter(|_| is_told)
+                .and_then(|number| u32::try_from(number).ok()),
+        );
+    }
+    for (number, _) in context.store.erased_recordings(session).await? {
+        found.numbers.remove(&number);
+    }
+    while found.numbers.len() > RECORDINGS_MAX {
+        found.numbers.pop_last();
+    }
+    Ok(found)
+}
+
+impl Taking {
+    fn payloads(&self) -> Payloads {
+        Payloads {
+            count: self.places.len() as u64,
+            bytes: self.places.iter().map(|place| place.bytes).sum(),
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.places.is_empty() && self.recordings.numbers.is_empty()
+    }
+
+    fn describe(&self, event: Event) -> Event {
+        let mut event = event;
+        let payloads = self.payloads();
+        if payloads.count > 0 {
+            event = event
+                .field("payloads", payloads.count)
+                .field("erased_bytes", payloads.bytes)
+                .field("erased", named(&self.places));
+        }
+        if !self.recordings.numbers.is_empty() {
+            let numbers: Vec<u32> = self.recordings.numbers.iter().copied().collect();
+            event = event
+                .field("recordings", numbers)
+                .field("recording_bytes", self.recordings.bytes);
+        }
+        event
+    }
+}
+
 async fn take(
     context: &AppContext,
     caller: &UserCaller,
     target: &Target,
+    taking: Taking,
     reason: &str,
-) -> Result<Payloads, RpcError> {
-    let places = bounded(
-        context
-            .store
-            .payload_places(&target.payloads, PAYLOADS_MAX)
-            .await?,
-    );
-    let taken = Payloads {
-        count: places.len() as u64,
-        bytes: places.iter().map(|place| place.bytes).sum(),
-    };
-    if places.is_empty() {
-        return Ok(taken);
-    }
+) -> Result<(), RpcError> {
     let user = caller.record();
     let now = context.clock.now();
     let erasure = Erasure {
@@ -127,20 +234,23 @@ async fn take(
         Some(session) => event.session(session),
         None => event,
     };
-    let event = event
-        .field("erasure_id", erasure.id.to_string())
-        .field("payloads", taken.count)
-        .field("erased_bytes", taken.bytes)
-        .field("erased", named(&places));
+    let event = taking.describe(event.field("erasure_id", erasure.id.to_string()));
     let event = match reason {
         "" => event,
         reason => event.reason(reason),
     };
     context.audit.record(event).await?;
-    let seqs: Vec<u64> = places.iter().map(|place| place.seq).collect();
-    context.store.erase_payloads(&seqs, &erasure).await?;
-    tracing::warn!(by = %erasure.by, payloads = taken.count, "payloads of records were erased");
-    Ok(taken)
+    if !taking.places.is_empty() {
+        let seqs: Vec<u64> = taking.places.iter().map(|place| place.seq).collect();
+        context.store.erase_payloads(&seqs, &erasure).await?;
+        tracing::warn!(by = %erasure.by, payloads = seqs.len(), "payloads of records were erased");
+    }
+    match target.session {
+        Some(session) if !taking.recordings.numbers.is_empty() => {
+            retention::remove(context, session, &taking.recordings.numbers, &erasure).await
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// As many as one call takes; at least one.

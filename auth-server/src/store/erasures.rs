@@ -33,6 +33,16 @@ impl Erasure {
             "reason": self.reason,
         })
     }
+
+    /// `erased at … by …`, and why.
+    #[must_use]
+    pub fn as_words(&self) -> String {
+        let (at, by) = (format_time(self.at), &self.by);
+        match self.reason.as_str() {
+            "" => format!("erased at {at} by {by}"),
+            reason => format!("erased at {at} by {by}: {reason}"),
+        }
+    }
 }
 
 /// Whose payloads.
@@ -81,4 +91,15 @@ pub trait ErasureStore: Send + Sync + 'static {
     /// Takes these payloads away, with their salts, so that the database's files hold them nowhere. Their records are
     /// marked. Those that are gone already are passed over.
     async fn erase_payloads(&self, seqs: &[u64], erasure: &Erasure) -> Result<(), StoreError>;
+
+    /// Marks recordings of a session as erased. Those that were before are passed over.
+    async fn erase_recordings(
+        &self,
+        session: SessionId,
+        numbers: &[u32],
+        erasure: &Erasure,
+    ) -> Result<(), StoreError>;
+
+    /// The erased recordings of a session, with how.
+    async fn erased_recordings(&self, session: SessionId) -> Result<Vec<(u32, Erasure)>, StoreError>;
 }

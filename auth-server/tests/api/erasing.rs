@@ -64,11 +64,11 @@ impl Statements {
     }
 }
 
-fn event(kind: EventKind, session: SessionId) -> Event {
+pub(crate) fn event(kind: EventKind, session: SessionId) -> Event {
     Event::new(kind, OffsetDateTime::now_utc(), Uuid::now_v7()).session(&session)
 }
 
-fn start(source: &mut Source, session: SessionId) -> Record {
+pub(crate) fn start(source: &mut Source, session: SessionId) -> Record {
     let alice = UserRecord {
         id: "u-alice".to_owned(),
         name: "alice@example.com".to_owned(),

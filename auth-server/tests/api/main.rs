@@ -18,6 +18,7 @@ mod listening;
 mod locking;
 mod payloads;
 mod policy;
+mod recordings;
 mod renewal;
 mod restoring;
 mod services;

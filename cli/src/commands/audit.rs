@@ -20,7 +20,7 @@ pub enum AuditCommand {
     #[command(after_help = "Examples:\n  iapctl audit search db-prod\n  \
         iapctl audit search 'event == \"session.denied\" && user.name == \"bob@example.com\"'")]
     Search(SearchArguments),
-    /// Erase what records hold beside them: statements, command lines, paths. Needs audit.erase
+    /// Erase what records hold beside them (statements, command lines, paths), and recordings. Needs audit.erase
     Erase(EraseArguments),
 }
 
@@ -96,6 +96,7 @@ pub(super) fn line(record: &Value) -> String {
         "close_reason",
         "reason",
         "payloads",
+        "recordings",
         "operation",
         "path",
         "target",

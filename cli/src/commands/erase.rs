@@ -1,8 +1,8 @@
-//! `iapctl audit erase`: takes away what lies beside records. The records stay, and the act is one of them.
+//! `iapctl audit erase`: takes away what lies beside records, and recordings. The records stay, and the act is one of them.
 
 use std::io::{BufRead as _, Write as _};
 
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 use iap_proto::v1;
 use serde_json::json;
 use uuid::Uuid;
@@ -27,12 +27,15 @@ const YES: &str = "yes";
     The records themselves stay, and each shows when and by whom its content was erased."
 )]
 pub struct EraseArguments {
-    /// Statements, parameters, command lines and paths of these sessions, as far as they have arrived
+    /// Statements, parameters, command lines, paths and recordings of these sessions, as far as they have arrived
     #[arg(long, group = "target", value_name = "SESSION")]
     session: Vec<String>,
-    /// The same of these records, by the `id` that `audit search -o json` shows
+    /// The content of these records, by the `id` that `audit search -o json` shows
     #[arg(long, group = "target", value_name = "ID")]
     record: Vec<String>,
+    /// Of sessions, only what records hold beside them, or only recordings
+    #[arg(long, value_enum, value_name = "WHAT", conflicts_with = "record")]
+    only: Option<Only>,
     /// Why; it goes on record
     #[arg(long, default_value = "")]
     reason: String,
@@ -46,6 +49,24 @@ pub struct EraseArguments {
     output: Output,
 }
 
+/// Part of what there is of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Only {
+    /// Statements, parameters, command lines, paths.
+    Payloads,
+    /// Recordings of terminals and commands.
+    Recordings,
+}
+
+impl Only {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Payloads => "payloads",
+            Self::Recordings => "recordings",
+        }
+    }
+}
+
 /// How much one call names at most.
 const RECORDS_PER_CALL: usize = 100;
 
@@ -54,6 +75,8 @@ const RECORDS_PER_CALL: usize = 100;
 struct Erased {
     payloads: u64,
     payload_bytes: u64,
+    recordings: u64,
+    recording_bytes: u64,
     live: Vec<String>,
 }
 
@@ -61,20 +84,28 @@ impl Erased {
     fn add(&mut self, session: Option<&str>, reply: &v1::AuditEraseReply) {
         self.payloads += reply.payloads;
         self.payload_bytes += reply.payload_bytes;
+        self.recordings += reply.recordings;
+        self.recording_bytes += reply.recording_bytes;
         if let Some(session) = session.filter(|_| reply.is_live) {
             self.live.push(session.to_owned());
         }
     }
 
     fn is_nothing(&self) -> bool {
-        self.payloads == 0
+        self.payloads == 0 && self.recordings == 0
     }
 
-    /// `3 payloads of records (1.2 kB)`.
+    /// `3 payloads (1.2 kB) and 1 recording (34 MB)`.
     fn amount(&self) -> String {
-        let plural = if self.payloads == 1 { "" } else { "s" };
-        let size = duration::size(self.payload_bytes);
-        format!("{} payload{plural} of records ({size})", self.payloads)
+        let of = |count: u64, what: &str, bytes: u64| {
+            let plural = if count == 1 { "" } else { "s" };
+            (count > 0).then(|| format!("{count} {what}{plural} ({})", duration::size(bytes)))
+        };
+        let parts = [
+            of(self.payloads, "payload", self.payload_bytes),
+            of(self.recordings, "recording", self.recording_bytes),
+        ];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
     }
 }
 
@@ -95,6 +126,7 @@ pub(super) async fn run(arguments: EraseArguments, context: &Context) -> anyhow:
 fn requests(arguments: &EraseArguments) -> Result<Vec<(Option<String>, v1::AuditEraseRequest)>, Failure> {
     let request = || v1::AuditEraseRequest {
         reason: arguments.reason.clone(),
+        only: arguments.only.map(Only::as_str).unwrap_or_default().to_owned(),
         ..v1::AuditEraseRequest::default()
     };
     let mut requests = Vec::new();
@@ -186,6 +218,8 @@ fn show(erased: &Erased, arguments: &EraseArguments, context: &Context) -> anyho
             "dry_run": arguments.dry_run,
             "payloads": erased.payloads,
             "payload_bytes": erased.payload_bytes,
+            "recordings": erased.recordings,
+            "recording_bytes": erased.recording_bytes,
             "live_sessions": erased.live,
         }))?;
         return Ok(ExitStatus::Done);
@@ -197,4 +231,22 @@ fn show(erased: &Erased, arguments: &EraseArguments, context: &Context) -> anyho
     };
     context.printer.result(&text)?;
     Ok(ExitStatus::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_about_to_go_is_said_in_words() {
+        let mut erased = Erased {
+            payloads: 3,
+            payload_bytes: 1_200,
+            ..Erased::default()
+        };
+        assert_eq!(erased.amount(), "3 payloads (1.2 kB)");
+        (erased.recordings, erased.recording_bytes) = (1, 34_000_000);
+        assert_eq!(erased.amount(), "3 payloads (1.2 kB) and 1 recording (34 MB)");
+        assert!(!erased.is_nothing() && Erased::default().is_nothing());
+    }
 }

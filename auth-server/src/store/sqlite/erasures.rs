@@ -2,8 +2,9 @@
 //! they were before, is emptied.
 
 use async_trait::async_trait;
+use iap_identity::SessionId;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row as _, Sqlite};
+use sqlx::{QueryBuilder, Row as _, Sqlite, Transaction};
 use uuid::Uuid;
 
 use super::SqliteStore;
@@ -26,6 +27,34 @@ impl SqliteStore {
         }
         Ok(())
     }
+}
+
+/// One act may take payloads and recordings away.
+async fn insert_erasure(
+    transaction: &mut Transaction<'static, Sqlite>,
+    erasure: &Erasure,
+) -> Result<(), StoreError> {
+    sqlx::query("INSERT OR IGNORE INTO erasures (erasure_id, at, by_name, reason) VALUES (?, ?, ?, ?)")
+        .bind(erasure.id.as_bytes().as_slice())
+        .bind(milliseconds(erasure.at))
+        .bind(&erasure.by)
+        .bind(&erasure.reason)
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
+/// The act that took away what belongs to a row, by the names that queries give its columns.
+pub(super) fn erasure_from(columns: &Columns<'_>) -> Result<Option<Erasure>, StoreError> {
+    let Some(at) = columns.time_or_none("erased_at")? else {
+        return Ok(None);
+    };
+    Ok(Some(Erasure {
+        id: columns.uuid("erasure_id")?,
+        at,
+        by: columns.text("by_name")?,
+        reason: columns.text("erased_because")?,
+    }))
 }
 
 fn place(row: &SqliteRow) -> Result<PayloadPlace, StoreError> {
@@ -106,13 +135,7 @@ impl ErasureStore for SqliteStore {
 
     async fn erase_payloads(&self, seqs: &[u64], erasure: &Erasure) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
-        sqlx::query("INSERT INTO erasures (erasure_id, at, by_name, reason) VALUES (?, ?, ?, ?)")
-            .bind(erasure.id.as_bytes().as_slice())
-            .bind(milliseconds(erasure.at))
-            .bind(&erasure.by)
-            .bind(&erasure.reason)
-            .execute(&mut *transaction)
-            .await?;
+        insert_erasure(&mut transaction, erasure).await?;
         for seq in seqs {
             let deleted = sqlx::query("DELETE FROM payloads WHERE seq = ?")
                 .bind(integer(*seq))
@@ -128,6 +151,45 @@ impl ErasureStore for SqliteStore {
         }
         transaction.commit().await?;
         self.empty_log().await
+    }
+
+    async fn erase_recordings(
+        &self,
+        session: SessionId,
+        numbers: &[u32],
+        erasure: &Erasure,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        insert_erasure(&mut transaction, erasure).await?;
+        for number in numbers {
+            sqlx::query(
+                "INSERT OR IGNORE INTO erased_recordings (session_id, number, erasure_id) VALUES (?, ?, ?)",
+            )
+            .bind(session.as_bytes().as_slice())
+            .bind(number)
+            .bind(erasure.id.as_bytes().as_slice())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    async fn erased_recordings(&self, session: SessionId) -> Result<Vec<(u32, Erasure)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT number, erasure_id, at AS erased_at, by_name, reason AS erased_because
+             FROM erased_recordings JOIN erasures USING (erasure_id) WHERE session_id = ? ORDER BY number",
+        )
+        .bind(session.as_bytes().as_slice())
+        .fetch_all(&self.readers)
+        .await?;
+        let mut erased = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let columns = Columns::new("erased recording", row);
+            if let Some(erasure) = erasure_from(&columns)? {
+                erased.push((columns.number("number")?, erasure));
+            }
+        }
+        Ok(erased)
     }
 }
 

@@ -29,7 +29,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every change of the schema, in order: number, what it does, the statements. What has been released is
 /// never edited again.
-const MIGRATIONS: [(i64, &str, &str); 7] = [
+const MIGRATIONS: [(i64, &str, &str); 8] = [
     (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
     (
         2,
@@ -56,6 +56,11 @@ const MIGRATIONS: [(i64, &str, &str); 7] = [
         32,
         "erasures",
         include_str!("../../../migrations/0032_erasures.sql"),
+    ),
+    (
+        33,
+        "erased recordings",
+        include_str!("../../../migrations/0033_erased_recordings.sql"),
     ),
 ];
 

@@ -9,9 +9,10 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use super::columns::{Columns, integer, milliseconds};
+use super::erasures::erasure_from;
 use crate::store::{
-    Appended, Erasure, Fault, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter,
-    SessionRow, StoreError, StoredRecord,
+    Appended, Fault, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
+    StoreError, StoredRecord,
 };
 
 fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
@@ -22,18 +23,6 @@ fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
         payload: columns.bytes_or_none("payload")?,
         erasure: erasure_from(&columns)?,
     })
-}
-
-fn erasure_from(columns: &Columns<'_>) -> Result<Option<Erasure>, StoreError> {
-    let Some(at) = columns.time_or_none("erased_at")? else {
-        return Ok(None);
-    };
-    Ok(Some(Erasure {
-        id: columns.uuid("erasure_id")?,
-        at,
-        by: columns.text("by_name")?,
-        reason: columns.text("erased_because")?,
-    }))
 }
 
 /// Everything that a [`StoredRecord`] tells.
