@@ -10,7 +10,7 @@ use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Caller, RpcError};
+use super::{Caller, RpcError, backend};
 use crate::audit::{erase, search};
 use crate::authority::format_time;
 use crate::context::AppContext;
@@ -246,6 +246,12 @@ impl v1::admin_server::Admin for AdminRpc {
             ssh_user: keys.ssh_user.to_bytes(),
             ssh_host: keys.ssh_host.to_bytes(),
         }))
+    }
+
+    async fn ssh_host_sign(&self, request: Request<v1::SshHostSignRequest>) -> Reply<v1::SshHostSignReply> {
+        let author = Caller::of(&request)?.user()?.record();
+        let signed = backend::sign_ssh_host(&self.context, &author, request.get_ref()).await?;
+        Ok(Response::new(signed))
     }
 
     type AuditSearchStream = Iter<std::vec::IntoIter<Result<v1::JsonReply, Status>>>;

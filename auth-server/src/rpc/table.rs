@@ -117,6 +117,7 @@ pub const TABLE: &[Row] = &[
         "/iap.v1.Admin/ServiceAuthorities",
         &[Verb::InventoryRead, Verb::ServiceWrite],
     ),
+    admin("/iap.v1.Admin/SshHostSign", &[Verb::CaSign]),
     admin("/iap.v1.Admin/AuditSearch", &[Verb::AuditRead]),
     admin("/iap.v1.Admin/AuditErase", &[Verb::AuditErase]),
 ];
@@ -190,6 +191,7 @@ mod tests {
             "LockAdd",
             "LockRemove",
             "AuditErase",
+            "SshHostSign",
         ] {
             assert!(
                 recent.contains(format!("/iap.v1.Admin/{method}").as_str()),

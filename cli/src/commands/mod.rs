@@ -26,6 +26,7 @@ pub mod who_can;
 mod erase;
 mod play;
 mod records;
+mod sign_host_key;
 
 use crate::arguments::Command;
 use crate::context::Context;

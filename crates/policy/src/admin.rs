@@ -48,6 +48,9 @@ pub enum Verb {
     /// Rotate certificate authorities.
     #[serde(rename = "ca.rotate")]
     CaRotate,
+    /// Certify keys that others hold.
+    #[serde(rename = "ca.sign")]
+    CaSign,
 }
 
 /// A word that is no verb.
@@ -57,7 +60,7 @@ pub struct VerbError(String);
 
 impl Verb {
     /// All verbs.
-    pub const ALL: [Verb; 11] = [
+    pub const ALL: [Verb; 12] = [
         Verb::PolicyRead,
         Verb::PolicyWrite,
         Verb::ServiceWrite,
@@ -69,6 +72,7 @@ impl Verb {
         Verb::AuditErase,
         Verb::RecordingRead,
         Verb::CaRotate,
+        Verb::CaSign,
     ];
 
     /// Its name in documents, records and messages.
@@ -86,6 +90,7 @@ impl Verb {
             Verb::AuditErase => "audit.erase",
             Verb::RecordingRead => "recording.read",
             Verb::CaRotate => "ca.rotate",
+            Verb::CaSign => "ca.sign",
         }
     }
 
@@ -111,7 +116,8 @@ impl Verb {
             | Verb::AuditRead
             | Verb::AuditErase
             | Verb::RecordingRead
-            | Verb::CaRotate => None,
+            | Verb::CaRotate
+            | Verb::CaSign => None,
         }
     }
 
@@ -120,9 +126,12 @@ impl Verb {
     #[must_use]
     pub fn needs_recent_auth(self) -> bool {
         match self {
-            Verb::PolicyWrite | Verb::TokenWrite | Verb::LockWrite | Verb::AuditErase | Verb::CaRotate => {
-                true
-            }
+            Verb::PolicyWrite
+            | Verb::TokenWrite
+            | Verb::LockWrite
+            | Verb::AuditErase
+            | Verb::CaRotate
+            | Verb::CaSign => true,
             Verb::PolicyRead
             | Verb::ServiceWrite
             | Verb::SessionKill

@@ -64,7 +64,8 @@ fn verbs_that_change_policy_tokens_authorities_or_locks_need_a_recent_login() {
             "token.write",
             "lock.write",
             "audit.erase",
-            "ca.rotate"
+            "ca.rotate",
+            "ca.sign"
         ]
     );
 }

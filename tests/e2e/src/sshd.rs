@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Background, Ran};
 
@@ -13,6 +14,8 @@ use crate::{Background, Ran};
 const SERVER: &str = "/usr/sbin/sshd";
 /// What a server of root's chroots into; units make it.
 const EMPTY_FOLDER: &str = "/run/sshd";
+/// What its log has each time it is ready.
+const LISTENS: &str = "Server listening";
 const START_SECONDS_MAX: u64 = 10;
 
 /// Ended when dropped.
@@ -21,7 +24,7 @@ pub struct Sshd {
     /// Where it listens, on the loopback of its host.
     pub port: u16,
     folder: PathBuf,
-    _server: Background,
+    server: Background,
 }
 
 impl Sshd {
@@ -64,15 +67,32 @@ impl Sshd {
         let started = Self {
             port,
             folder: folder.to_owned(),
-            _server: server,
+            server,
         };
+        started.wait_until_it_listens(1)?;
+        Ok(started)
+    }
+
+    /// Has it read its configuration again, with these lines added.
+    ///
+    /// # Errors
+    /// When it does not listen again.
+    pub fn reload_with(&self, more: &str) -> anyhow::Result<()> {
+        let config = self.folder.join("sshd.conf");
+        let text = std::fs::read_to_string(&config)? + more;
+        std::fs::write(&config, text)?;
+        let before = self.log().matches(LISTENS).count();
+        kill_process(Pid::from_child(&self.server.0), Signal::HUP)?;
+        self.wait_until_it_listens(before + 1)
+    }
+
+    fn wait_until_it_listens(&self, times: usize) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
-        let said = || std::fs::read_to_string(&log).unwrap_or_default();
-        while !said().contains("Server listening") {
-            ensure!(Instant::now() < deadline, "sshd: {}", said());
+        while self.log().matches(LISTENS).count() < times {
+            ensure!(Instant::now() < deadline, "sshd: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(started)
+        Ok(())
     }
 
     /// What it has said so far.

@@ -83,7 +83,7 @@ impl World {
             "policy",
             &format!(
                 "{rule}[[admin]]\nusers = {{ groups = [\"dev:admins\"] }}\n\
-                 verbs = [\"policy.write\", \"service.write\", \"audit.read\", \"lock.write\"]\n"
+                 verbs = [\"policy.write\", \"service.write\", \"audit.read\", \"lock.write\", \"ca.sign\"]\n"
             ),
         );
     }
@@ -401,6 +401,75 @@ fn a_hosts_key_is_noted_the_first_time_and_one_that_changes_is_an_alarm() {
     );
     std::fs::write(&known, noted).unwrap();
     world.run("ssh", &[SERVICE, "true"]).succeeded().unwrap();
+}
+
+#[test]
+fn a_server_with_a_certificate_of_its_services_host_ca_is_believed_and_nothing_is_noted() {
+    let world = World::new(r#"["{me}"]"#);
+    let strict = ["-o", "StrictHostKeyChecking=yes", SERVICE, "echo believed"];
+    let ran = world.run("ssh", &strict);
+    assert!(
+        ran.code == 255 && ran.stderr.contains("Host key verification failed"),
+        "{}",
+        ran.stderr
+    );
+    let key = world.files.path().join("host.pub").display().to_string();
+    let command = block("sh", "ca sign-host-key").replace("/etc/ssh/ssh_host_ed25519_key.pub", &key);
+    let words: Vec<&str> = command
+        .lines()
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .skip(1)
+        .collect();
+    let printed = world.iapctl("admin", &words);
+    let certificate = world.files.path().join("host-cert.pub").display().to_string();
+    assert_eq!(printed.succeeded().unwrap().trim(), certificate);
+    let line = block("sshd_config", "HostCertificate")
+        .replace("/etc/ssh/ssh_host_ed25519_key-cert.pub", &certificate);
+    world.sshd.reload_with(&line).unwrap();
+
+    let ran = world.run("ssh", &strict);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str()),
+        (0, "believed\n"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(ran.stderr, "");
+    world.ssh(&[SERVICE, "--", "true"]).succeeded().unwrap();
+    let noted = world
+        .plane
+        .home("alice")
+        .join("clusters/iap.localhost/ssh_known_hosts");
+    assert!(!noted.exists(), "no key is noted");
+    let found = world
+        .plane
+        .json(
+            "admin",
+            &["audit", "search", "class == \"ssh_host\" && has(user.name)"],
+        )
+        .unwrap();
+    assert_eq!(found[0]["user"]["name"], "admin@example.com");
+    assert_eq!(found[0]["principals"], serde_json::json!([HOST]));
+
+    let again = world.iapctl(
+        "admin",
+        &[
+            "ca",
+            "sign-host-key",
+            "--service",
+            SERVICE,
+            "--public-key",
+            &certificate,
+        ],
+    );
+    assert!(
+        again.code == 2 && again.stderr.contains("this is a certificate"),
+        "{again:?}"
+    );
+    let by_alice = world.iapctl("alice", &words);
+    assert_eq!(by_alice.code, 3, "{by_alice:?}");
 }
 
 #[test]
