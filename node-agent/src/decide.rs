@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{AgentId, LoginName, ServiceName, SessionId};
-use iap_policy::{Asked, Denial, DenialCode, Grant, Protocol, Question, ServiceFacts};
+use iap_policy::{Asked, Denial, DenialCode, Feature, Grant, Protocol, Question, ServiceFacts};
 use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use iap_runtime::config::InForce;
@@ -59,6 +59,18 @@ impl Permit {
     #[must_use]
     pub fn grant(&self) -> &Grant {
         &self.0.grant
+    }
+
+    /// Whether the session may do that: as this host's own file says for everybody, or the rule where it says nothing.
+    #[must_use]
+    pub fn has(&self, feature: Feature) -> bool {
+        let local = self.local();
+        let said = match feature {
+            Feature::PostgresOptions => local.postgres.options,
+            Feature::PostgresReplication => local.postgres.replication,
+            Feature::SshPortForwarding => local.ssh.as_ref().and_then(|ssh| ssh.port_forwarding),
+        };
+        said.unwrap_or_else(|| self.grant().features().has(feature))
     }
 
     /// The central record of the service.

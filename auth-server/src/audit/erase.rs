@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::context::AppContext;
-use crate::recordings::retention;
+use crate::recordings::{self, retention};
 use crate::rpc::{RpcError, UserCaller};
 use crate::store::{Erasure, PayloadPlace, Payloads, PayloadsOf};
 
@@ -96,7 +96,7 @@ pub async fn erase(
         );
     }
     if let Some(session) = target.session.filter(|_| only != Only::Payloads) {
-        taking.recordings = recordings(context, session).await?;
+        taking.recordings = recordings_of(context, session).await?;
     }
     let taken = match request.dry_run {
         true => there,
@@ -156,7 +156,7 @@ async fn of_records(context: &AppContext, ids: &[Vec<u8>]) -> Result<Target, Rpc
 }
 
 /// Those that are here, and those that the trail tells of and that may still come.
-async fn recordings(context: &AppContext, session: SessionId) -> Result<Recordings, RpcError> {
+async fn recordings_of(context: &AppContext, session: SessionId) -> Result<Recordings, RpcError> {
     let library = Arc::clone(&context.recordings);
     let held = tokio::task::spawn_blocking(move || library.of_session(session)).await;
     let held = held.map_err(RpcError::internal)?;
@@ -164,15 +164,11 @@ async fn recordings(context: &AppContext, session: SessionId) -> Result<Recordin
         bytes: held.iter().map(|(_, bytes)| bytes).sum(),
         numbers: held.into_iter().map(|(number, _)| number).collect(),
     };
-    for record in context.store.session_records(session).await? {
-        let fields = record.fields().unwrap_or_default();
-        let number = fields.get("recording").and_then(Value::as_u64);
-        let is_told = fields.get("event") == Some(&EventKind::SessionRecording.as_str().into());
-        found.numbers.extend(
-            number
-                .filter(|_| is_told)
-                .and_then(|number| u32::try_from(number).ok()),
-        );
+    for record in recordings::told(context, session).await? {
+        let number = record.get("recording").and_then(Value::as_u64);
+        found
+            .numbers
+            .extend(number.and_then(|number| u32::try_from(number).ok()));
     }
     for (number, _) in context.store.erased_recordings(session).await? {
         found.numbers.remove(&number);

@@ -17,7 +17,7 @@ use tonic::Status;
 use super::store::Name;
 use crate::context::AppContext;
 use crate::rpc::{RpcError, UserCaller};
-use crate::store::SessionRow;
+use crate::store::{SessionRow, StoredRecord};
 
 /// A session has ten channels at once, and may have had many.
 const LISTED_MAX: usize = 1024;
@@ -34,13 +34,7 @@ pub type Parts = ReceiverStream<Result<v1::RecordingPart, Status>>;
 /// When there is no such session, or it is another's and the caller may not.
 pub async fn list(context: &AppContext, caller: &UserCaller, id: SessionId) -> Result<String, RpcError> {
     let session = visible(context, caller, id).await?;
-    let records = context.store.session_records(id).await?;
-    let records = records
-        .iter()
-        .filter_map(|record| record.fields().map(Value::Object));
-    let told: Vec<Value> = records
-        .filter(|record| record.get("event") == Some(&EventKind::SessionRecording.as_str().into()))
-        .collect();
+    let told = told(context, id).await?;
     let erased = context.store.erased_recordings(id).await?;
     let library = Arc::clone(&context.recordings);
     let held = tokio::task::spawn_blocking(move || library.of_session(id)).await;
@@ -66,6 +60,21 @@ pub async fn list(context: &AppContext, caller: &UserCaller, id: SessionId) -> R
     };
     let listed: Vec<Value> = numbers.into_iter().take(LISTED_MAX).map(list).collect();
     Ok(Value::Array(listed).to_string())
+}
+
+/// What the trail says of a session's recordings.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn told(context: &AppContext, id: SessionId) -> Result<Vec<Value>, RpcError> {
+    let kind = EventKind::SessionRecording.as_str();
+    let limit = u32::try_from(LISTED_MAX).unwrap_or(u32::MAX);
+    let records = context.store.session_records_of_kind(id, kind, limit).await?;
+    Ok(records
+        .iter()
+        .flat_map(StoredRecord::rows)
+        .map(Value::Object)
+        .collect())
 }
 
 /// A recording from the piece that shows a time, as far as it is here.

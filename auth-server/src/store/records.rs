@@ -134,17 +134,17 @@ pub struct StoredRecord {
 const ERASED_FIELD: &str = "payload_erased";
 
 impl StoredRecord {
-    /// Its fields, and those of what lies beside it or how that was erased; nothing where it is no JSON object.
+    /// What it says together with what lies beside it or how that was erased: one row, or one for each thing that tells of;
+    /// none where it is no JSON object.
     #[must_use]
-    pub fn fields(&self) -> Option<Map<String, Value>> {
-        let mut fields: Map<String, Value> = serde_json::from_slice(&self.bytes).ok()?;
+    pub fn rows(&self) -> Vec<Map<String, Value>> {
+        let Ok(mut fields) = serde_json::from_slice::<Map<String, Value>>(&self.bytes) else {
+            return Vec::new();
+        };
         if let Some(erasure) = &self.erasure {
             fields.insert(ERASED_FIELD.to_owned(), erasure.to_json());
         }
-        Some(match &self.payload {
-            Some(payload) => Payload::merged_into(payload, fields),
-            None => fields,
-        })
+        Payload::rows(self.payload.as_deref(), fields)
     }
 
     /// Whether there is more to say than its own bytes do.
@@ -231,8 +231,21 @@ pub trait RecordStore: Send + Sync + 'static {
     /// Up to `limit` records of a range, the newest first.
     async fn records(&self, range: RecordRange, limit: u32) -> Result<Vec<StoredRecord>, StoreError>;
 
-    /// The records of one session, the oldest first.
-    async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError>;
+    /// Up to `limit` records of one session behind our number `after_seq`, the oldest first.
+    async fn session_records(
+        &self,
+        id: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError>;
+
+    /// Up to `limit` records of one session of that kind, the oldest first.
+    async fn session_records_of_kind(
+        &self,
+        id: SessionId,
+        event: &str,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError>;
 
     /// Sessions, the newest first.
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRow>, StoreError>;

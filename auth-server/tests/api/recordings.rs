@@ -185,10 +185,10 @@ async fn what_is_older_than_configured_is_erased_and_sessions_that_go_on_keep_th
     let records = plane
         .context
         .store
-        .session_records(recorded.sessions[0])
+        .session_records(recorded.sessions[0], 0, 100)
         .await
         .unwrap();
-    let act = records.last().unwrap().fields().unwrap();
+    let act = records.last().unwrap().rows().remove(0);
     assert_eq!(
         (&act["event"], &act["reason"]),
         (&"recording.expired".into(), &why.into())

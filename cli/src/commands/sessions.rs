@@ -226,6 +226,12 @@ fn readable(session: &Value) -> String {
     for record in records {
         text.push_str(&format!("\n{}", audit::line(record)));
     }
+    if let Some(left_out @ 1..) = records::number(session, "left_out") {
+        let id = fact("session_id");
+        text.push_str(&format!(
+            "\n… and {left_out} more: iapctl audit search 'session_id == \"{id}\"'"
+        ));
+    }
     text
 }
 
@@ -285,6 +291,14 @@ mod tests {
             text.contains("Decision   allow by rule 'engineers' of policy version 3\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_is_too_much_to_show_is_counted() {
+        let text = readable(&json!({"session_id": "0198", "records": [], "left_out": 7}));
+        let expected = "… and 7 more: iapctl audit search 'session_id == \"0198\"'";
+        assert!(text.ends_with(expected), "{text}");
+        assert!(!readable(&json!({"session_id": "0198", "left_out": 0})).contains("more"));
     }
 
     #[test]

@@ -371,7 +371,13 @@ impl Journal {
     /// Time and id for a new event.
     #[must_use]
     pub fn stamp(&self) -> (OffsetDateTime, Uuid) {
-        (self.0.clock.now(), Uuid::now_v7())
+        (self.now(), Uuid::now_v7())
+    }
+
+    /// The time, as records have it.
+    #[must_use]
+    pub fn now(&self) -> OffsetDateTime {
+        self.0.clock.now()
     }
 
     /// How many records the auth server has not acknowledged.

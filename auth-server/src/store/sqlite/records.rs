@@ -225,12 +225,34 @@ impl RecordStore for SqliteStore {
         rows.iter().map(stored_from).collect()
     }
 
-    async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError> {
+    async fn session_records(
+        &self,
+        id: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
         let mut query = QueryBuilder::<Sqlite>::new(STORED);
         query
             .push(" WHERE session_id = ")
             .push_bind(id.as_bytes().as_slice());
-        query.push(" ORDER BY seq");
+        query.push(" AND seq > ").push_bind(integer(after_seq));
+        query.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit));
+        let rows = query.build().fetch_all(&self.readers).await?;
+        rows.iter().map(stored_from).collect()
+    }
+
+    async fn session_records_of_kind(
+        &self,
+        id: SessionId,
+        event: &str,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(STORED);
+        query
+            .push(" WHERE session_id = ")
+            .push_bind(id.as_bytes().as_slice());
+        query.push(" AND event = ").push_bind(event);
+        query.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit));
         let rows = query.build().fetch_all(&self.readers).await?;
         rows.iter().map(stored_from).collect()
     }

@@ -225,12 +225,11 @@ pub(crate) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
     };
     course.recorder.send_phases(crate::session::SESSION);
     let activity = Arc::new(Activity::new());
-    let (environment, port_forwarding) = Stay::passes(settings);
     let stay = Arc::new(Stay {
         back,
         lines,
-        environment,
-        port_forwarding,
+        environment: settings.environment.clone(),
+        live: Arc::clone(live),
         scribe: started.scribe(),
         recorder,
         activity: Arc::clone(&activity),

@@ -28,8 +28,8 @@ pub struct SshSettings {
     pub server: KnownServer,
     /// The variables that a client may set.
     pub environment: Environment,
-    /// Whether connections to other ports may be opened through the session (`ssh -L`).
-    pub port_forwarding: bool,
+    /// Whether connections to other ports may be opened through the session (`ssh -L`); left out, rules decide.
+    pub port_forwarding: Option<bool>,
 }
 
 /// How sshd proves that it is the right one.
@@ -88,7 +88,7 @@ pub(crate) struct RawSsh {
     #[serde(default)]
     environment: Option<Vec<String>>,
     #[serde(default)]
-    port_forwarding: bool,
+    port_forwarding: Option<bool>,
 }
 
 impl RawSsh {

@@ -15,6 +15,7 @@ mod denials;
 mod deploy;
 mod doctor;
 mod enforcement;
+mod features;
 mod handover;
 mod hostile;
 mod http_proxy;

@@ -13,6 +13,8 @@ use crate::stock_clients::environment;
 
 mod by_certificate;
 mod clients;
+mod in_between;
+mod server;
 
 fn plane() -> Plane {
     let plane = Plane::demo().unwrap();
