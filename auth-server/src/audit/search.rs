@@ -87,7 +87,7 @@ async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>, limit: usize) ->
         let rows = record.rows().into_iter().map(serde_json::Value::Object);
         let matching: Vec<_> = rows.rev().filter(|row| filter.matches(row)).collect();
         // Without anything beside it, to the byte as it was sealed.
-        let as_sealed = record.payload.is_none();
+        let as_sealed = !record.is_more_than_its_bytes();
         let sealed = move || String::from_utf8_lossy(&record.bytes).into_owned();
         matching.into_iter().map(move |row| match as_sealed {
             true => sealed(),

@@ -117,7 +117,9 @@ pub const TABLE: &[Row] = &[
         "/iap.v1.Admin/ServiceAuthorities",
         &[Verb::InventoryRead, Verb::ServiceWrite],
     ),
+    admin("/iap.v1.Admin/SshHostSign", &[Verb::CaSign]),
     admin("/iap.v1.Admin/AuditSearch", &[Verb::AuditRead]),
+    admin("/iap.v1.Admin/AuditErase", &[Verb::AuditErase]),
 ];
 
 /// The row of an RPC.
@@ -188,6 +190,8 @@ mod tests {
             "TokenRemove",
             "LockAdd",
             "LockRemove",
+            "AuditErase",
+            "SshHostSign",
         ] {
             assert!(
                 recent.contains(format!("/iap.v1.Admin/{method}").as_str()),

@@ -58,6 +58,16 @@ impl Source {
         plane.agent(&self.identity).watch(request).await.map(drop)
     }
 
+    pub(crate) async fn upload(
+        &self,
+        plane: &Plane,
+        parts: Vec<v1::RecordingPart>,
+    ) -> Result<v1::RecordingHeld, tonic::Status> {
+        let parts = tokio_stream::iter(parts);
+        let held = plane.agent(&self.identity).upload_recording(parts).await?;
+        Ok(held.into_inner())
+    }
+
     pub(crate) async fn send(&self, plane: &Plane, batch: v1::AuditBatch) -> Result<u64, tonic::Status> {
         let ack = plane.agent(&self.identity).append_audit(batch).await?;
         Ok(ack.into_inner().agent_seq)

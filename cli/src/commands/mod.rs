@@ -23,8 +23,10 @@ pub mod status;
 pub mod tokens;
 pub mod who_can;
 
+mod erase;
 mod play;
 mod records;
+mod sign_host_key;
 
 use crate::arguments::Command;
 use crate::context::Context;

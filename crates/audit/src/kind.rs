@@ -110,6 +110,10 @@ kinds! {
     AdminDenied = "admin.denied", "D1000W";
     /// Somebody read the audit trail.
     AuditSearched = "audit.searched", "X1000I";
+    /// Somebody takes away what lies beside records, or recordings.
+    AuditErased = "audit.erased", "X1004W";
+    /// Recordings are erased because they are kept no longer.
+    RecordingExpired = "recording.expired", "X1005I";
     /// Somebody replayed the recording of another's session.
     RecordingPlayed = "recording.played", "X1003I";
     /// The trail contradicts itself.

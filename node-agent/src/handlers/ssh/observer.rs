@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use iap_audit::EventKind;
 use iap_audit::asciicast::Header;
+use serde_json::Map;
 
 use super::activity::Activity;
 use super::channel::Program;
 use super::transfer::{Direction, FileEvent, Transfer};
 use crate::recording::{NotRecorded, Recorder, Recording};
 use crate::session::Scribe;
+use crate::session::scribe::beside;
 
 /// The longest command line, path or host that a record repeats.
 const TEXT_CHARACTERS_MAX: usize = 1024;
@@ -125,13 +127,18 @@ impl Observer {
             .event(EventKind::SessionCommand)
             .field("kind", kind)
             .field("terminal", self.has_terminal());
+        let mut written = Map::new();
         let event = match &text {
-            Some(text) if text.chars().count() > TEXT_CHARACTERS_MAX => event
-                .field("command", shortened(text))
-                .field("command_truncated", true),
-            Some(text) => event.field("command", text.as_str()),
+            Some(text) => {
+                written.insert("command".to_owned(), shortened(text).into());
+                match text.chars().nth(TEXT_CHARACTERS_MAX) {
+                    Some(_) => event.field("command_truncated", true),
+                    None => event,
+                }
+            }
             None => event,
         };
+        let event = beside(event, &written);
         self.scribe.record(event).await;
         let transfer = Transfer::of(program, self.has_terminal());
         if let Some(transfer) = transfer {
@@ -212,9 +219,9 @@ impl Observer {
             let terminal = self.terminal_held().clone();
             let left_out = recorded.bounds.as_ref().map_or(0, Bounds::left_out);
             let more = |event: iap_audit::Event| {
-                let event = event
-                    .field("terminal", self.has_terminal())
-                    .field("command", terminal.command.as_str());
+                let mut written = Map::new();
+                written.insert("command".to_owned(), terminal.command.into());
+                let event = beside(event.field("terminal", self.has_terminal()), &written);
                 let event = match left_out {
                     0 => event,
                     left_out => event.field("left_out_bytes", left_out),
@@ -252,12 +259,13 @@ impl Observer {
                 .scribe
                 .event(EventKind::SessionFile)
                 .field("operation", file.operation.as_str())
-                .field("path", shortened(&file.path))
                 .field("ok", file.ok);
-            let event = match &file.target {
-                Some(target) => event.field("target", shortened(target)),
-                None => event,
-            };
+            let mut written = Map::new();
+            written.insert("path".to_owned(), shortened(&file.path).into());
+            if let Some(target) = &file.target {
+                written.insert("target".to_owned(), shortened(target).into());
+            }
+            let event = beside(event, &written);
             let event = match file.bytes {
                 Some((read, written)) => event.field("bytes_read", read).field("bytes_written", written),
                 None => event,

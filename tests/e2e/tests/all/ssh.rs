@@ -172,6 +172,80 @@ fn a_command_has_its_outputs_exit_code_variables_and_record() {
 }
 
 #[test]
+fn an_erased_session_keeps_its_records_and_says_who_took_the_rest() {
+    let shell = Shell::start();
+    let secret = "a-word-that-must-go";
+    assert_eq!(
+        shell.run(&[SERVICE, &format!("echo {secret}")]).stdout,
+        format!("{secret}\n")
+    );
+    let (session, records) = shell.session();
+    assert_eq!(
+        of(&records, "session.command")[0]["command"],
+        format!("echo {secret}")
+    );
+    assert!(shell.replayed(&session, &[]).stderr.contains("whole"));
+    let found = |user: &str, what: &str| {
+        let found = shell.plane.json(user, &["audit", "search", what]).unwrap();
+        found.as_array().unwrap().len()
+    };
+    let by_word = format!("command.contains({secret:?})");
+    assert!(found("auditor", &by_word) > 0);
+
+    let erase = ["audit", "erase", "--session", &session, "--reason", "asked for"];
+    let refused = shell
+        .plane
+        .iapctl("auditor", &[&erase[..], &["--yes"]].concat())
+        .unwrap();
+    assert_eq!(refused.code, 3, "{refused:?}");
+    shell.plane.log_in("admin").unwrap();
+    let nobody = shell.plane.iapctl("admin", &erase).unwrap();
+    assert_eq!(nobody.code, 2, "there is nobody to ask: {nobody:?}");
+    let dry = shell
+        .plane
+        .iapctl("admin", &[&erase[..], &["--dry-run"]].concat())
+        .unwrap();
+    assert!(
+        dry.stdout.starts_with("Would erase 2 payloads (") && dry.stdout.contains(" and 1 recording ("),
+        "{dry:?}"
+    );
+    assert!(found("auditor", &by_word) > 0);
+    let erased = shell
+        .plane
+        .iapctl("admin", &[&erase[..], &["--yes"]].concat())
+        .unwrap();
+    assert!(erased.stdout.starts_with("Erased 2 payloads ("), "{erased:?}");
+
+    assert_eq!(found("auditor", &by_word), 0);
+    let shown = shell
+        .plane
+        .iapctl("auditor", &["sessions", "show", &session])
+        .unwrap()
+        .stdout;
+    assert!(!shown.contains(secret), "{shown}");
+    let erased_lines = shown
+        .lines()
+        .filter(|line| line.contains("by admin@example.com: asked for)"));
+    assert_eq!(erased_lines.count(), 2, "{shown}");
+    assert!(shown.contains("X1004W audit.erased admin@example.com"), "{shown}");
+    let played = shell
+        .plane
+        .iapctl("auditor", &["sessions", "play", &session])
+        .unwrap();
+    assert_eq!(played.code, 2);
+    assert!(
+        played.stderr.contains("by admin@example.com\n  why: asked for"),
+        "{played:?}"
+    );
+    let again = shell
+        .plane
+        .iapctl("admin", &[&erase[..], &["--yes"]].concat())
+        .unwrap();
+    assert_eq!(again.stdout, "There is nothing to erase.\n");
+    assert_eq!(found("auditor", "event == \"audit.erased\""), 1);
+}
+
+#[test]
 fn an_editor_on_a_terminal_replays_byte_for_byte() {
     let shell = Shell::start();
     let file = shell.plane.scratch().join("edited");
