@@ -7,6 +7,6 @@ mod read;
 mod store;
 mod upload;
 
-pub use read::{Parts, list, read};
+pub use read::{Parts, list, place, read};
 pub use store::{Library, LibraryError, Name};
 pub use upload::receive;

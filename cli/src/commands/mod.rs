@@ -25,6 +25,7 @@ pub mod who_can;
 
 mod play;
 mod records;
+mod watch;
 
 use crate::arguments::Command;
 use crate::context::Context;

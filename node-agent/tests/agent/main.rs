@@ -25,3 +25,4 @@ mod refusals;
 mod resume;
 mod reviews;
 mod sessions;
+mod watching;

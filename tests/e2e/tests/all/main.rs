@@ -33,6 +33,7 @@ mod restore;
 mod resume;
 mod ssh;
 mod ssh_relay;
+mod ssh_watch;
 mod step_up;
 mod stock_clients;
 mod survival;
