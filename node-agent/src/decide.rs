@@ -2,6 +2,7 @@
 //! which no start record is written and no backend dialled, or a [`Refusal`].
 
 mod refusal;
+mod watching;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 pub use refusal::{CeilingBreach, LockHit, Outage, Refusal};
+pub use watching::{MayWatch, WatchBasis, WatchRefusal};
 
 use crate::clock::TrustedClock;
 use crate::config::{Ceiling, LocalService, LocalServices};
@@ -276,6 +278,14 @@ impl Gate {
         let view = self.view()?;
         let now = self.clock.now();
         let lock = view.locks().matching_proxy(&through.proxy, &through.serial, now);
+        lock.map(LockHit::of)
+    }
+
+    /// The lock on somebody, if there is one.
+    #[must_use]
+    pub fn lock_on_caller(&self, caller: &Caller) -> Option<LockHit> {
+        let view = self.view()?;
+        let lock = view.locks().matching_peer(caller.peer(), self.clock.now());
         lock.map(LockHit::of)
     }
 

@@ -36,7 +36,7 @@ impl Passage {
             stream,
             (&parts.host_keys, &parts.credentials),
             service,
-            seed.session_id,
+            (seed.session_id, parts.limits.now().watchers_max > 0),
             SSH_PATIENCE,
         );
         let guest = match hearing.await {

@@ -10,21 +10,21 @@ use iap_e2e::{Background, Plane, Ran, program, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const SERVICE: &str = "ssh-demo";
+pub(crate) const SERVICE: &str = "ssh-demo";
 
 /// A plane on which alice and the auditor are logged in, and what OpenSSH's clients need to reach its sshd as alice.
-struct Shell {
-    plane: Plane,
+pub(crate) struct Shell {
+    pub(crate) plane: Plane,
     login: String,
     config: PathBuf,
 }
 
 impl Shell {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::on(Plane::demo().unwrap())
     }
 
-    fn on(plane: Plane) -> Self {
+    pub(crate) fn on(plane: Plane) -> Self {
         plane.log_in("alice").unwrap();
         plane.log_in("auditor").unwrap();
         let services = plane.json("alice", &["ls"]).unwrap();
@@ -44,7 +44,7 @@ impl Shell {
         Self { plane, login, config }
     }
 
-    fn client(&self, program: &str) -> Command {
+    pub(crate) fn client(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
             .arg("-F")
@@ -61,7 +61,7 @@ impl Shell {
     }
 
     /// The one session there was, with all its records, once it is over.
-    fn session(&self) -> (String, Vec<Value>) {
+    pub(crate) fn session(&self) -> (String, Vec<Value>) {
         let sessions = self
             .plane
             .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
@@ -72,7 +72,7 @@ impl Shell {
     }
 
     /// What a player prints, once the auth server has all of the recording.
-    fn replayed(&self, session: &str, more: &[&str]) -> Ran {
+    pub(crate) fn replayed(&self, session: &str, more: &[&str]) -> Ran {
         let play = [&["sessions", "play", session], more].concat();
         let mut played = None;
         wait_until("the recording has arrived", || {
@@ -86,7 +86,7 @@ impl Shell {
     }
 }
 
-fn of<'a>(records: &'a [Value], event: &str) -> Vec<&'a Value> {
+pub(crate) fn of<'a>(records: &'a [Value], event: &str) -> Vec<&'a Value> {
     records.iter().filter(|record| record["event"] == event).collect()
 }
 
