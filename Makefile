@@ -39,7 +39,7 @@ moves: build
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:
-	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy ssh sshd git vim systemd-analyze ip fish man rsync python go javac pgjdbc
+	@tests/scripts/need cc openssl unshare postgresql psql node nginx haproxy stunnel ssh sshd git vim systemd-analyze ip fish man rsync python go javac pgjdbc
 	$(CARGO) build --workspace --all-targets --locked
 
 tests/oidc/node_modules: tests/oidc/package.json tests/oidc/package-lock.json

@@ -20,7 +20,7 @@ use crate::context::{AppContext, Clock, OpenError, OpenedContext, Random};
 use crate::listener::{Front, IdentityError, OwnIdentity, Places, WebCertificateError, WebTls};
 use crate::login::{Logins, OutboundError};
 use crate::metrics::Metrics;
-use crate::{audit, local, rpc, web};
+use crate::{audit, local, recordings, rpc, web};
 
 const DATABASE_TRIED_EVERY: Duration = Duration::from_secs(5);
 const DATABASE_SECONDS_MAX: Duration = Duration::from_secs(3);
@@ -173,7 +173,11 @@ impl App {
     pub async fn run(self, shutdown: Shutdown, serving: impl FnOnce() + Send) -> Result<(), RunError> {
         let readiness = self.readiness.clone();
         let mut registry = Registry::default();
-        let metrics = Metrics::register(&mut registry, self.context.trace_spans.clone());
+        let metrics = Metrics::register(
+            &mut registry,
+            self.context.trace_spans.clone(),
+            self.context.recordings.counts(),
+        );
         let config = Arc::clone(&self.context.config);
         let limits = self.context.limits.clone();
         admin::serve(
@@ -201,6 +205,8 @@ impl App {
             shutdown.clone(),
         ));
         shutdown.spawn(audit::lost::run(Arc::clone(&self.context), shutdown.clone()));
+        let kept = recordings::retention::run(Arc::clone(&self.context), shutdown.clone());
+        shutdown.spawn(kept);
         let material = self.identity.material();
         let certificate = readiness.condition("certificate");
         shutdown.spawn(self.identity.run(certificate, shutdown.clone()));

@@ -60,6 +60,8 @@ pub struct Config {
     pub snapshot: SnapshotConfig,
     /// The audit log.
     pub audit: AuditConfig,
+    /// How long recordings are kept, and how many.
+    pub recordings: RecordingsConfig,
     /// What unauthenticated and authenticated peers may use.
     pub limits: Limits,
     /// How log lines are written.
@@ -110,6 +112,28 @@ pub struct SnapshotConfig {
 pub struct AuditConfig {
     /// Sessions of an agent that was not heard of for this long are recorded as lost.
     pub agent_lost_after: Duration,
+}
+
+/// How long recordings of terminals are kept, and how many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordingsConfig {
+    /// From the end of their session; none: for ever.
+    pub keep: Option<Duration>,
+    /// All of them; none: as much as there is room.
+    pub bytes_max: Option<u64>,
+    /// What happens beyond that.
+    pub when_full: WhenFull,
+    /// So much of the disk they leave free.
+    pub disk_free_bytes_min: u64,
+}
+
+/// What happens when there are too many recordings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// No more are taken: they wait at their agents.
+    Refuse,
+    /// The oldest go.
+    EraseOldest,
 }
 
 /// Named limits, each with its unit last.

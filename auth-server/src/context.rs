@@ -175,7 +175,7 @@ impl AppContext {
             policies.clone(),
         )
         .await?;
-        let recordings = Library::open(dir.join(RECORDINGS_FOLDER))?;
+        let recordings = Library::open(dir.join(RECORDINGS_FOLDER), config.recordings.clone())?;
         let context = AppContext {
             config,
             limits,

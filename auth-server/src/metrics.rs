@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::recordings::RecordingCounts;
+
 /// The counters; clones count into the same.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -13,13 +15,15 @@ pub struct Metrics {
     calls: Family<[(&'static str, &'static str); 2], Counter>,
     watchers: Gauge,
     trace_spans: SpanCounts,
+    recordings: RecordingCounts,
 }
 
 impl Metrics {
-    /// Counters that appear in `registry`, those of spans among them.
-    pub fn register(registry: &mut Registry, trace_spans: SpanCounts) -> Self {
+    /// Counters that appear in `registry`, those of spans and recordings among them.
+    pub fn register(registry: &mut Registry, trace_spans: SpanCounts, recordings: RecordingCounts) -> Self {
         let metrics = Self {
             trace_spans,
+            recordings,
             ..Self::default()
         };
         registry.register(
@@ -41,6 +45,21 @@ impl Metrics {
             "iap_auth_trace_spans",
             "Spans by what became of them",
             metrics.trace_spans.family(),
+        );
+        registry.register(
+            "iap_auth_recordings_bytes",
+            "Recordings that are kept, in bytes",
+            metrics.recordings.bytes.clone(),
+        );
+        registry.register(
+            "iap_auth_recordings_refused",
+            "Parts of recordings that there was no room for",
+            metrics.recordings.refused.clone(),
+        );
+        registry.register(
+            "iap_auth_recordings_erased",
+            "Recordings that were erased",
+            metrics.recordings.erased.clone(),
         );
         metrics
     }

@@ -2,21 +2,24 @@
 //! which no start record is written and no backend dialled, or a [`Refusal`].
 
 mod refusal;
+mod watching;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::{AgentId, LoginName, ServiceName, SessionId};
-use iap_policy::{Asked, Denial, DenialCode, Grant, Protocol, Question, ServiceFacts};
+use iap_policy::{Asked, Denial, DenialCode, Feature, Grant, Protocol, Question, ServiceFacts};
 use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use iap_runtime::config::InForce;
 use iap_runtime::tls::KnownClients;
+use iap_runtime::traces::Recorder;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 pub use refusal::{CeilingBreach, LockHit, Outage, Refusal};
+pub use watching::{MayWatch, WatchBasis, WatchRefusal};
 
 use crate::clock::TrustedClock;
 use crate::config::{Ceiling, LocalService, LocalServices};
@@ -59,6 +62,18 @@ impl Permit {
     #[must_use]
     pub fn grant(&self) -> &Grant {
         &self.0.grant
+    }
+
+    /// Whether the session may do that: as this host's own file says for everybody, or the rule where it says nothing.
+    #[must_use]
+    pub fn has(&self, feature: Feature) -> bool {
+        let local = self.local();
+        let said = match feature {
+            Feature::PostgresOptions => local.postgres.options,
+            Feature::PostgresReplication => local.postgres.replication,
+            Feature::SshPortForwarding => local.ssh.as_ref().and_then(|ssh| ssh.port_forwarding),
+        };
+        said.unwrap_or_else(|| self.grant().features().has(feature))
     }
 
     /// The central record of the service.
@@ -182,6 +197,23 @@ impl Gate {
         big_stack::run_async(move || gate.decide_here(&attempt)).await
     }
 
+    /// The same as a step of a trace.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(crate) async fn decide_on_trace(
+        self: &Arc<Self>,
+        attempt: Attempt,
+        recorder: &Recorder,
+    ) -> Result<Permit, Refusal> {
+        let mark = recorder.mark();
+        let decided = self.decide(attempt).await;
+        recorder.phase("decide", mark, |details| {
+            details.truth("iap.allowed", decided.is_ok());
+        });
+        decided
+    }
+
     /// Decides on the calling thread, whose stack must be a big one.
     ///
     /// # Errors
@@ -246,6 +278,14 @@ impl Gate {
         let view = self.view()?;
         let now = self.clock.now();
         let lock = view.locks().matching_proxy(&through.proxy, &through.serial, now);
+        lock.map(LockHit::of)
+    }
+
+    /// The lock on somebody, if there is one.
+    #[must_use]
+    pub fn lock_on_caller(&self, caller: &Caller) -> Option<LockHit> {
+        let view = self.view()?;
+        let lock = view.locks().matching_peer(caller.peer(), self.clock.now());
         lock.map(LockHit::of)
     }
 

@@ -77,7 +77,10 @@ async fn end(context: &AppContext, session: &SessionRow) -> Result<(), RecordErr
 }
 
 async fn start_record(context: &AppContext, session: &SessionRow) -> Result<Map<String, Value>, StoreError> {
-    let records = context.store.session_records(session.session_id).await?;
+    let records = context
+        .store
+        .session_records(session.session_id, 0, u32::MAX)
+        .await?;
     let parsed = records
         .iter()
         .filter_map(|record| serde_json::from_slice::<Map<String, Value>>(&record.bytes).ok());

@@ -3,6 +3,7 @@
 //! Both end in the same table, byte for byte, each source a chain of its own. Ours carries the auth
 //! server's id where an agent's carries the agent's.
 
+pub mod erase;
 mod incoming;
 pub mod ingest;
 pub mod lost;

@@ -66,7 +66,7 @@ async fn find(
         let page = context.store.records(range, PAGE_RECORDS).await?;
         let Some(last) = page.last() else { return Ok(found) };
         range.before_seq = last.seq;
-        for record in matching(Arc::clone(&filter), page).await {
+        for record in matching(Arc::clone(&filter), page, limit - found.len()).await {
             bytes += record.len();
             found.push(record);
             if found.len() >= limit || bytes >= MATCHED_BYTES_MAX {
@@ -81,15 +81,20 @@ async fn parse(expression: String) -> Result<Arc<Filter>, RpcError> {
     parsed.map(Arc::new).map_err(RpcError::invalid)
 }
 
-async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>) -> Vec<String> {
+/// The newest `limit` that match, the newest first.
+async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>, limit: usize) -> Vec<String> {
     let matches = move |record: StoredRecord| {
-        let value = serde_json::Value::Object(record.fields()?);
-        filter.matches(&value).then(|| match record.payload {
-            Some(_) => Some(value.to_string()),
-            None => String::from_utf8(record.bytes).ok(),
-        })?
+        let rows = record.rows().into_iter().map(serde_json::Value::Object);
+        let matching: Vec<_> = rows.rev().filter(|row| filter.matches(row)).collect();
+        // Without anything beside it, to the byte as it was sealed.
+        let as_sealed = !record.is_more_than_its_bytes();
+        let sealed = move || String::from_utf8_lossy(&record.bytes).into_owned();
+        matching.into_iter().map(move |row| match as_sealed {
+            true => sealed(),
+            false => row.to_string(),
+        })
     };
-    big_stack::run_async(move || page.into_iter().filter_map(matches).collect()).await
+    big_stack::run_async(move || page.into_iter().flat_map(matches).take(limit).collect()).await
 }
 
 fn time_or(unix_ms: i64, default: OffsetDateTime) -> Result<OffsetDateTime, RpcError> {

@@ -1,17 +1,22 @@
 //! Sessions as `sessions ls` and `sessions show` tell of them.
 
+use iap_audit::PAYLOAD_PLACE_FIELD;
 use iap_identity::SessionId;
 use iap_policy::Verb;
 use iap_proto::v1;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::authority::format_time;
 use crate::context::AppContext;
 use crate::rpc::{RpcError, UserCaller};
-use crate::store::{SessionFilter, SessionRow};
+use crate::store::{SessionFilter, SessionRow, StoredRecord};
 
 const SESSIONS_DEFAULT: u32 = 100;
 const SESSIONS_MAX: u32 = 10_000;
+/// What of a session is shown at once, as JSON: its statements, and everything else. Both fit into one reply.
+const SHOWN_STATEMENTS_BYTES_MAX: usize = 2 << 20;
+const SHOWN_OTHERS_BYTES_MAX: usize = 1 << 20;
+const PAGE_RECORDS: u32 = 100;
 
 /// Sessions as a JSON array, the newest first: one's own, or everybody's with audit.read.
 pub async fn list(
@@ -53,14 +58,47 @@ pub async fn show(context: &AppContext, caller: &UserCaller, id: SessionId) -> R
     let session = context.store.session(id).await?;
     let visible = session.filter(|session| caller.may(Verb::AuditRead) || session.user_id == caller.facts.id);
     let session = visible.ok_or_else(|| RpcError::not_found(format!("there is no session {id}")))?;
-    let records: Vec<Value> = context
-        .store
-        .session_records(id)
-        .await?
-        .iter()
-        .filter_map(|record| record.fields().map(Value::Object))
-        .collect();
-    Ok(json!({ "session": render(&session), "records": records }).to_string())
+    let Shown {
+        records, left_out, ..
+    } = records(context, id).await?;
+    Ok(json!({ "session": render(&session), "records": records, "left_out": left_out }).to_string())
+}
+
+/// The first of a session's records, and how many there are beyond.
+#[derive(Debug, Default)]
+struct Shown {
+    records: Vec<Value>,
+    left_out: u64,
+    statements_bytes: usize,
+    others_bytes: usize,
+}
+
+impl Shown {
+    fn take(&mut self, row: Map<String, Value>) {
+        let row = Value::Object(row);
+        let (bytes, bytes_max) = match row.get(PAYLOAD_PLACE_FIELD) {
+            Some(_) => (&mut self.statements_bytes, SHOWN_STATEMENTS_BYTES_MAX),
+            None => (&mut self.others_bytes, SHOWN_OTHERS_BYTES_MAX),
+        };
+        // Beyond the first that does not fit nothing does: what is shown has no holes.
+        *bytes += row.to_string().len();
+        match *bytes <= bytes_max {
+            true => self.records.push(row),
+            false => self.left_out += 1,
+        }
+    }
+}
+
+async fn records(context: &AppContext, id: SessionId) -> Result<Shown, RpcError> {
+    let (mut shown, mut after_seq) = (Shown::default(), 0);
+    loop {
+        let page = context.store.session_records(id, after_seq, PAGE_RECORDS).await?;
+        let Some(last) = page.last() else { return Ok(shown) };
+        after_seq = last.seq;
+        page.iter()
+            .flat_map(StoredRecord::rows)
+            .for_each(|row| shown.take(row));
+    }
 }
 
 fn render(session: &SessionRow) -> Value {

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use iap_audit::{Event, EventKind, UserRecord};
 use iap_identity::backend::{
     BACKEND_CERTIFICATE_LIFE_MAX, ClientLeaf, ClientLeafIssueError, SshCertificate, SshCertificateKind,
-    SshExtension, SshIssueError, SshProfile, issue_client_leaf, issue_ssh_certificate, ssh_public_key,
+    SshExtension, SshHostKey, SshIssueError, SshProfile, issue_client_leaf, issue_ssh_certificate,
+    ssh_public_key,
 };
 use iap_identity::{AgentId, LoginId, LoginName, Request, Serial, ServiceName, hex};
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use super::services::ServiceKeys;
 use super::{Authority, KeysError, QuotaExceeded, format_time};
 use crate::audit::RecordError;
 use crate::context::NoRandomness;
+use crate::store::hash_of;
 
 /// What a user's certificate permits. Agents stay at home: whoever holds a forwarded one uses the user's keys.
 const USER_EXTENSIONS: [SshExtension; 2] = [SshExtension::Pty, SshExtension::PortForwarding];
@@ -69,6 +71,21 @@ pub struct UserSshAsked<'a> {
     pub request: &'a Request,
     /// Where the server sees them come from: the service's agents. Empty: from anywhere.
     pub source_addresses: Vec<IpAddr>,
+}
+
+/// A server's own key, which somebody vouches for.
+#[derive(Debug)]
+pub struct SshHostAsked<'a> {
+    /// Who.
+    pub author: &'a UserRecord,
+    /// Of which service.
+    pub service: &'a ServiceName,
+    /// What clients call it.
+    pub names: Vec<String>,
+    /// The key.
+    pub key: &'a SshHostKey,
+    /// How long.
+    pub life: time::Duration,
 }
 
 /// Issues a person's certificates for the SSH services whose bytes agents pass on. Nothing of it may be released
@@ -150,6 +167,36 @@ impl Authority {
         let certificate = self.sign_ssh(asked.request, &profile, &keys.ssh_host_key, now)?;
         let serial = certificate.serial().to_string();
         let event = self.backend_event("ssh_host", asked, &serial, certificate.not_after())?;
+        self.audit.record(event).await?;
+        Ok(certificate)
+    }
+
+    /// A certificate for a server that is not ours.
+    pub async fn sign_ssh_host(
+        &self,
+        asked: SshHostAsked<'_>,
+        keys: &ServiceKeys,
+    ) -> Result<SshCertificate, BackendIssueError> {
+        let profile = SshProfile {
+            kind: SshCertificateKind::Host,
+            key_id: format!("host of {} by {}", asked.service, asked.author.name),
+            principals: asked.names,
+            source_addresses: Vec::new(),
+            extensions: Vec::new(),
+            life: asked.life,
+        };
+        let (serial, nonce) = (Serial::from_random(self.random.bytes()?), self.random.bytes()?);
+        let (key, signer) = (asked.key.data(), &keys.ssh_host_key);
+        let certificate = issue_ssh_certificate(key, &profile, signer, self.clock.now(), serial, nonce)?;
+        let event = self.audit.event(EventKind::CertificateIssued)?;
+        let event = event
+            .user(asked.author)
+            .service(asked.service)
+            .serial(&certificate.serial().to_string())
+            .field("class", "ssh_host")
+            .field("principals", profile.principals.clone())
+            .field("not_after", format_time(certificate.not_after()))
+            .field("key_sha256", hex(&hash_of(&asked.key.to_bytes())));
         self.audit.record(event).await?;
         Ok(certificate)
     }

@@ -13,7 +13,9 @@ use iap_runtime::traces::TracesSection;
 use serde::Deserialize;
 
 use super::connector::{self, RawConnector};
-use super::{AuditConfig, Config, Limits, LoginConfig, SnapshotConfig, WebCertificate};
+use super::{
+    AuditConfig, Config, Limits, LoginConfig, RecordingsConfig, SnapshotConfig, WebCertificate, WhenFull,
+};
 use crate::store::LoginMethod;
 
 const HTTPS_PORT: u16 = 443;
@@ -36,6 +38,12 @@ const BEAT_MAX: Duration = Duration::from_secs(60);
 const AGENT_LOST_AFTER_DEFAULT: ConfigDuration = ConfigDuration::from_secs(24 * 3600);
 const AGENT_LOST_AFTER_MIN: Duration = Duration::from_secs(120);
 const AGENT_LOST_AFTER_MAX: Duration = Duration::from_secs(30 * 86_400);
+const KEEP_MIN: Duration = Duration::from_secs(86_400);
+/// Tests of retention would wait too long otherwise.
+const KEEP_MIN_IN_DEVELOPMENT: Duration = Duration::from_secs(1);
+const KEEP_MAX: Duration = Duration::from_secs(36_500 * 86_400);
+const RECORDINGS_BYTES_LEAST: u64 = 1 << 20;
+const DISK_FREE_BYTES_MIN_DEFAULT: u64 = 512 << 20;
 
 /// The configuration file, key by key.
 #[derive(Clone, Debug, Deserialize)]
@@ -62,6 +70,8 @@ pub struct RawConfig {
     snapshot: RawSnapshot,
     #[serde(default)]
     audit: RawAudit,
+    #[serde(default)]
+    recordings: RawRecordings,
     #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
@@ -109,6 +119,14 @@ struct RawAudit {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
+struct RawRecordings {
+    keep: Option<ConfigDuration>,
+    bytes_max: Option<ByteSize>,
+    when_full: Option<String>,
+    disk_free_bytes_min: Option<ByteSize>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 struct RawLimits {
     unauthenticated_connections_max: Option<usize>,
     unauthenticated_connections_per_source_max: Option<usize>,
@@ -142,6 +160,7 @@ pub(super) fn check(raw: RawConfig, file: &str) -> Result<Config, ConfigErrors> 
         connectors: connector::check(&raw.connector, raw.development, &mut errors),
         snapshot: snapshot(&raw.snapshot, &mut errors),
         audit: audit(&raw.audit, &mut errors),
+        recordings: recordings(&raw.recordings, raw.development, &mut errors),
         limits: limits(&raw.limits, &mut errors),
         admin_listen: admin_listen(raw.admin_listen, &mut errors),
         cluster: raw.cluster,
@@ -310,6 +329,64 @@ fn audit(raw: &RawAudit, errors: &mut ConfigErrors) -> AuditConfig {
     AuditConfig { agent_lost_after }
 }
 
+fn recordings(raw: &RawRecordings, development: bool, errors: &mut ConfigErrors) -> RecordingsConfig {
+    let keep = raw.keep.map(ConfigDuration::get);
+    let keep_min = if development {
+        KEEP_MIN_IN_DEVELOPMENT
+    } else {
+        KEEP_MIN
+    };
+    if keep.is_some_and(|keep| keep < keep_min || keep > KEEP_MAX) {
+        errors.push(
+            "recordings.keep",
+            "must be between 1d and 36500d; without it they are kept for ever",
+        );
+    }
+    let bytes_max = raw.bytes_max.map(ByteSize::bytes);
+    if bytes_max.is_some_and(|bytes_max| bytes_max < RECORDINGS_BYTES_LEAST) {
+        errors.push("recordings.bytes_max", "must be at least 1MiB");
+    }
+    let when_full = match raw.when_full.as_deref() {
+        None | Some("refuse") => WhenFull::Refuse,
+        Some("erase_oldest") => {
+            if bytes_max.is_none() {
+                errors.push(
+                    "recordings.when_full",
+                    "\"erase_oldest\" needs recordings.bytes_max",
+                );
+            }
+            WhenFull::EraseOldest
+        }
+        Some(other) => {
+            errors.push(
+                "recordings.when_full",
+                format!("{other:?} is neither refuse nor erase_oldest"),
+            );
+            WhenFull::Refuse
+        }
+    };
+    let default = RecordingsConfig::default();
+    RecordingsConfig {
+        keep,
+        bytes_max,
+        when_full,
+        disk_free_bytes_min: raw
+            .disk_free_bytes_min
+            .map_or(default.disk_free_bytes_min, ByteSize::bytes),
+    }
+}
+
+impl Default for RecordingsConfig {
+    fn default() -> Self {
+        Self {
+            keep: None,
+            bytes_max: None,
+            when_full: WhenFull::Refuse,
+            disk_free_bytes_min: DISK_FREE_BYTES_MIN_DEFAULT,
+        }
+    }
+}
+
 fn limits(raw: &RawLimits, errors: &mut ConfigErrors) -> Limits {
     let default = Limits::default();
     let limits = Limits {
@@ -408,6 +485,48 @@ impl Default for Limits {
             certificates_per_agent_per_hour_max: 4096,
             certificates_per_proxy_per_hour_max: 60,
             drain_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn recordings_of(section: &str) -> Result<RecordingsConfig, String> {
+        let text = format!(
+            "cluster = \"iap.example.com\"\ndata_dir = \"/data\"\nlisten = \"127.0.0.1:0\"\n[recordings]\n{section}\n"
+        );
+        let config = Config::parse(&text, "auth.toml");
+        config
+            .map(|config| config.recordings)
+            .map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn recordings_are_kept_for_ever_unless_something_else_is_said() {
+        assert_eq!(recordings_of("").unwrap(), RecordingsConfig::default());
+        let all = "keep = \"90d\"\nbytes_max = \"200GiB\"\nwhen_full = \"erase_oldest\"\ndisk_free_bytes_min = \"1GiB\"";
+        let expected = RecordingsConfig {
+            keep: Some(Duration::from_secs(90 * 86_400)),
+            bytes_max: Some(200 << 30),
+            when_full: WhenFull::EraseOldest,
+            disk_free_bytes_min: 1 << 30,
+        };
+        assert_eq!(recordings_of(all).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_would_erase_more_than_was_meant_is_refused() {
+        for (section, key) in [
+            ("keep = \"23h\"", "recordings.keep"),
+            ("bytes_max = \"1KiB\"", "recordings.bytes_max"),
+            ("when_full = \"erase_oldest\"", "recordings.when_full"),
+            ("when_full = \"erase\"", "recordings.when_full"),
+        ] {
+            let refused = recordings_of(section).unwrap_err();
+            assert!(refused.contains(key), "{section}: {refused}");
         }
     }
 }

@@ -61,6 +61,7 @@ pub use step::{Cookies, StepError};
 pub use trial::{Finding, Trial, TrialError, TriedOut};
 pub(crate) use tries::Tries;
 pub use vouch::Vouching;
+pub(crate) use vouch::ourselves;
 pub use wait::{WaitError, Waited};
 
 use provider::Provider;

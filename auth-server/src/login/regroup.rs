@@ -111,7 +111,11 @@ impl Logins {
 
     /// Where the session's client is, and the login it was granted, as its start record says.
     async fn start_of(&self, session: &SessionRow) -> Result<(IpAddr, Option<String>), RpcError> {
-        let records = self.context.store.session_records(session.session_id).await?;
+        let records = self
+            .context
+            .store
+            .session_records(session.session_id, 0, 1)
+            .await?;
         let start: Value = records
             .first()
             .and_then(|record| serde_json::from_slice(&record.bytes).ok())

@@ -401,7 +401,7 @@ impl Logins {
 }
 
 /// How records and locks name the auth server when it acts by itself.
-pub(super) fn ourselves(context: &AppContext) -> UserRecord {
+pub(crate) fn ourselves(context: &AppContext) -> UserRecord {
     UserRecord {
         id: context.authority.keys.auth_id.to_string(),
         name: "iap-auth".to_owned(),

@@ -1,11 +1,12 @@
 //! Replaying: one's own sessions, and with recording.read everybody's. Whoever reads another's leaves a record.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::sync::Arc;
 
 use iap_audit::EventKind;
-use iap_identity::SessionId;
+use iap_identity::{AgentId, SessionId};
 use iap_policy::Verb;
 use iap_proto::v1;
 use serde_json::{Value, json};
@@ -16,8 +17,10 @@ use tonic::Status;
 use super::store::Name;
 use crate::context::AppContext;
 use crate::rpc::{RpcError, UserCaller};
-use crate::store::SessionRow;
+use crate::store::{SessionRow, StoredRecord};
 
+/// A session has ten channels at once, and may have had many.
+const LISTED_MAX: usize = 1024;
 const PART_BYTES: usize = 128 * 1024;
 /// Parts that are read before the client takes them.
 const PARTS_AHEAD_MAX: usize = 4;
@@ -31,41 +34,66 @@ pub type Parts = ReceiverStream<Result<v1::RecordingPart, Status>>;
 /// When there is no such session, or it is another's and the caller may not.
 pub async fn list(context: &AppContext, caller: &UserCaller, id: SessionId) -> Result<String, RpcError> {
     let session = visible(context, caller, id).await?;
-    let records = context.store.session_records(id).await?;
-    let records = records
-        .iter()
-        .filter_map(|record| serde_json::from_slice::<Value>(&record.bytes).ok());
-    let told: Vec<Value> = records
-        .filter(|record| record.get("event") == Some(&EventKind::SessionRecording.as_str().into()))
-        .collect();
-    let newest = told.iter().filter_map(|record| record.get("recording")?.as_u64());
-    let newest = newest
-        .max()
-        .unwrap_or(0)
-        .saturating_add(u64::from(session.end.is_none()));
+    let told = told(context, id).await?;
+    let erased = context.store.erased_recordings(id).await?;
     let library = Arc::clone(&context.recordings);
-    let held = tokio::task::spawn_blocking(move || {
-        let numbers = 1..=u32::try_from(newest).unwrap_or(u32::MAX).min(1024);
-        let lengths = numbers.map(|number| (number, library.length(Name { session: id, number })));
-        lengths.collect::<Vec<_>>()
-    });
-    let mut listed = Vec::new();
-    for (number, bytes) in held.await.map_err(RpcError::internal)? {
-        let record = told
-            .iter()
-            .find(|record| record.get("recording").and_then(Value::as_u64) == Some(number.into()));
-        if record.is_none() && bytes == 0 {
-            continue;
-        }
-        listed.push(json!({
+    let held = tokio::task::spawn_blocking(move || library.of_session(id)).await;
+    let held: BTreeMap<u64, u64> = held
+        .map_err(RpcError::internal)?
+        .into_iter()
+        .map(|(number, bytes)| (number.into(), bytes))
+        .collect();
+    let number_of = |record: &Value| record.get("recording").and_then(Value::as_u64);
+    let mut numbers: BTreeSet<u64> = told.iter().filter_map(number_of).collect();
+    numbers.extend(held.keys());
+    numbers.extend(erased.iter().map(|(number, _)| u64::from(*number)));
+    let list = |number: u64| {
+        let erasure = erased.iter().find(|(erased, _)| u64::from(*erased) == number);
+        json!({
             "recording": number,
-            "held_bytes": bytes,
-            "record": record,
+            "held_bytes": held.get(&number).copied().unwrap_or(0),
+            "record": told.iter().find(|record| number_of(record) == Some(number)),
+            "erased": erasure.map(|(_, erasure)| erasure.to_json()),
             "user": session.user_name,
             "service": session.service,
-        }));
-    }
+        })
+    };
+    let listed: Vec<Value> = numbers.into_iter().take(LISTED_MAX).map(list).collect();
     Ok(Value::Array(listed).to_string())
+}
+
+/// What the trail says of a session's recordings.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn told(context: &AppContext, id: SessionId) -> Result<Vec<Value>, RpcError> {
+    let kind = EventKind::SessionRecording.as_str();
+    let limit = u32::try_from(LISTED_MAX).unwrap_or(u32::MAX);
+    let records = context.store.session_records_of_kind(id, kind, limit).await?;
+    Ok(records
+        .iter()
+        .flat_map(StoredRecord::rows)
+        .map(Value::Object)
+        .collect())
+}
+
+/// At which agent a session runs, for whoever wants to watch it there: that agent decides for itself.
+///
+/// # Errors
+/// When there is no such session, or it is another's and the caller may not.
+pub async fn place(
+    context: &AppContext,
+    caller: &UserCaller,
+    id: SessionId,
+) -> Result<v1::SessionPlaceReply, RpcError> {
+    let session = visible(context, caller, id).await?;
+    let agent = AgentId::parse(&session.agent).map_err(RpcError::internal)?;
+    Ok(v1::SessionPlaceReply {
+        agent_id: agent.as_bytes().to_vec(),
+        service: session.service,
+        user: session.user_name,
+        over: session.end.is_some(),
+    })
 }
 
 /// A recording from the piece that shows a time, as far as it is here.
@@ -83,6 +111,11 @@ pub async fn read(
         session: id,
         number: request.recording,
     };
+    let erased = context.store.erased_recordings(id).await?;
+    if let Some((number, erasure)) = erased.iter().find(|(number, _)| *number == name.number) {
+        let text = format!("recording {number} of session {id} was {}", erasure.as_words());
+        return Err(RpcError::not_found(text));
+    }
     let library = Arc::clone(&context.recordings);
     let opening = tokio::task::spawn_blocking(move || library.read_from(name, request.from_micros));
     let opened = opening.await.map_err(RpcError::internal)?;

@@ -1,15 +1,22 @@
-//! The files.
+//! The files, and how much room there is for more.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use iap_identity::SessionId;
 use iap_runtime::files::{self, FileError, PRIVATE_FILE_MODE};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::Notify;
+
+use crate::config::{RecordingsConfig, WhenFull};
 
 const READ_BYTES: usize = 128 * 1024;
 /// The longest recording that is taken: weeks of a busy terminal.
@@ -24,6 +31,9 @@ pub enum LibraryError {
     /// A file in it.
     #[error("a recording cannot be kept or read: {0}")]
     Io(#[from] io::Error),
+    /// There is no room for more.
+    #[error("no more recordings are taken: {0}")]
+    NoRoom(String),
 }
 
 /// Which recording: the session's, and its number there.
@@ -35,12 +45,42 @@ pub struct Name {
     pub number: u32,
 }
 
+/// What is here of one session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) session: SessionId,
+    /// Number and length of each.
+    pub(super) recordings: Vec<(u32, u64)>,
+}
+
+impl Held {
+    pub(super) fn bytes(&self) -> u64 {
+        self.recordings.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// What is counted of recordings; clones count into the same.
+#[derive(Debug, Clone, Default)]
+pub struct RecordingCounts {
+    /// How much is here.
+    pub bytes: Gauge,
+    /// Parts that there was no room for.
+    pub refused: Counter,
+    /// Recordings that were erased.
+    pub erased: Counter,
+}
+
 /// All recordings.
 #[derive(Debug)]
 pub struct Library {
     folder: PathBuf,
-    /// Those that are being written.
-    busy: Mutex<HashSet<Name>>,
+    limits: RecordingsConfig,
+    /// Those that are being written, and whether they were erased meanwhile.
+    busy: Mutex<HashMap<Name, bool>>,
+    counts: RecordingCounts,
+    is_full: AtomicBool,
+    /// There is more than is to be kept.
+    grown: Notify,
 }
 
 /// One recording that is being written; nobody else writes it meanwhile.
@@ -57,18 +97,148 @@ impl Library {
     ///
     /// # Errors
     /// When it cannot be used, or others could read it.
-    pub fn open(folder: PathBuf) -> Result<Arc<Self>, LibraryError> {
+    pub fn open(folder: PathBuf, limits: RecordingsConfig) -> Result<Arc<Self>, LibraryError> {
         files::create_private_directory(&folder)?;
-        Ok(Arc::new(Self {
+        let library = Arc::new(Self {
             folder,
+            limits,
             busy: Mutex::default(),
-        }))
+            counts: RecordingCounts::default(),
+            is_full: AtomicBool::new(false),
+            grown: Notify::new(),
+        });
+        library.sessions()?;
+        Ok(library)
+    }
+
+    /// What is counted.
+    #[must_use]
+    pub fn counts(&self) -> RecordingCounts {
+        self.counts.clone()
+    }
+
+    /// How much is here in all.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        u64::try_from(self.counts.bytes.get()).unwrap_or(0)
+    }
+
+    /// Returns once there is more than is to be kept.
+    pub(super) async fn grown(&self) {
+        self.grown.notified().await;
+    }
+
+    /// What is here of each session, the oldest first, and counts it anew. Blocks.
+    pub(super) fn sessions(&self) -> Result<Vec<Held>, LibraryError> {
+        let mut sessions = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let name = entry?.file_name();
+            let Some(session) = name.to_str().and_then(|name| SessionId::parse(name).ok()) else {
+                continue;
+            };
+            sessions.push(Held {
+                session,
+                recordings: self.of_session(session),
+            });
+        }
+        // Ids begin with their time.
+        sessions.sort_unstable_by_key(|held| *held.session.as_bytes());
+        let bytes: u64 = sessions.iter().map(Held::bytes).sum();
+        self.counts.bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        Ok(sessions)
+    }
+
+    /// Number and length of each recording that is here of a session. Blocks.
+    #[must_use]
+    pub fn of_session(&self, session: SessionId) -> Vec<(u32, u64)> {
+        let entries = std::fs::read_dir(self.folder_of(session)).into_iter().flatten();
+        let number = |entry: io::Result<std::fs::DirEntry>| {
+            let name = entry.ok()?.file_name();
+            name.to_str()?.strip_suffix(".cast")?.parse::<u32>().ok()
+        };
+        let mut numbers: Vec<u32> = entries.filter_map(number).collect();
+        numbers.sort_unstable();
+        let length = |number| (number, self.length(Name { session, number }));
+        numbers.into_iter().map(length).collect()
+    }
+
+    /// Removes a recording; one that is being written goes for good when its writer has ended. Blocks.
+    pub(super) fn erase(&self, name: Name) -> Result<(), LibraryError> {
+        if let Some(is_erased) = self.busy().get_mut(&name) {
+            *is_erased = true;
+        }
+        let bytes = self.length(name);
+        self.remove(name)?;
+        self.counts.bytes.dec_by(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.counts.erased.inc();
+        Ok(())
+    }
+
+    fn remove(&self, name: Name) -> Result<(), LibraryError> {
+        for ending in ["index", "cast"] {
+            match std::fs::remove_file(self.path(name, ending)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        // Others of the session may be left.
+        let _ = std::fs::remove_dir(self.folder_of(name.session));
+        Ok(File::open(&self.folder)?.sync_all()?)
+    }
+
+    /// Whether so much more may be written.
+    fn check_room(&self, more: u64) -> Result<(), LibraryError> {
+        let checked = self.room_for(more);
+        let was_full = self.is_full.swap(checked.is_err(), Ordering::Relaxed);
+        match &checked {
+            Err(error) => {
+                self.counts.refused.inc();
+                if !was_full {
+                    tracing::error!(%error, "recordings wait at their agents");
+                }
+            }
+            Ok(()) if was_full => tracing::info!("recordings are taken again"),
+            Ok(()) => {}
+        }
+        checked
+    }
+
+    fn note_written(&self, length: u64) {
+        self.counts
+            .bytes
+            .inc_by(i64::try_from(length).unwrap_or(i64::MAX));
+        if self
+            .limits
+            .bytes_max
+            .is_some_and(|bytes_max| self.bytes() > bytes_max)
+        {
+            self.grown.notify_one();
+        }
+    }
+
+    fn room_for(&self, more: u64) -> Result<(), LibraryError> {
+        let total = self.bytes().saturating_add(more);
+        let bytes_max = self.limits.bytes_max.filter(|bytes_max| total > *bytes_max);
+        if let (Some(bytes_max), WhenFull::Refuse) = (bytes_max, self.limits.when_full) {
+            let why = format!("recordings.bytes_max, {bytes_max} bytes, is reached");
+            return Err(LibraryError::NoRoom(why));
+        }
+        let disk = rustix::fs::statvfs(&self.folder).map_err(io::Error::from)?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let least = self.limits.disk_free_bytes_min;
+        match free >= least.saturating_add(more) {
+            true => Ok(()),
+            false => Err(LibraryError::NoRoom(format!(
+                "the disk has {free} bytes left, and recordings.disk_free_bytes_min is {least}"
+            ))),
+        }
     }
 
     /// Goes on with a recording; nothing where somebody else does. Blocks.
     pub(super) fn write(self: &Arc<Self>, name: Name) -> Result<Option<Writing>, LibraryError> {
-        if !self.busy().insert(name) {
-            return Ok(None);
+        match self.busy().entry(name) {
+            Entry::Occupied(_) => return Ok(None),
+            Entry::Vacant(place) => drop(place.insert(false)),
         }
         let opened = self.open_to_write(name);
         if opened.is_err() {
@@ -133,7 +303,7 @@ impl Library {
             .join(format!("{}.{ending}", name.number))
     }
 
-    fn busy(&self) -> MutexGuard<'_, HashSet<Name>> {
+    fn busy(&self) -> MutexGuard<'_, HashMap<Name, bool>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -144,14 +314,20 @@ impl Writing {
     }
 
     /// Takes what is not here yet of bytes that belong at `offset`; whether nothing is missing before them. Blocks.
-    pub(super) fn append(&mut self, offset: u64, data: &[u8]) -> io::Result<bool> {
+    pub(super) fn append(&mut self, offset: u64, data: &[u8]) -> Result<bool, LibraryError> {
         let Some(known) = self.bytes.checked_sub(offset) else {
             return Ok(false);
         };
         let known = usize::try_from(known).unwrap_or(usize::MAX);
         let new = data.get(known..).unwrap_or_default();
+        if new.is_empty() {
+            return Ok(true);
+        }
+        let length = new.len() as u64;
+        self.library.check_room(length)?;
         self.file.write_all(new)?;
-        self.bytes += new.len() as u64;
+        self.bytes += length;
+        self.library.note_written(length);
         Ok(true)
     }
 
@@ -196,7 +372,8 @@ impl Writing {
     pub(super) fn start_anew(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
-        self.bytes = 0;
+        let before = i64::try_from(std::mem::take(&mut self.bytes)).unwrap_or(i64::MAX);
+        self.library.counts.bytes.dec_by(before);
         match std::fs::remove_file(self.library.path(self.name, "index")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => Ok(()),
@@ -206,7 +383,10 @@ impl Writing {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        self.library.busy().remove(&self.name);
+        let was_erased = self.library.busy().remove(&self.name).unwrap_or(false);
+        if was_erased && let Err(error) = self.library.remove(self.name) {
+            tracing::error!(session = %self.name.session, %error, "what came of an erased recording is left");
+        }
     }
 }
 
@@ -224,9 +404,78 @@ mod tests {
     }
 
     fn library() -> (tempfile::TempDir, Arc<Library>) {
+        library_with(RecordingsConfig::default())
+    }
+
+    fn library_with(limits: RecordingsConfig) -> (tempfile::TempDir, Arc<Library>) {
         let folder = tempfile::tempdir().unwrap();
-        let library = Library::open(folder.path().join("recordings")).unwrap();
+        let library = Library::open(folder.path().join("recordings"), limits).unwrap();
         (folder, library)
+    }
+
+    #[test]
+    fn what_is_here_is_counted_also_after_a_restart_and_an_erasure() {
+        let (folder, library) = library();
+        library
+            .write(name())
+            .unwrap()
+            .unwrap()
+            .append(0, b"abcd")
+            .unwrap();
+        let second = Name { number: 2, ..name() };
+        library.write(second).unwrap().unwrap().append(0, b"ef").unwrap();
+        assert_eq!(library.bytes(), 6);
+        let again = Library::open(folder.path().join("recordings"), RecordingsConfig::default()).unwrap();
+        assert_eq!(again.bytes(), 6);
+        assert_eq!(again.of_session(name().session), [(1, 4), (2, 2)]);
+        again.erase(name()).unwrap();
+        assert_eq!(
+            (again.bytes(), again.of_session(name().session)),
+            (2, vec![(2, 2)])
+        );
+        again.erase(second).unwrap();
+        assert!(again.sessions().unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_that_is_erased_while_it_is_written_is_gone_when_its_writer_is() {
+        let (_folder, library) = library();
+        let mut writing = library.write(name()).unwrap().unwrap();
+        writing.append(0, b"abcd").unwrap();
+        library.erase(name()).unwrap();
+        writing.append(4, b"ef").unwrap();
+        writing.index([(0, 0)].into_iter()).unwrap_or_default();
+        drop(writing);
+        assert!(library.of_session(name().session).is_empty());
+        assert!(!library.folder_of(name().session).exists());
+    }
+
+    #[test]
+    fn beyond_the_total_nothing_new_is_taken_and_what_is_here_stays() {
+        let (_folder, library) = library_with(RecordingsConfig {
+            bytes_max: Some(5),
+            ..RecordingsConfig::default()
+        });
+        let mut writing = library.write(name()).unwrap().unwrap();
+        assert!(writing.append(0, b"abcd").unwrap());
+        assert!(matches!(writing.append(4, b"ef"), Err(LibraryError::NoRoom(_))));
+        assert!(
+            writing.append(0, b"abcd").unwrap(),
+            "sent again it is no more than before"
+        );
+        assert_eq!((writing.bytes(), library.counts().refused.get()), (4, 1));
+        writing.start_anew().unwrap();
+        assert!(writing.append(0, b"abcde").unwrap());
+    }
+
+    #[test]
+    fn a_disk_that_is_nearly_full_takes_nothing() {
+        let (_folder, library) = library_with(RecordingsConfig {
+            disk_free_bytes_min: u64::MAX,
+            ..RecordingsConfig::default()
+        });
+        let mut writing = library.write(name()).unwrap().unwrap();
+        assert!(matches!(writing.append(0, b"a"), Err(LibraryError::NoRoom(_))));
     }
 
     #[test]

@@ -34,6 +34,10 @@ pub async fn receive(
         number: first.recording,
     };
     check_agent(context, agent, name.session).await?;
+    let erased = context.store.erased_recordings(name.session).await?;
+    if erased.iter().any(|(number, _)| *number == name.number) {
+        return pass_over(first, parts).await;
+    }
     let library = Arc::clone(&context.recordings);
     let mut writing = blocking(move || library.write(name))
         .await?
@@ -62,6 +66,23 @@ pub async fn receive(
         })
     })
     .await
+}
+
+/// Takes what belongs to an erased recording from the agent, which may then forget it, and keeps nothing.
+async fn pass_over(
+    first: v1::RecordingPart,
+    mut parts: Streaming<v1::RecordingPart>,
+) -> Result<v1::RecordingHeld, RpcError> {
+    let (mut part, mut held) = (Some(first), v1::RecordingHeld::default());
+    while let Some(arrived) = part {
+        held.bytes = arrived.offset.saturating_add(arrived.data.len() as u64);
+        held.complete = arrived.end.is_some();
+        part = match held.complete {
+            true => None,
+            false => next(&mut parts).await?,
+        };
+    }
+    Ok(held)
 }
 
 /// A session's records come another way; until its start is here, nobody knows whose it is.
@@ -125,6 +146,7 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LibraryError> + Send + 'static,
 ) -> Result<T, RpcError> {
     match tokio::task::spawn_blocking(work).await {
+        Ok(Err(error @ LibraryError::NoRoom(_))) => Err(RpcError::new(ErrorCode::TooMany, error.to_string())),
         Ok(done) => done.map_err(RpcError::internal),
         Err(error) => Err(RpcError::internal(error)),
     }

@@ -10,8 +10,8 @@ use tokio_stream::Iter;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Caller, RpcError};
-use crate::audit::search;
+use super::{Caller, RpcError, backend};
+use crate::audit::{erase, search};
 use crate::authority::format_time;
 use crate::context::AppContext;
 use crate::locks::{self, NewLock};
@@ -248,6 +248,12 @@ impl v1::admin_server::Admin for AdminRpc {
         }))
     }
 
+    async fn ssh_host_sign(&self, request: Request<v1::SshHostSignRequest>) -> Reply<v1::SshHostSignReply> {
+        let author = Caller::of(&request)?.user()?.record();
+        let signed = backend::sign_ssh_host(&self.context, &author, request.get_ref()).await?;
+        Ok(Response::new(signed))
+    }
+
     type AuditSearchStream = Iter<std::vec::IntoIter<Result<v1::JsonReply, Status>>>;
 
     async fn audit_search(&self, request: Request<v1::AuditSearchRequest>) -> Reply<Self::AuditSearchStream> {
@@ -255,6 +261,12 @@ impl v1::admin_server::Admin for AdminRpc {
         let found = search::search(&self.context, caller.user()?, request.into_inner()).await?;
         let replies: Vec<_> = found.into_iter().map(|json| Ok(v1::JsonReply { json })).collect();
         Ok(Response::new(tokio_stream::iter(replies)))
+    }
+
+    async fn audit_erase(&self, request: Request<v1::AuditEraseRequest>) -> Reply<v1::AuditEraseReply> {
+        let caller = Caller::of(&request)?;
+        let erased = erase::erase(&self.context, caller.user()?, request.into_inner()).await?;
+        Ok(Response::new(erased))
     }
 }
 

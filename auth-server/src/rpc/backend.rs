@@ -3,13 +3,15 @@
 
 use std::net::IpAddr;
 
+use iap_audit::UserRecord;
+use iap_identity::backend::{SSH_HOST_CERTIFICATE_LIFE_MAX, SshHostKey};
 use iap_identity::{AgentPeer, LoginName, Request as CertificateRequest, ServiceName};
 use iap_policy::{Protocol, ServiceFacts};
 use iap_proto::v1;
 
 use super::RpcError;
 use crate::authority::ServiceKeys;
-use crate::authority::backend::{BackendAsked, BackendIssueError};
+use crate::authority::backend::{BackendAsked, BackendIssueError, SshHostAsked};
 use crate::authority::sources::ADDRESSES_PER_AGENT_MAX;
 use crate::context::AppContext;
 use crate::policies::service_named;
@@ -18,6 +20,9 @@ use crate::policies::service_named;
 pub(super) const LOGINS_MAX: usize = 512;
 /// Accounts that an agent may name beside those the policy tells.
 const LOGINS_ASKED_MAX: usize = 64;
+/// How long a server's own certificate lives unless somebody says otherwise.
+const SSH_HOST_LIFE_DEFAULT: time::Duration = time::Duration::days(90);
+const SSH_HOST_LIFE_MIN: time::Duration = time::Duration::minutes(5);
 
 /// Answers an agent that the gate let through.
 pub(super) async fn credentials(
@@ -107,6 +112,48 @@ async fn ssh_logins(
         host_certificate,
         host_authority: keys.ssh_host.to_bytes(),
         ..v1::BackendCredentialsReply::default()
+    })
+}
+
+/// Certifies the own key of a service's SSH server, in the name of whoever vouches for it.
+pub(super) async fn sign_ssh_host(
+    context: &AppContext,
+    author: &UserRecord,
+    asked: &v1::SshHostSignRequest,
+) -> Result<v1::SshHostSignReply, RpcError> {
+    let name = ServiceName::parse(&asked.service).map_err(RpcError::invalid)?;
+    let service = service_named(context, &name)?;
+    if service.protocol != Protocol::Ssh {
+        let protocol = service.protocol.as_str();
+        return Err(RpcError::invalid(format!("{name} speaks {protocol}, not ssh")));
+    }
+    let key = SshHostKey::parse(&asked.public_key).map_err(RpcError::invalid)?;
+    let life = match asked.ttl_seconds {
+        0 => SSH_HOST_LIFE_DEFAULT,
+        seconds => time::Duration::seconds(seconds.into()),
+    };
+    if life < SSH_HOST_LIFE_MIN || life > SSH_HOST_CERTIFICATE_LIFE_MAX {
+        let (least, most) = (
+            SSH_HOST_LIFE_MIN.whole_minutes(),
+            SSH_HOST_CERTIFICATE_LIFE_MAX.whole_days(),
+        );
+        let text = format!("a server's certificate lives between {least} minutes and {most} days");
+        return Err(RpcError::invalid(text));
+    }
+    let keys = context.authority.services.of(&name).await;
+    let keys = keys.map_err(RpcError::internal)?;
+    let asked = SshHostAsked {
+        author,
+        service: &name,
+        names: ssh_host_names(context, &name),
+        key: &key,
+        life,
+    };
+    let certificate = context.authority.sign_ssh_host(asked, &keys).await?;
+    Ok(v1::SshHostSignReply {
+        certificate: certificate.to_bytes(),
+        authority: keys.ssh_host.to_bytes(),
+        not_after_unix_ms: iap_proto::convert::time_to_wire(certificate.not_after()),
     })
 }
 

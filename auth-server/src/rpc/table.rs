@@ -83,6 +83,7 @@ pub const TABLE: &[Row] = &[
     // Others' recordings: recording.read, likewise.
     row("/iap.v1.User/Recordings", USER),
     row("/iap.v1.User/Recording", USER),
+    row("/iap.v1.User/SessionPlace", USER),
     row("/iap.v1.Agent/Renew", Callers::AgentOrExpired),
     row("/iap.v1.Agent/ServiceLeaf", AGENT),
     row("/iap.v1.Agent/Watch", AGENT),
@@ -117,7 +118,9 @@ pub const TABLE: &[Row] = &[
         "/iap.v1.Admin/ServiceAuthorities",
         &[Verb::InventoryRead, Verb::ServiceWrite],
     ),
+    admin("/iap.v1.Admin/SshHostSign", &[Verb::CaSign]),
     admin("/iap.v1.Admin/AuditSearch", &[Verb::AuditRead]),
+    admin("/iap.v1.Admin/AuditErase", &[Verb::AuditErase]),
 ];
 
 /// The row of an RPC.
@@ -188,6 +191,8 @@ mod tests {
             "TokenRemove",
             "LockAdd",
             "LockRemove",
+            "AuditErase",
+            "SshHostSign",
         ] {
             assert!(
                 recent.contains(format!("/iap.v1.Admin/{method}").as_str()),

@@ -3,6 +3,7 @@
 //! Contracts that every engine keeps: a method that returns has committed durably; a method is one
 //! transaction; secrets arrive here as SHA-256, or sealed under a key that is not in the database.
 
+mod erasures;
 mod grants;
 mod inventory;
 mod logins;
@@ -11,6 +12,7 @@ mod restoring;
 mod rules;
 pub mod sqlite;
 
+pub use erasures::{Erasure, ErasureStore, PayloadPlace, Payloads, PayloadsOf};
 pub use grants::{GrantRow, GrantStore};
 pub use inventory::{
     AgentReport, AgentRow, ConnectedProxy, GrantedService, InventoryStore, ProxyRow, ServiceChange,
@@ -34,11 +36,25 @@ pub type Hash = [u8; 32];
 
 /// The whole store.
 pub trait Store:
-    LoginStore + GrantStore + InventoryStore + RuleStore + RecordStore + RestoreStore + std::fmt::Debug
+    LoginStore
+    + GrantStore
+    + InventoryStore
+    + RuleStore
+    + RecordStore
+    + ErasureStore
+    + RestoreStore
+    + std::fmt::Debug
 {
 }
 impl<T> Store for T where
-    T: LoginStore + GrantStore + InventoryStore + RuleStore + RecordStore + RestoreStore + std::fmt::Debug
+    T: LoginStore
+        + GrantStore
+        + InventoryStore
+        + RuleStore
+        + RecordStore
+        + ErasureStore
+        + RestoreStore
+        + std::fmt::Debug
 {
 }
 

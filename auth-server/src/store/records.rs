@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Hash, StoreError};
+use super::{Erasure, Hash, StoreError};
 
 /// A record as it arrives.
 #[derive(Clone, Debug)]
@@ -126,17 +126,31 @@ pub struct StoredRecord {
     pub bytes: Vec<u8>,
     /// What lies beside it, where it has that and it was not erased: a JSON object.
     pub payload: Option<Vec<u8>>,
+    /// How what lay beside it was erased.
+    pub erasure: Option<Erasure>,
 }
 
+/// Where a record says that its payload was erased.
+const ERASED_FIELD: &str = "payload_erased";
+
 impl StoredRecord {
-    /// Its fields, and those of what lies beside it; nothing where it is no JSON object.
+    /// What it says together with what lies beside it or how that was erased: one row, or one for each thing that tells of;
+    /// none where it is no JSON object.
     #[must_use]
-    pub fn fields(&self) -> Option<Map<String, Value>> {
-        let fields = serde_json::from_slice(&self.bytes).ok()?;
-        Some(match &self.payload {
-            Some(payload) => Payload::merged_into(payload, fields),
-            None => fields,
-        })
+    pub fn rows(&self) -> Vec<Map<String, Value>> {
+        let Ok(mut fields) = serde_json::from_slice::<Map<String, Value>>(&self.bytes) else {
+            return Vec::new();
+        };
+        if let Some(erasure) = &self.erasure {
+            fields.insert(ERASED_FIELD.to_owned(), erasure.to_json());
+        }
+        Payload::rows(self.payload.as_deref(), fields)
+    }
+
+    /// Whether there is more to say than its own bytes do.
+    #[must_use]
+    pub fn is_more_than_its_bytes(&self) -> bool {
+        self.payload.is_some() || self.erasure.is_some()
     }
 }
 
@@ -217,8 +231,21 @@ pub trait RecordStore: Send + Sync + 'static {
     /// Up to `limit` records of a range, the newest first.
     async fn records(&self, range: RecordRange, limit: u32) -> Result<Vec<StoredRecord>, StoreError>;
 
-    /// The records of one session, the oldest first.
-    async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError>;
+    /// Up to `limit` records of one session behind our number `after_seq`, the oldest first.
+    async fn session_records(
+        &self,
+        id: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError>;
+
+    /// Up to `limit` records of one session of that kind, the oldest first.
+    async fn session_records_of_kind(
+        &self,
+        id: SessionId,
+        event: &str,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError>;
 
     /// Sessions, the newest first.
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRow>, StoreError>;

@@ -1,6 +1,8 @@
 //! Certificates for the backends of services: to whom, for what, and on whose record.
 
-use iap_identity::backend::{ClientCa, ClientLeaf, SshAuthority, SshCertificate, SshCertificateKind};
+use iap_identity::backend::{
+    ClientCa, ClientLeaf, SshAuthority, SshCertificate, SshCertificateKind, SshHostKey,
+};
 use iap_identity::certificate_request;
 use iap_proto::v1;
 use iap_runtime::keys::{self, KeyKind};
@@ -245,4 +247,81 @@ async fn a_services_authorities_outlive_restarts_and_a_restored_backup() {
     assert_ne!(others.ssh_user, keys.ssh_user);
     assert_ne!(keys.ssh_user, keys.ssh_host);
     drop(admin);
+}
+
+/// As `ssh-keygen` makes them; whoever had the private half threw it away.
+const HOST_KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHtYJuReA/9eWaVMT9hXKIxbLLSgNGGWTN+uBNfdEykS root@host\n";
+
+fn sign(service: &str, public_key: &str, ttl_seconds: u32) -> v1::SshHostSignRequest {
+    v1::SshHostSignRequest {
+        service: service.to_owned(),
+        public_key: public_key.to_owned(),
+        ttl_seconds,
+    }
+}
+
+#[tokio::test]
+async fn a_servers_own_key_is_certified_for_its_services_name_and_on_record() {
+    let (plane, admin, _) = plane().await;
+    let signed = plane
+        .admin(&admin)
+        .ssh_host_sign(sign("web-1", HOST_KEY, 3600))
+        .await;
+    let signed = signed.unwrap().into_inner();
+    let authority = SshAuthority::from_bytes(&signed.authority).unwrap();
+    let (kind, now) = (SshCertificateKind::Host, OffsetDateTime::now_utc());
+    let certificate = SshCertificate::verify(&signed.certificate, kind, &authority, now).unwrap();
+    assert_eq!(certificate.principals(), ["web-1.iap.example.com"]);
+    assert!(certificate.not_after() - now <= Duration::HOUR);
+    let key = SshHostKey::parse(HOST_KEY).unwrap();
+    assert_eq!(certificate.certificate().public_key(), key.data());
+    let trusted = v1::NameRequest {
+        name: "web-1".to_owned(),
+    };
+    let trusted = plane
+        .admin(&admin)
+        .service_authorities(trusted)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(trusted.ssh_host, signed.authority);
+    let records = plane.records(&admin, "certificate.issued").await;
+    let record = records
+        .iter()
+        .find(|record| record["class"] == "ssh_host")
+        .unwrap();
+    assert_eq!(
+        (&record["user"]["name"], &record["service"]),
+        (&ADMIN.into(), &"web-1".into())
+    );
+    assert_eq!(record["serial"], certificate.serial().to_string());
+    let unsaid = plane
+        .admin(&admin)
+        .ssh_host_sign(sign("web-1", HOST_KEY, 0))
+        .await;
+    let days = unsaid.unwrap().into_inner().not_after_unix_ms / 86_400_000 - now.unix_timestamp() / 86_400;
+    assert!((89..=91).contains(&days), "{days}");
+}
+
+#[tokio::test]
+async fn nothing_else_is_certified_and_not_for_everybody() {
+    let (plane, admin, _) = plane().await;
+    let bob = plane.log_in("bob@example.com").await;
+    let refusal = async |who: &Identity, asked| refused(plane.admin(who).ssh_host_sign(asked).await);
+    assert_eq!(refusal(&bob, sign("web-1", HOST_KEY, 3600)).await, "denied");
+    let certificate = HOST_KEY.replacen("ssh-ed25519", "ssh-ed25519-cert-v01@openssh.com", 1);
+    for asked in [
+        sign("db-prod", HOST_KEY, 3600),
+        sign("web-1", &certificate, 3600),
+        sign("web-1", &"x".repeat(100_000), 3600),
+        sign("web-1", "", 3600),
+        sign("web-1", HOST_KEY, 1),
+        sign("web-1", HOST_KEY, 367 * 86_400),
+    ] {
+        assert_eq!(refusal(&admin, asked).await, "invalid");
+    }
+    assert_eq!(refusal(&admin, sign("nobody", HOST_KEY, 3600)).await, "not_found");
+    let records = plane.records(&admin, "certificate.issued").await;
+    assert!(records.iter().all(|record| record["class"] != "ssh_host"));
 }

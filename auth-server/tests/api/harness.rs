@@ -328,9 +328,18 @@ impl Plane {
 
     /// Every stored record whose `event` is that, the oldest first.
     pub(crate) async fn records(&self, admin: &Identity, event: &str) -> Vec<serde_json::Value> {
+        self.search(admin, &format!("event == \"{event}\""), 0).await
+    }
+
+    pub(crate) async fn search(
+        &self,
+        admin: &Identity,
+        expression: &str,
+        limit: u32,
+    ) -> Vec<serde_json::Value> {
         let request = v1::AuditSearchRequest {
-            expression: format!("event == \"{event}\""),
-            limit: 0,
+            expression: expression.to_owned(),
+            limit,
             since_unix_ms: 0,
             until_unix_ms: 0,
         };

@@ -58,6 +58,16 @@ impl Source {
         plane.agent(&self.identity).watch(request).await.map(drop)
     }
 
+    pub(crate) async fn upload(
+        &self,
+        plane: &Plane,
+        parts: Vec<v1::RecordingPart>,
+    ) -> Result<v1::RecordingHeld, tonic::Status> {
+        let parts = tokio_stream::iter(parts);
+        let held = plane.agent(&self.identity).upload_recording(parts).await?;
+        Ok(held.into_inner())
+    }
+
     pub(crate) async fn send(&self, plane: &Plane, batch: v1::AuditBatch) -> Result<u64, tonic::Status> {
         let ack = plane.agent(&self.identity).append_audit(batch).await?;
         Ok(ack.into_inner().agent_seq)
@@ -281,7 +291,7 @@ async fn batches_outside_their_bounds_are_refused() {
     );
 }
 
-fn session_start(source: &mut Source, session: SessionId, user: &UserRecord) -> Record {
+pub(crate) fn session_start(source: &mut Source, session: SessionId, user: &UserRecord) -> Record {
     let decision = DecisionRecord {
         effect: Effect::Allow,
         rule: Some("engineers".to_owned()),
@@ -295,7 +305,7 @@ fn session_start(source: &mut Source, session: SessionId, user: &UserRecord) -> 
     source.chain.seal(event).unwrap()
 }
 
-fn session_end(source: &mut Source, session: SessionId) -> Record {
+pub(crate) fn session_end(source: &mut Source, session: SessionId) -> Record {
     let event = Event::new(EventKind::SessionEnd, OffsetDateTime::now_utc(), Uuid::now_v7())
         .session(&session)
         .bytes(11, 22)
@@ -314,7 +324,7 @@ async fn sessions(plane: &Plane, identity: &Identity) -> Vec<Value> {
     serde_json::from_str(&json).unwrap()
 }
 
-async fn record_of(plane: &Plane, identity: &Identity, name: &str) -> UserRecord {
+pub(crate) async fn record_of(plane: &Plane, identity: &Identity, name: &str) -> UserRecord {
     let json = plane
         .user(identity)
         .whoami(v1::Empty {})
@@ -505,7 +515,7 @@ async fn sessions_of_an_agent_not_heard_of_for_a_day_end_until_it_says_otherwise
     assert_eq!(of(&listed, lost)["close_reason"], "agent_lost");
     assert!(of(&listed, lost)["end"].is_string());
     assert!(of(&listed, kept)["end"].is_null());
-    let records = plane.context.store.session_records(lost).await.unwrap();
+    let records = plane.context.store.session_records(lost, 0, 1000).await.unwrap();
     let end: Value = serde_json::from_slice(&records[1].bytes).unwrap();
     assert_eq!(
         (&end["event"], &end["source"]),

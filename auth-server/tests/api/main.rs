@@ -9,6 +9,7 @@
 mod authorization;
 mod backend;
 mod break_glass;
+mod erasing;
 mod first_start;
 mod harness;
 mod ingest;
@@ -17,6 +18,7 @@ mod listening;
 mod locking;
 mod payloads;
 mod policy;
+mod recordings;
 mod renewal;
 mod restoring;
 mod services;

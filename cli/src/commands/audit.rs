@@ -1,9 +1,10 @@
-//! `iapctl audit search EXPR`.
+//! `iapctl audit search EXPR`, and how a record reads on one line.
 
 use clap::{Args, Subcommand};
 use iap_proto::v1;
 use serde_json::Value;
 
+use super::erase::{self, EraseArguments};
 use super::records;
 use crate::api;
 use crate::arguments::Output;
@@ -19,6 +20,8 @@ pub enum AuditCommand {
     #[command(after_help = "Examples:\n  iapctl audit search db-prod\n  \
         iapctl audit search 'event == \"session.denied\" && user.name == \"bob@example.com\"'")]
     Search(SearchArguments),
+    /// Erase what records hold beside them (statements, command lines, paths), and recordings. Needs audit.erase
+    Erase(EraseArguments),
 }
 
 /// `audit search`.
@@ -41,7 +44,13 @@ pub struct SearchArguments {
 }
 
 pub(super) async fn run(command: AuditCommand, context: &Context) -> anyhow::Result<ExitStatus> {
-    let AuditCommand::Search(arguments) = command;
+    match command {
+        AuditCommand::Search(arguments) => search(arguments, context).await,
+        AuditCommand::Erase(arguments) => erase::run(arguments, context).await,
+    }
+}
+
+async fn search(arguments: SearchArguments, context: &Context) -> anyhow::Result<ExitStatus> {
     let request = v1::AuditSearchRequest {
         expression: expression(&arguments.expression),
         limit: arguments.limit,
@@ -86,6 +95,8 @@ pub(super) fn line(record: &Value) -> String {
         "decision.rule",
         "close_reason",
         "reason",
+        "payloads",
+        "recordings",
         "operation",
         "path",
         "target",
@@ -116,8 +127,22 @@ pub(super) fn line(record: &Value) -> String {
             parts.push(format!("{short}={value}"));
         }
     }
+    parts.push(erased(record));
     parts.retain(|part| !part.is_empty());
     printable(&parts.join(" "))
+}
+
+/// That what the record was about is there no more, and why.
+fn erased(record: &Value) -> String {
+    let by = records::text(record, "payload_erased.by");
+    if by.is_empty() {
+        return by;
+    }
+    let time = records::time(record, "payload_erased.time");
+    match records::text(record, "payload_erased.reason") {
+        reason if reason.is_empty() => format!("(content erased at {time} by {by})"),
+        reason => format!("(content erased at {time} by {by}: {reason})"),
+    }
 }
 
 #[cfg(test)]
@@ -150,6 +175,16 @@ mod tests {
             line(&record),
             "S1031I session.file operation=rename path=/a target=/b"
         );
+    }
+
+    #[test]
+    fn a_record_whose_content_was_erased_says_so() {
+        let mut record = json!({ "code": "S1021I", "event": "session.statement", "payload_erased":
+            { "time": "2026-11-22T14:03:07.123Z", "by": "admin@example.com", "reason": "asked\nfor" } });
+        let expected = "S1021I session.statement (content erased at 2026-11-22 14:03:07 by admin@example.com";
+        assert_eq!(line(&record), format!("{expected}: asked\\nfor)"));
+        record["payload_erased"]["reason"] = "".into();
+        assert_eq!(line(&record), format!("{expected})"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `iapctl ca export`: what a service's backend is told to trust.
+//! `iapctl ca export`: what a service's backend is told to trust; `ca sign-host-key` has its own file.
 
 use anyhow::Context as _;
 use clap::{Subcommand, ValueEnum};
@@ -7,6 +7,7 @@ use iap_proto::v1;
 use iap_runtime::tls::certificates_to_pem;
 use serde_json::json;
 
+use super::sign_host_key::{self, SignHostKeyArguments};
 use crate::api;
 use crate::arguments::Output;
 use crate::context::Context;
@@ -31,6 +32,8 @@ pub enum CaCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Certify the key of a service's SSH server, so that nobody is asked about its fingerprint. Needs ca.sign
+    SignHostKey(SignHostKeyArguments),
 }
 
 /// The authorities that a service has for itself.
@@ -55,11 +58,22 @@ impl Kind {
 }
 
 pub(super) async fn run(command: CaCommand, context: &Context) -> anyhow::Result<ExitStatus> {
-    let CaCommand::Export {
-        service,
-        kind,
-        output,
-    } = command;
+    match command {
+        CaCommand::Export {
+            service,
+            kind,
+            output,
+        } => export(service, kind, output, context).await,
+        CaCommand::SignHostKey(arguments) => sign_host_key::run(arguments, context).await,
+    }
+}
+
+async fn export(
+    service: String,
+    kind: Kind,
+    output: Output,
+    context: &Context,
+) -> anyhow::Result<ExitStatus> {
     let name = api::service_name(&service)?.to_string();
     let asked = v1::NameRequest { name };
     let reply = api::ask(context, async |auth| {

@@ -23,8 +23,11 @@ pub mod status;
 pub mod tokens;
 pub mod who_can;
 
+mod erase;
 mod play;
 mod records;
+mod sign_host_key;
+mod watch;
 
 use crate::arguments::Command;
 use crate::context::Context;

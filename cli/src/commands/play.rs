@@ -117,6 +117,9 @@ fn number(recording: &Value) -> u32 {
 }
 
 fn nothing(arguments: &PlayArguments, recordings: &[Value]) -> Failure {
+    if let Some(failure) = erased(arguments, recordings) {
+        return failure;
+    }
     let failure = match (arguments.recording, recordings.is_empty()) {
         (Some(number), false) => Failure::usage(format!("recording {number} of this session is not here")),
         (_, false) => Failure::usage("the recordings of this session have not arrived yet")
@@ -125,6 +128,24 @@ fn nothing(arguments: &PlayArguments, recordings: &[Value]) -> Failure {
             .because("only ssh services with inspect = true are"),
     };
     failure.next(format!("iapctl sessions show {}", arguments.id))
+}
+
+/// That the recording which is meant was erased.
+fn erased(arguments: &PlayArguments, recordings: &[Value]) -> Option<Failure> {
+    let is_meant = |recording: &&Value| {
+        arguments
+            .recording
+            .is_none_or(|wanted| number(recording) == wanted)
+    };
+    let is_erased = |recording: &&Value| !records::text(recording, "erased.by").is_empty();
+    let recording = recordings.iter().filter(is_meant).find(is_erased)?;
+    let (time, by) = (
+        records::time(recording, "erased.time"),
+        records::text(recording, "erased.by"),
+    );
+    let what = format!("recording {} was erased at {time} by {by}", number(recording));
+    let failure = Failure::usage(neutralised(&what));
+    Some(failure.because(neutralised(&records::text(recording, "erased.reason"))))
 }
 
 /// What is played must be what the agent has put on record when it was over.
@@ -260,19 +281,21 @@ async fn play(source: &mut Source, arguments: &PlayArguments, context: &Context)
     target.flush().context("cannot write the recording")
 }
 
-fn announce(header: &Header, paced: bool, context: &Context) {
-    if !paced {
-        return;
-    }
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
-    let is_small = size
-        .is_some_and(|size| u32::from(size.ws_col) < header.width || u32::from(size.ws_row) < header.height);
-    if is_small {
+pub(super) fn announce(header: &Header, paced: bool, context: &Context) {
+    if paced && !fits((header.width, header.height)) {
         context.printer.talk(&format!(
             "This terminal is smaller than the recorded one ({}x{}).",
             header.width, header.height
         ));
     }
+}
+
+/// Whether this terminal has room for one of that size.
+pub(super) fn fits((columns, rows): (u32, u32)) -> bool {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    size.map_or(true, |size| {
+        u32::from(size.ws_col) >= columns && u32::from(size.ws_row) >= rows
+    })
 }
 
 /// When each event is due.
@@ -302,10 +325,10 @@ impl Pace {
 }
 
 /// What the recorded program asked its terminal, this one answers; nobody is to take that for typing.
-struct Quiet(Option<rustix::termios::Termios>);
+pub(super) struct Quiet(Option<rustix::termios::Termios>);
 
 impl Quiet {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
         let Ok(before) = tcgetattr(std::io::stdin()) else {
             return Self(None);
@@ -349,6 +372,30 @@ mod tests {
             .map(|at| pace.due(Duration::from_secs(at)) - began)
             .collect();
         assert_eq!(due, [0, 1, 3].map(Duration::from_secs));
+    }
+
+    #[test]
+    fn of_an_erased_recording_one_is_told_who_erased_it_and_why() {
+        let arguments = |recording: Option<u32>| PlayArguments {
+            id: "0198".to_owned(),
+            recording,
+            speed: 1.0,
+            idle_limit: 2,
+            from: None,
+            format: PlayFormat::Terminal,
+            output: None,
+        };
+        let recordings = [
+            json!({"recording": 1, "held_bytes": 5, "record": null, "erased": null}),
+            json!({"recording": 2, "held_bytes": 0, "record": null, "erased":
+                {"time": "2026-11-22T14:03:07.123Z", "by": "admin@example.com", "reason": "asked for"}}),
+        ];
+        let said = nothing(&arguments(Some(2)), &recordings).to_string();
+        assert_eq!(
+            said,
+            "recording 2 was erased at 2026-11-22 14:03:07 by admin@example.com: asked for"
+        );
+        assert!(erased(&arguments(Some(1)), &recordings).is_none());
     }
 
     #[test]

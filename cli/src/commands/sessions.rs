@@ -1,4 +1,4 @@
-//! `iapctl sessions ls|show|play|kill`.
+//! `iapctl sessions ls|show|play|watch|kill`.
 
 use clap::{Args, Subcommand};
 use iap_identity::SessionId;
@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::play::PlayArguments;
+use super::watch::WatchArguments;
 use super::{audit, lock, records};
 use crate::api;
 use crate::arguments::Output;
@@ -34,6 +35,8 @@ pub enum SessionsCommand {
     },
     /// Replay what a terminal showed: in one's own sessions, or in anybody's with recording.read
     Play(PlayArguments),
+    /// Watch what a terminal shows while it does: in one's own sessions, or in anybody's with recording.read
+    Watch(WatchArguments),
     /// End a live session
     Kill {
         /// Its id
@@ -75,6 +78,7 @@ pub(super) async fn run(command: SessionsCommand, context: &Context) -> anyhow::
         SessionsCommand::Ls(arguments) => list(arguments, context).await,
         SessionsCommand::Show { id, output } => show(&id, output, context).await,
         SessionsCommand::Play(arguments) => super::play::run(arguments, context).await,
+        SessionsCommand::Watch(arguments) => super::watch::run(arguments, context).await,
         SessionsCommand::Kill { id, reason, output } => kill(&id, reason, output, context).await,
     }
 }
@@ -226,6 +230,12 @@ fn readable(session: &Value) -> String {
     for record in records {
         text.push_str(&format!("\n{}", audit::line(record)));
     }
+    if let Some(left_out @ 1..) = records::number(session, "left_out") {
+        let id = fact("session_id");
+        text.push_str(&format!(
+            "\n… and {left_out} more: iapctl audit search 'session_id == \"{id}\"'"
+        ));
+    }
     text
 }
 
@@ -285,6 +295,14 @@ mod tests {
             text.contains("Decision   allow by rule 'engineers' of policy version 3\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_is_too_much_to_show_is_counted() {
+        let text = readable(&json!({"session_id": "0198", "records": [], "left_out": 7}));
+        let expected = "… and 7 more: iapctl audit search 'session_id == \"0198\"'";
+        assert!(text.ends_with(expected), "{text}");
+        assert!(!readable(&json!({"session_id": "0198", "left_out": 0})).contains("more"));
     }
 
     #[test]

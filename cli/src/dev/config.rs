@@ -297,7 +297,7 @@ verbs = ["audit.read", "recording.read"]
 
 [[admin]]
 users = { groups = ["dev:admins"] }
-verbs = ["policy.write", "service.write", "token.write", "lock.write", "session.kill", "audit.read", "recording.read", "ca.rotate"]
+verbs = ["policy.write", "service.write", "token.write", "lock.write", "session.kill", "audit.read", "audit.erase", "recording.read", "ca.rotate", "ca.sign"]
 
 [[test]]
 user = { name = "alice@example.com", groups = ["dev:engineering"] }
@@ -324,7 +324,7 @@ verbs = ["audit.read", "recording.read"]
 
 [[admin]]
 users = { groups = ["dev:admins"] }
-verbs = ["policy.write", "service.write", "token.write", "lock.write", "session.kill", "audit.read", "recording.read", "ca.rotate"]
+verbs = ["policy.write", "service.write", "token.write", "lock.write", "session.kill", "audit.read", "audit.erase", "recording.read", "ca.rotate", "ca.sign"]
 "#;
 
 fn write(layout: &Layout, name: &str, text: &str) -> anyhow::Result<()> {

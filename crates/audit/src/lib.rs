@@ -16,6 +16,10 @@ pub use answer::carried;
 pub use chain::{Chain, ChainHead, LinkError, SealError, SourceId, verify_link};
 pub use event::{CloseReason, DecisionRecord, Effect, Event, Observed, RecordBody, UserRecord};
 pub use kind::EventKind;
-pub use payload::{PAYLOAD_BYTES_MAX, Payload, PayloadError, SALT_BYTES};
-pub use record::{GENESIS_HASH_HEX, RECORD_BYTES_MAX, Record, RecordError, RecordView, hash_hex};
+pub use payload::{
+    PAYLOAD_BYTES_MAX, PAYLOAD_LIST_FIELD, PAYLOAD_PLACE_FIELD, Payload, PayloadError, SALT_BYTES,
+};
+pub use record::{
+    GENESIS_HASH_HEX, RECORD_BYTES_MAX, Record, RecordError, RecordView, format_time, hash_hex,
+};
 pub use spool::{Scan, SpoolFrameError, SpoolReader};

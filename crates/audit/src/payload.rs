@@ -1,4 +1,4 @@
-//! What a record is about and does not hold itself: statements, parameters, whatever must be erasable one by one.
+//! What a record is about and does not hold itself: statements, parameters, whatever must be erasable.
 //!
 //! The record, which is chained, carries SHA-256(32-byte salt ‖ payload) and the payload's length. Salt and payload travel
 //! and lie beside it. Once both are erased nothing about them can be found out from the record, by guessing either, and the
@@ -14,6 +14,10 @@ use crate::record::{RECORD_BYTES_MAX, RecordView};
 pub const PAYLOAD_HASH_FIELD: &str = "payload_sha256";
 /// The field with the payload's length.
 pub const PAYLOAD_LENGTH_FIELD: &str = "payload_bytes";
+/// The field of a payload that lists what happened one after the other, each a row of its own to whoever reads.
+pub const PAYLOAD_LIST_FIELD: &str = "statements";
+/// What such a row has beside the record's and its own fields: its place in the list, from 1.
+pub const PAYLOAD_PLACE_FIELD: &str = "statement_number";
 /// Bytes of a salt.
 pub const SALT_BYTES: usize = 32;
 /// The most one payload may take, so that it fits where a record fits.
@@ -125,16 +129,35 @@ impl Payload {
         Self::from_parts(salt, bytes.to_vec())
     }
 
-    /// The record's fields with the payload's among them. The record's own count where both have one.
+    /// How a record reads with what lies beside it: the payload's fields among the record's, once for each entry of its
+    /// [list](PAYLOAD_LIST_FIELD) where it has one. The record's own count where both have one.
     #[must_use]
-    pub fn merged_into(bytes: &[u8], mut record: Map<String, Value>) -> Map<String, Value> {
-        if let Ok(fields) = serde_json::from_slice::<Map<String, Value>>(bytes) {
-            for (name, value) in fields {
-                record.entry(name).or_insert(value);
+    pub fn rows(payload: Option<&[u8]>, record: Map<String, Value>) -> Vec<Map<String, Value>> {
+        let fields = payload.and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(bytes).ok());
+        let Some(mut fields) = fields else {
+            return vec![record];
+        };
+        let Some(Value::Array(list)) = fields.remove(PAYLOAD_LIST_FIELD) else {
+            return vec![merged(record, fields)];
+        };
+        let record = merged(record, fields);
+        let row = |(place, entry): (usize, Value)| {
+            let mut row = record.clone();
+            row.insert(PAYLOAD_PLACE_FIELD.to_owned(), (place + 1).into());
+            match entry {
+                Value::Object(fields) => merged(row, fields),
+                other => merged(row, Map::from_iter([("entry".to_owned(), other)])),
             }
-        }
-        record
+        };
+        list.into_iter().enumerate().map(row).collect()
     }
+}
+
+fn merged(mut record: Map<String, Value>, fields: Map<String, Value>) -> Map<String, Value> {
+    for (name, value) in fields {
+        record.entry(name).or_insert(value);
+    }
+    record
 }
 
 impl std::fmt::Debug for Payload {
@@ -185,17 +208,44 @@ mod tests {
         }
     }
 
+    fn rows(payload: &str, record: Value) -> Value {
+        let record = record.as_object().unwrap().clone();
+        Payload::rows(Some(payload.as_bytes()), record)
+            .into_iter()
+            .map(Value::Object)
+            .collect()
+    }
+
     #[test]
     fn a_payload_cannot_take_the_place_of_what_the_record_says() {
-        let record = json!({"user": "alice", "event": "e"})
-            .as_object()
-            .unwrap()
-            .clone();
-        let merged = Payload::merged_into(br#"{"user": "bob", "statement": "x"}"#, record);
-        assert_eq!(
-            Value::Object(merged),
-            json!({"user": "alice", "event": "e", "statement": "x"})
+        let read = rows(
+            r#"{"user": "bob", "statement": "x"}"#,
+            json!({"user": "alice", "event": "e"}),
         );
+        assert_eq!(read, json!([{"user": "alice", "event": "e", "statement": "x"}]));
+        let read = rows(
+            r#"{"statements": [{"user": "bob", "statement_number": 7}]}"#,
+            json!({"user": "alice"}),
+        );
+        assert_eq!(read, json!([{"user": "alice", "statement_number": 1}]));
+    }
+
+    #[test]
+    fn each_entry_of_a_list_is_a_row_and_nothing_is_one_too() {
+        let read = rows(
+            r#"{"statements": [{"statement": "x"}, {"statement": "y"}, 3]}"#,
+            json!({"id": 1, "statements": 3}),
+        );
+        let expected = json!([
+            {"id": 1, "statements": 3, "statement_number": 1, "statement": "x"},
+            {"id": 1, "statements": 3, "statement_number": 2, "statement": "y"},
+            {"id": 1, "statements": 3, "statement_number": 3, "entry": 3},
+        ]);
+        assert_eq!(read, expected);
+        let record = json!({"id": 1}).as_object().unwrap().clone();
+        for payload in [None, Some(&b"no JSON"[..])] {
+            assert_eq!(Payload::rows(payload, record.clone()), vec![record.clone()]);
+        }
     }
 
     #[test]

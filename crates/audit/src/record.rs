@@ -40,7 +40,7 @@ pub fn hash_hex(bytes: &[u8]) -> String {
 }
 
 /// RFC 3339 in UTC with milliseconds.
-pub(crate) fn format_time(time: OffsetDateTime) -> String {
+pub fn format_time(time: OffsetDateTime) -> String {
     let time = time.to_offset(time::UtcOffset::UTC);
     let date = time.date();
     format!(

@@ -7,9 +7,10 @@
 )]
 
 use iap_identity::backend::{
-    BACKEND_CERTIFICATE_LIFE_MAX, ClientCa, ClientLeaf, ClientLeafError, ClientLeafIssueError, SshAuthority,
-    SshCertificate, SshCertificateError, SshCertificateKind, SshExtension, SshIssueError, SshProfile,
-    issue_client_leaf, issue_ssh_certificate, self_signed_client_ca, ssh_public_key,
+    BACKEND_CERTIFICATE_LIFE_MAX, ClientCa, ClientLeaf, ClientLeafError, ClientLeafIssueError,
+    SSH_HOST_CERTIFICATE_LIFE_MAX, SshAuthority, SshCertificate, SshCertificateError, SshCertificateKind,
+    SshExtension, SshIssueError, SshProfile, issue_client_leaf, issue_ssh_certificate, self_signed_client_ca,
+    ssh_public_key,
 };
 use iap_identity::{
     Class, ClassSet, ClusterName, LoginName, Request, ServiceName, certificate_request, verify_client,
@@ -261,6 +262,26 @@ fn an_ssh_certificate_says_who_may_be_what_from_where_for_how_long() {
         authority
     );
     assert!(authority.fingerprint().starts_with("SHA256:"));
+}
+
+#[test]
+fn a_servers_certificate_may_live_for_a_year_and_a_users_for_a_day() {
+    let signer = ed25519();
+    let host = SshProfile {
+        kind: SshCertificateKind::Host,
+        source_addresses: Vec::new(),
+        extensions: Vec::new(),
+        life: Duration::days(1000),
+        ..profile(&["web-1.iap.example.com"])
+    };
+    let issued = ssh(&host, &signer).unwrap();
+    assert_eq!(issued.not_after(), now() + SSH_HOST_CERTIFICATE_LIFE_MAX);
+    let user = SshProfile {
+        life: Duration::days(1000),
+        ..profile(&["alice"])
+    };
+    let issued = ssh(&user, &signer).unwrap();
+    assert_eq!(issued.not_after(), now() + BACKEND_CERTIFICATE_LIFE_MAX);
 }
 
 #[test]

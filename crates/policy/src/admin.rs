@@ -39,12 +39,18 @@ pub enum Verb {
     /// Read the audit log and everybody's sessions, statements included.
     #[serde(rename = "audit.read")]
     AuditRead,
+    /// Erase what lies beside audit records: statements, command lines, recordings.
+    #[serde(rename = "audit.erase")]
+    AuditErase,
     /// Read recordings.
     #[serde(rename = "recording.read")]
     RecordingRead,
     /// Rotate certificate authorities.
     #[serde(rename = "ca.rotate")]
     CaRotate,
+    /// Certify keys that others hold.
+    #[serde(rename = "ca.sign")]
+    CaSign,
 }
 
 /// A word that is no verb.
@@ -54,7 +60,7 @@ pub struct VerbError(String);
 
 impl Verb {
     /// All verbs.
-    pub const ALL: [Verb; 10] = [
+    pub const ALL: [Verb; 12] = [
         Verb::PolicyRead,
         Verb::PolicyWrite,
         Verb::ServiceWrite,
@@ -63,8 +69,10 @@ impl Verb {
         Verb::SessionKill,
         Verb::InventoryRead,
         Verb::AuditRead,
+        Verb::AuditErase,
         Verb::RecordingRead,
         Verb::CaRotate,
+        Verb::CaSign,
     ];
 
     /// Its name in documents, records and messages.
@@ -79,8 +87,10 @@ impl Verb {
             Verb::SessionKill => "session.kill",
             Verb::InventoryRead => "inventory.read",
             Verb::AuditRead => "audit.read",
+            Verb::AuditErase => "audit.erase",
             Verb::RecordingRead => "recording.read",
             Verb::CaRotate => "ca.rotate",
+            Verb::CaSign => "ca.sign",
         }
     }
 
@@ -104,17 +114,24 @@ impl Verb {
             | Verb::SessionKill
             | Verb::InventoryRead
             | Verb::AuditRead
+            | Verb::AuditErase
             | Verb::RecordingRead
-            | Verb::CaRotate => None,
+            | Verb::CaRotate
+            | Verb::CaSign => None,
         }
     }
 
-    /// Whether it changes policy, tokens, CAs or locks, and so needs a login no older than
+    /// Whether it changes policy, tokens, CAs or locks, or takes evidence away, and so needs a login no older than
     /// [`crate::limits::ADMIN_AUTH_AGE_SECONDS_MAX`].
     #[must_use]
     pub fn needs_recent_auth(self) -> bool {
         match self {
-            Verb::PolicyWrite | Verb::TokenWrite | Verb::LockWrite | Verb::CaRotate => true,
+            Verb::PolicyWrite
+            | Verb::TokenWrite
+            | Verb::LockWrite
+            | Verb::AuditErase
+            | Verb::CaRotate
+            | Verb::CaSign => true,
             Verb::PolicyRead
             | Verb::ServiceWrite
             | Verb::SessionKill

@@ -5,6 +5,7 @@ use std::time::Duration;
 use iap_identity::LoginName;
 use serde::{Deserialize, Serialize};
 
+use crate::features::Features;
 use crate::step_up::StepUp;
 
 /// What the policy says to a question.
@@ -47,6 +48,7 @@ pub struct Grant {
     pub(crate) policy_version: u64,
     pub(crate) login: Option<LoginName>,
     pub(crate) limits: Limits,
+    pub(crate) features: Features,
     pub(crate) time_dependent: bool,
 }
 
@@ -73,6 +75,12 @@ impl Grant {
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// What the deciding rule allows beyond the usual.
+    #[must_use]
+    pub fn features(&self) -> &Features {
+        &self.features
     }
 
     /// Whether the mere passing of time can change this decision: some condition that matters here

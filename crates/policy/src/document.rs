@@ -18,6 +18,7 @@ pub(crate) struct RuleEntry {
     pub(crate) databases: Option<Vec<Located<String>>>,
     pub(crate) when: Option<Located<String>>,
     pub(crate) limits: Option<LimitsEntry>,
+    pub(crate) features: Option<Vec<Located<String>>>,
 }
 
 /// `users = {...}`.
@@ -182,6 +183,7 @@ fn read_rule(section: &Section<'_, '_>, number: usize, errors: &mut Errors) -> O
             "databases",
             "when",
             "limits",
+            "features",
         ],
         errors,
     );
@@ -202,6 +204,7 @@ fn read_rule(section: &Section<'_, '_>, number: usize, errors: &mut Errors) -> O
         databases: section.strings("databases", errors),
         when: section.string("when", errors),
         limits: read_limits(&section, errors),
+        features: section.strings("features", errors),
         name: name?,
     })
 }

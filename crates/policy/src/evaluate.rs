@@ -277,6 +277,7 @@ impl<'p, 'q> Deciding<'p, 'q> {
                 policy_version: self.policy.version,
                 login,
                 limits: matched.rule.limits,
+                features: matched.rule.features.clone(),
                 time_dependent: self.time_dependent(),
             }),
             None => Decision::Denial(self.denial_of(verdict, wanted)),

@@ -9,6 +9,7 @@ use crate::condition::Condition;
 use crate::condition::interpreter::Interpreter;
 use crate::decision::Limits;
 use crate::document::{Errors, LimitsEntry, Located, RuleEntry};
+use crate::features::Features;
 use crate::groups::{GroupNumber, GroupTable, NamedGroup};
 use crate::options::Connectors;
 use crate::selector::{ServiceSelector, UserSelector};
@@ -55,6 +56,7 @@ pub(crate) struct Rule {
     pub(crate) databases: Targets,
     pub(crate) condition: Option<RuleCondition>,
     pub(crate) limits: Limits,
+    pub(crate) features: Features,
 }
 
 /// Turns entries into rules. Equal conditions are compiled once.
@@ -99,6 +101,7 @@ impl<'a> RuleReader<'a> {
             .as_ref()
             .and_then(|when| self.condition(&what, when, errors));
         let limits = read_limits(&what, entry.limits.as_ref(), effect, errors);
+        let features = Features::read(&what, entry.features.as_deref(), effect, errors);
         let gives = effect == Some(Effect::Allow);
         let users = entry
             .users
@@ -118,6 +121,7 @@ impl<'a> RuleReader<'a> {
             databases,
             condition,
             limits,
+            features,
         })
     }
 

@@ -57,7 +57,17 @@ fn verbs_that_change_policy_tokens_authorities_or_locks_need_a_recent_login() {
         .filter(|verb| verb.needs_recent_auth())
         .map(Verb::as_str)
         .collect();
-    assert_eq!(recent, ["policy.write", "token.write", "lock.write", "ca.rotate"]);
+    assert_eq!(
+        recent,
+        [
+            "policy.write",
+            "token.write",
+            "lock.write",
+            "audit.erase",
+            "ca.rotate",
+            "ca.sign"
+        ]
+    );
 }
 
 #[test]

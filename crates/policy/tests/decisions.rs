@@ -12,7 +12,7 @@ mod support;
 use std::time::Duration;
 
 use iap_identity::Class;
-use iap_policy::{Connectors, Decision, DenialCode, Grant, Policy, Protocol, UserFacts};
+use iap_policy::{Connectors, Decision, DenialCode, Feature, Grant, Policy, Protocol, UserFacts};
 use support::{Ask, ask, grant, load, load_as, now, on_big_stack, service, user, with_condition};
 
 const STAGING: &str = r#"
@@ -25,6 +25,7 @@ logins    = ["readonly", "{{user.local}}"]
 databases = ["*"]
 when      = 'user.auth_age < duration("4h") && !in_cidr(client.ip, ["203.0.113.0/24"])'
 limits    = { session = "8h", idle = "30m" }
+features  = ["postgres.options"]
 
 [[rule]]
 name     = "contractors stay out"
@@ -71,6 +72,8 @@ fn a_matching_allow_rule_grants_and_states_its_limits() {
         assert_eq!(grant.login().unwrap().as_str(), "readonly");
         assert_eq!(grant.limits().session, Some(Duration::from_secs(8 * 3600)));
         assert_eq!(grant.limits().idle, Some(Duration::from_secs(30 * 60)));
+        assert!(grant.features().has(Feature::PostgresOptions));
+        assert!(!grant.features().has(Feature::PostgresReplication));
         assert!(grant.time_dependent());
     });
 }

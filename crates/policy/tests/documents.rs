@@ -71,6 +71,23 @@ verbs = ["policy.own"]
 }
 
 #[test]
+fn features_are_named_exactly_and_not_taken_away() {
+    let rule = |effect: &str, feature: &str| {
+        format!(
+            "[[rule]]\nname = \"a\"\neffect = {effect:?}\nusers = {{ names = [\"*\"] }}\nservices = {{ names = [\"*\"] }}\nfeatures = [{feature:?}]"
+        )
+    };
+    let found = errors(&rule("allow", "ssh.shell"));
+    let expected = "line 6: rule \"a\": \"ssh.shell\" is no feature; allowed are \"postgres.options\", \"postgres.replication\", \"ssh.port_forwarding\"";
+    assert!(found.contains(expected), "{found}");
+    let found = errors(&rule("deny", "postgres.options"));
+    assert!(
+        found.contains("line 6: rule \"a\": a deny rule has no `features`"),
+        "{found}"
+    );
+}
+
+#[test]
 fn what_is_not_toml_is_refused_with_its_line() {
     let found = errors("[[rule]]\nname = \"a\"\neffect = = \"allow\"\n");
     assert!(found.starts_with("line 3: not TOML: "), "{found}");

@@ -59,14 +59,29 @@ fn masked(sql: &str, backslash: Backslash) -> String {
     out
 }
 
+/// Whether there is anything to be looked at more closely. Every statement is asked this.
 fn may_hold_password(sql: &str) -> bool {
-    let bytes = sql.as_bytes();
-    let has = |needle: &[u8]| {
-        bytes
-            .windows(needle.len())
-            .any(|window| window.eq_ignore_ascii_case(needle))
-    };
-    has(b"pass") || has(b"pwd") || has(b"://") || ROLES.iter().any(|role| has(role.as_bytes()))
+    let mut rest = sql.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        let continued: &[&str] = match first.to_ascii_lowercase() {
+            b'p' => &["ass", "wd"],
+            b':' => &["//"],
+            b'r' => &["ole"],
+            b'u' => &["ser"],
+            b'g' => &["roup"],
+            _ => &[],
+        };
+        let starts = |text: &&str| {
+            behind
+                .get(..text.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(text.as_bytes()))
+        };
+        if continued.iter().any(starts) {
+            return true;
+        }
+        rest = behind;
+    }
+    false
 }
 
 fn mask_statements(sql: &str, backslash: Backslash, depth: usize, out: &mut String) {

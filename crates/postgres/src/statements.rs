@@ -83,6 +83,14 @@ pub enum Outcome {
     Unanswered,
 }
 
+impl Outcome {
+    /// Whether the backend refused it.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
+}
+
 /// Data that went by in COPY.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Copied {

@@ -26,3 +26,4 @@ mod refusals;
 mod resume;
 mod reviews;
 mod sessions;
+mod watching;

@@ -14,6 +14,8 @@ use crate::{Background, Ran};
 const SERVER: &str = "/usr/sbin/sshd";
 /// What a server of root's chroots into; units make it.
 const EMPTY_FOLDER: &str = "/run/sshd";
+/// What its log has each time it is ready.
+const LISTENS: &str = "Server listening";
 const START_SECONDS_MAX: u64 = 10;
 
 /// Ended when dropped.
@@ -69,28 +71,30 @@ impl Sshd {
             folder: folder.to_owned(),
             server,
         };
-        let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
-        let said = || std::fs::read_to_string(&log).unwrap_or_default();
-        while !said().contains("Server listening") {
-            ensure!(Instant::now() < deadline, "sshd: {}", said());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        started.wait_until_it_listens(1)?;
         Ok(started)
     }
 
-    /// Adds lines to its configuration, and has it read that and its keys again.
+    /// Has it read its configuration again, with these lines added.
     ///
     /// # Errors
     /// When it does not listen again.
-    pub fn configure(&self, more: &str) -> anyhow::Result<()> {
-        use std::io::Write as _;
-        let listens = || self.log().matches("Server listening").count();
-        let before = listens();
+    pub fn reload_with(&self, more: &str) -> anyhow::Result<()> {
         let config = self.folder.join("sshd.conf");
-        let mut file = std::fs::File::options().append(true).open(&config)?;
-        file.write_all(more.as_bytes())?;
+        let text = std::fs::read_to_string(&config)? + more;
+        std::fs::write(&config, text)?;
+        let before = self.log().matches(LISTENS).count();
         kill_process(Pid::from_child(&self.server.0), Signal::HUP)?;
-        crate::wait_until("sshd listens again", || Ok(listens() > before))
+        self.wait_until_it_listens(before + 1)
+    }
+
+    fn wait_until_it_listens(&self, times: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(START_SECONDS_MAX);
+        while self.log().matches(LISTENS).count() < times {
+            ensure!(Instant::now() < deadline, "sshd: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// What it has said so far.

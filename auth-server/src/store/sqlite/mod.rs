@@ -1,7 +1,9 @@
 //! The default engine: one SQLite file in WAL mode, one writer whose transactions begin `IMMEDIATE`,
-//! and a pool of readers. `synchronous=FULL`: what has been committed survives a power cut.
+//! and a pool of readers. `synchronous=FULL`: what has been committed survives a power cut. `secure_delete=ON`: what
+//! has been deleted is overwritten.
 
 mod columns;
+mod erasures;
 mod grants;
 mod inventory;
 mod joining;
@@ -27,7 +29,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Every change of the schema, in order: number, what it does, the statements. What has been released is
 /// never edited again.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 8] = [
     (1, "initial", include_str!("../../../migrations/0001_initial.sql")),
     (
         2,
@@ -50,6 +52,16 @@ const MIGRATIONS: [(i64, &str, &str); 6] = [
         "payloads",
         include_str!("../../../migrations/0030_payloads.sql"),
     ),
+    (
+        32,
+        "erasures",
+        include_str!("../../../migrations/0032_erasures.sql"),
+    ),
+    (
+        33,
+        "erased recordings",
+        include_str!("../../../migrations/0033_erased_recordings.sql"),
+    ),
 ];
 
 /// The store in one SQLite file.
@@ -68,6 +80,7 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            .pragma("secure_delete", "ON")
             .busy_timeout(BUSY_TIMEOUT);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)

@@ -3,12 +3,13 @@
 use async_trait::async_trait;
 use iap_identity::SessionId;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
+use sqlx::{QueryBuilder, Sqlite, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::SqliteStore;
 use super::columns::{Columns, integer, milliseconds};
+use super::erasures::erasure_from;
 use crate::store::{
     Appended, Fault, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
     StoreError, StoredRecord,
@@ -20,8 +21,15 @@ fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
         seq: columns.number("seq")?,
         bytes: columns.bytes("bytes")?,
         payload: columns.bytes_or_none("payload")?,
+        erasure: erasure_from(&columns)?,
     })
 }
+
+/// Everything that a [`StoredRecord`] tells.
+const STORED: &str = "SELECT seq, records.bytes, payloads.bytes AS payload,
+    erasure_id, erasures.at AS erased_at, by_name, reason AS erased_because
+    FROM records LEFT JOIN payloads USING (seq)
+    LEFT JOIN erased_payloads USING (seq) LEFT JOIN erasures USING (erasure_id)";
 
 fn session_from(row: &SqliteRow) -> Result<SessionRow, StoreError> {
     let columns = Columns::new("session", row);
@@ -206,27 +214,46 @@ impl RecordStore for SqliteStore {
     }
 
     async fn records(&self, range: RecordRange, limit: u32) -> Result<Vec<StoredRecord>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT seq, records.bytes, payloads.bytes AS payload FROM records LEFT JOIN payloads USING (seq)
-             WHERE seq < ? AND time >= ? AND time <= ? ORDER BY seq DESC LIMIT ?",
-        )
-        .bind(integer(range.before_seq))
-        .bind(milliseconds(range.since))
-        .bind(milliseconds(range.until))
-        .bind(i64::from(limit))
-        .fetch_all(&self.readers)
-        .await?;
+        let mut query = QueryBuilder::<Sqlite>::new(STORED);
+        query.push(" WHERE seq < ").push_bind(integer(range.before_seq));
+        query.push(" AND time >= ").push_bind(milliseconds(range.since));
+        query.push(" AND time <= ").push_bind(milliseconds(range.until));
+        query
+            .push(" ORDER BY seq DESC LIMIT ")
+            .push_bind(i64::from(limit));
+        let rows = query.build().fetch_all(&self.readers).await?;
         rows.iter().map(stored_from).collect()
     }
 
-    async fn session_records(&self, id: SessionId) -> Result<Vec<StoredRecord>, StoreError> {
-        let rows = sqlx::query(
-            "SELECT seq, records.bytes, payloads.bytes AS payload FROM records LEFT JOIN payloads USING (seq)
-             WHERE session_id = ? ORDER BY seq",
-        )
-        .bind(id.as_bytes().as_slice())
-        .fetch_all(&self.readers)
-        .await?;
+    async fn session_records(
+        &self,
+        id: SessionId,
+        after_seq: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(STORED);
+        query
+            .push(" WHERE session_id = ")
+            .push_bind(id.as_bytes().as_slice());
+        query.push(" AND seq > ").push_bind(integer(after_seq));
+        query.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit));
+        let rows = query.build().fetch_all(&self.readers).await?;
+        rows.iter().map(stored_from).collect()
+    }
+
+    async fn session_records_of_kind(
+        &self,
+        id: SessionId,
+        event: &str,
+        limit: u32,
+    ) -> Result<Vec<StoredRecord>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(STORED);
+        query
+            .push(" WHERE session_id = ")
+            .push_bind(id.as_bytes().as_slice());
+        query.push(" AND event = ").push_bind(event);
+        query.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit));
+        let rows = query.build().fetch_all(&self.readers).await?;
         rows.iter().map(stored_from).collect()
     }
 

@@ -8,6 +8,7 @@
 mod client_ca;
 mod client_leaf;
 mod ssh;
+mod ssh_host_key;
 mod ssh_issue;
 
 use time::Duration;
@@ -17,7 +18,10 @@ pub use client_leaf::{ClientLeaf, ClientLeafError, ClientLeafIssueError, issue_c
 pub use ssh::{
     SSH_PRINCIPALS_MAX, SshAuthority, SshCertificate, SshCertificateError, SshCertificateKind, SshExtension,
 };
+pub use ssh_host_key::{SshHostKey, SshHostKeyError};
 pub use ssh_issue::{SshIssueError, SshProfile, issue_ssh_certificate, ssh_public_key};
 
 /// The longest any certificate for a backend lives.
 pub const BACKEND_CERTIFICATE_LIFE_MAX: Duration = Duration::hours(24);
+/// The longest a certificate for a server that shows it lives. Servers that are not ours cannot renew it.
+pub const SSH_HOST_CERTIFICATE_LIFE_MAX: Duration = Duration::days(366);

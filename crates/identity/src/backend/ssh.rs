@@ -10,7 +10,7 @@ use ssh_key::public::KeyData;
 use ssh_key::{Algorithm, Certificate, EcdsaCurve, HashAlg, PublicKey};
 use time::{Duration, OffsetDateTime};
 
-use super::BACKEND_CERTIFICATE_LIFE_MAX;
+use super::{BACKEND_CERTIFICATE_LIFE_MAX, SSH_HOST_CERTIFICATE_LIFE_MAX};
 use crate::issue::CLOCK_SKEW;
 
 /// Most principals of one certificate. OpenSSH takes 256.
@@ -28,6 +28,16 @@ pub enum SshCertificateKind {
     User,
     /// A host that is logged in to.
     Host,
+}
+
+impl SshCertificateKind {
+    /// The longest a certificate of the kind lives.
+    pub const fn life_max(self) -> Duration {
+        match self {
+            Self::User => BACKEND_CERTIFICATE_LIFE_MAX,
+            Self::Host => SSH_HOST_CERTIFICATE_LIFE_MAX,
+        }
+    }
 }
 
 /// What a user's certificate permits beyond running commands.
@@ -145,7 +155,7 @@ impl SshCertificate {
         check_signature(&certificate, authority)?;
         check_kind(&certificate, kind)?;
         check_form(&certificate, kind)?;
-        let not_after = check_period(&certificate, now)?;
+        let not_after = check_period(&certificate, kind.life_max(), now)?;
         Ok(Self {
             certificate,
             not_after,
@@ -308,6 +318,7 @@ fn check_form(certificate: &Certificate, kind: SshCertificateKind) -> Result<(),
 /// The end. PROTOCOL.certkeys: valid after ≤ now < valid before.
 fn check_period(
     certificate: &Certificate,
+    life_max: Duration,
     now: OffsetDateTime,
 ) -> Result<OffsetDateTime, SshCertificateError> {
     let time = |seconds: u64| {
@@ -318,8 +329,10 @@ fn check_period(
     else {
         return Err(SshCertificateError::Profile("it has no end"));
     };
-    if until - from > BACKEND_CERTIFICATE_LIFE_MAX + CLOCK_SKEW + Duration::SECOND {
-        return Err(SshCertificateError::Profile("it lives for more than 24 h"));
+    if until - from > life_max + CLOCK_SKEW + Duration::SECOND {
+        return Err(SshCertificateError::Profile(
+            "it lives longer than certificates of its kind may",
+        ));
     }
     match from <= now && now < until {
         true => Ok(until),

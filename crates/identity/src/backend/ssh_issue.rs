@@ -8,7 +8,6 @@ use ssh_key::public::{EcdsaPublicKey, Ed25519PublicKey, KeyData};
 use ssh_key::{Algorithm, Certificate, Signature};
 use time::{Duration, OffsetDateTime};
 
-use super::BACKEND_CERTIFICATE_LIFE_MAX;
 use super::ssh::{
     SOURCE_ADDRESS, SshAuthority, SshCertificate, SshCertificateError, SshCertificateKind, SshExtension,
     is_principal, source_address_option,
@@ -30,7 +29,7 @@ pub struct SshProfile {
     pub source_addresses: Vec<IpAddr>,
     /// What it permits. For users alone.
     pub extensions: Vec<SshExtension>,
-    /// How long it lives, at most [`BACKEND_CERTIFICATE_LIFE_MAX`].
+    /// How long it lives, at most [`SshCertificateKind::life_max`].
     pub life: Duration,
 }
 
@@ -88,7 +87,7 @@ pub fn issue_ssh_certificate(
         return Err(SshIssueError::Principals);
     }
     let seconds = |time: OffsetDateTime| u64::try_from(time.unix_timestamp()).unwrap_or(0);
-    let life = profile.life.min(BACKEND_CERTIFICATE_LIFE_MAX);
+    let life = profile.life.min(profile.kind.life_max());
     if life <= Duration::ZERO {
         return Err(SshIssueError::Over);
     }

@@ -2,6 +2,7 @@
 //! cluster's certificates, and the material one shows.
 
 mod connection;
+mod end_point;
 mod hello;
 mod known;
 mod material;
@@ -17,6 +18,7 @@ pub use connection::{
     ClientStream, HandshakeError, ServerStream, Unanswered, alert_behind, alert_received, answer,
     client_config, connect, farewell, handshake, server_config, web_server_config,
 };
+pub use end_point::server_end_point;
 pub use hello::{
     ClientHelloError, ClientHelloFacts, ClientHelloLimits, accept, alert_record, peek, send_alert,
 };

@@ -6,12 +6,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use iap_postgres::{
-    Authentication, ChannelBinding, ErrorFields, Login, LoginError, LoginStep, Method, Startup, encode,
-};
+use iap_postgres::{Authentication, ErrorFields, Login, LoginError, LoginStep, Method, Startup, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::secure::SecureError;
+use super::secure::{self, SecureError};
 use super::settings::{Announce, PostgresSettings};
 use crate::backend::BackendStream;
 use crate::session::Target;
@@ -91,7 +89,7 @@ pub(super) async fn log_in(
     };
     let authentication = Authentication {
         method,
-        channel: ChannelBinding::Absent,
+        channel: secure::channel(backend),
         nonce: nonce()?,
     };
     let first = startup_message(startup, target, user, &settings.announce);

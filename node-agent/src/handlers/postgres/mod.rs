@@ -11,6 +11,7 @@ mod secure;
 mod settings;
 mod startup;
 mod tap;
+mod told;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +89,7 @@ pub(super) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         },
     };
     let prepared = async {
-        startup::check(&startup, &local.postgres).map_err(|fatal| {
+        startup::check(&startup, &live.permit()).map_err(|fatal| {
             let detail = fatal.message.clone();
             Refused::new(fatal, Ending::because(CloseReason::Policy, detail))
         })?;
@@ -241,7 +242,7 @@ impl Course<'_> {
         let mut attempt = self.live.attempt();
         attempt.login = Some(target.login.clone());
         attempt.database = Some(target.database.clone());
-        match gate.decide(attempt).await {
+        match gate.decide_on_trace(attempt, self.recorder).await {
             Ok(permit) => self.live.renew(permit),
             Err(refusal) => {
                 let user = facts.caller.record().name;

@@ -1,44 +1,68 @@
 //! Statements on record: in order, behind the session's back, and never far behind it.
 //!
-//! A statement is recorded when its answer has gone by. Its record waits in memory until the spool has synced it, with up
-//! to [`BEHIND_BYTES_MAX`] others; beyond that the client is not read on. A session's end is recorded behind the last of
-//! its statements.
+//! A statement is recorded when its answer has gone by, together with those that ended shortly before or after: one record
+//! tells of all of them. It waits in memory for that and until the spool has synced it, with up to [`BEHIND_BYTES_MAX`]
+//! others; beyond that the client is not read on. A session's end is recorded behind the last of its statements.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use iap_audit::{Event, Payload, SALT_BYTES};
-use iap_postgres::{Captured, Copied, Direction, Outcome, Parameters, Statement, Transaction};
-use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
+use iap_audit::{Event, PAYLOAD_BYTES_MAX};
+use iap_postgres::Statement;
+use time::OffsetDateTime;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use super::told::Told;
 use crate::journal::Journal;
 use crate::session::Live;
+use crate::session::scribe::beside_object;
 
 /// Statements that wait to be on record, by their texts, before a client is read on.
 const BEHIND_BYTES_MAX: usize = 4 << 20;
 /// What a statement without a text counts for.
 const STATEMENT_BYTES: usize = 256;
-/// Records handed to the spool at once.
-const RECORDS_AT_ONCE_MAX: usize = 256;
-/// A text that JSON makes too long for a payload is cut to this.
-const SHORT_TEXT_BYTES: usize = 16 * 1024;
+/// A session that is busy has a record so often, however much it does.
+const RECORD_EVERY: Duration = Duration::from_millis(100);
+/// But not later than when as much waits, by the statements' texts.
+const AT_ONCE_BYTES: usize = 1 << 20;
+/// A record tells of no more once its payload is so long: whoever reads it has all of it in memory.
+const PAYLOAD_BYTES: usize = 64 * 1024;
 
 /// Where a session's statements go.
 #[derive(Debug)]
 pub(super) struct Statements {
-    queue: mpsc::UnboundedSender<Statement>,
-    behind: Arc<Behind>,
+    waiting: Arc<Waiting>,
+    journal: Journal,
 }
 
-/// How much waits to be on record.
+/// What waits to be on record.
 #[derive(Debug, Default)]
-struct Behind {
-    bytes: AtomicUsize,
+struct Waiting {
+    queue: Mutex<Queue>,
+    /// Told when there is something, when there is much, and when nothing will be added.
+    writer: Notify,
     client: AtomicWaker,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    ended: Vec<Ended>,
+    /// Of these.
+    bytes: usize,
+    /// Of these, and of those that are being written.
+    unwritten: usize,
+    is_closed: bool,
+}
+
+/// A statement, and when it was over.
+#[derive(Debug)]
+struct Ended {
+    at: OffsetDateTime,
+    statement: Statement,
 }
 
 /// Writes a session's statements; over once all are on record and nobody can add to them.
@@ -46,48 +70,79 @@ pub(crate) type Writing = JoinHandle<()>;
 
 /// Begins to write the statements of a session; `base` is what is the same for each.
 pub(super) fn begin(journal: Journal, base: Event, live: Arc<Live>, required: bool) -> (Statements, Writing) {
-    let (queue, waiting) = mpsc::unbounded_channel();
-    let behind = Arc::new(Behind::default());
+    let waiting = Arc::new(Waiting::default());
     let writer = Writer {
-        journal,
+        journal: journal.clone(),
         base,
         live,
         required,
-        behind: Arc::clone(&behind),
+        waiting: Arc::clone(&waiting),
     };
-    let writing = tokio::spawn(writer.run(waiting));
-    (Statements { queue, behind }, writing)
+    let writing = tokio::spawn(writer.run());
+    (Statements { waiting, journal }, writing)
 }
 
 impl Statements {
     pub(super) fn write(&self, statements: Vec<Statement>) {
-        for statement in statements {
-            self.behind.bytes.fetch_add(weight(&statement), Ordering::Relaxed);
-            // Without a writer the program is going down.
-            let _ = self.queue.send(statement);
-        }
+        self.waiting.add(statements, self.journal.now());
     }
 
     /// Ready once not too much waits.
     pub(super) fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
-        if self.behind.has_room() {
+        let has_room = || self.waiting.queue().unwritten <= BEHIND_BYTES_MAX;
+        if has_room() {
             return Poll::Ready(());
         }
-        self.behind.client.register(context.waker());
-        match self.behind.has_room() {
+        self.waiting.client.register(context.waker());
+        match has_room() {
             true => Poll::Ready(()),
             false => Poll::Pending,
         }
     }
 }
 
-impl Behind {
-    fn has_room(&self) -> bool {
-        self.bytes.load(Ordering::Acquire) <= BEHIND_BYTES_MAX
+impl Drop for Statements {
+    fn drop(&mut self) {
+        self.waiting.queue().is_closed = true;
+        self.waiting.writer.notify_one();
+    }
+}
+
+impl Waiting {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, statements: Vec<Statement>, at: OffsetDateTime) {
+        let bytes: usize = statements.iter().map(weight).sum();
+        let mut queue = self.queue();
+        let before = queue.bytes;
+        queue.bytes += bytes;
+        queue.unwritten += bytes;
+        let ended = statements.into_iter().map(|statement| Ended { at, statement });
+        queue.ended.extend(ended);
+        // It is not woken for each: that would cost more than the rest.
+        let is_much = before < AT_ONCE_BYTES && queue.bytes >= AT_ONCE_BYTES;
+        drop(queue);
+        if before == 0 || is_much {
+            self.writer.notify_one();
+        }
+    }
+
+    async fn until(&self, is_so: impl Fn(&Queue) -> bool) {
+        while !is_so(&self.queue()) {
+            self.writer.notified().await;
+        }
+    }
+
+    fn take(&self) -> Vec<Ended> {
+        let mut queue = self.queue();
+        queue.bytes = 0;
+        std::mem::take(&mut queue.ended)
     }
 
     fn written(&self, bytes: usize) {
-        self.bytes.fetch_sub(bytes, Ordering::Release);
+        self.queue().unwritten -= bytes;
         self.client.wake();
     }
 }
@@ -107,211 +162,205 @@ struct Writer {
     base: Event,
     live: Arc<Live>,
     required: bool,
-    behind: Arc<Behind>,
+    waiting: Arc<Waiting>,
 }
 
 impl Writer {
-    async fn run(self, mut waiting: mpsc::UnboundedReceiver<Statement>) {
-        let mut statements = Vec::with_capacity(RECORDS_AT_ONCE_MAX);
-        while waiting.recv_many(&mut statements, RECORDS_AT_ONCE_MAX).await > 0 {
-            let bytes = statements.iter().map(weight).sum();
-            let events = statements.drain(..).map(|statement| self.event(&statement));
-            let over = || self.live.cut_because().is_some();
-            self.journal
-                .write_all(events.collect(), self.required, over)
+    async fn run(self) {
+        let mut next = Instant::now();
+        loop {
+            self.waiting
+                .until(|queue| queue.bytes > 0 || queue.is_closed)
                 .await;
-            self.behind.written(bytes);
-        }
-    }
-
-    fn event(&self, statement: &Statement) -> Event {
-        let (now, id) = self.journal.stamp();
-        let event = envelope(self.base.again(now, id), statement);
-        let mut salt = [0; SALT_BYTES];
-        if aws_lc_rs::rand::fill(&mut salt).is_err() {
-            return event.field("payload_missing", "there was no randomness to salt it with");
-        }
-        match payload(statement, salt) {
-            Some(payload) => event.payload(payload),
-            None => event,
-        }
-    }
-}
-
-/// What the chained record says itself: nothing that the client wrote.
-fn envelope(event: Event, statement: &Statement) -> Event {
-    let duration = u64::try_from(statement.took.as_micros()).unwrap_or(u64::MAX);
-    let (outcome, sqlstate) = outcome(&statement.outcome);
-    let mut event = event
-        .field("outcome", outcome)
-        .field("rows", statement.rows)
-        .field("duration_us", duration)
-        .field("transaction", transaction(statement.transaction));
-    if let Some(sqlstate) = sqlstate {
-        event = event.field("sqlstate", sqlstate);
-    }
-    match statement.tags.as_slice() {
-        [] => {}
-        [tag] => event = event.field("command", tag.as_str()),
-        tags => event = event.field("command", tags),
-    }
-    if let Some(Copied { direction, bytes }) = statement.copy {
-        event = event.field("copy", json!({ "direction": way(direction), "bytes": bytes }));
-    }
-    if let Some(count) = statement
-        .parameters
-        .as_ref()
-        .and_then(|parameters| parameters.count)
-    {
-        event = event.field("parameter_count", count);
-    }
-    match &statement.text {
-        Some(Captured { bytes, truncated, .. }) => {
-            let event = event.field("statement_bytes", *bytes);
-            if *truncated {
-                event.field("statement_truncated", true)
-            } else {
-                event
+            let is_urgent = |queue: &Queue| queue.bytes >= AT_ONCE_BYTES || queue.is_closed;
+            // Passed already where the session was idle.
+            let _ = tokio::time::timeout_at(next, self.waiting.until(is_urgent)).await;
+            let ended = self.waiting.take();
+            if ended.is_empty() {
+                return;
             }
-        }
-        None => event.field("statement_unknown", true),
-    }
-}
-
-fn outcome(outcome: &Outcome) -> (&'static str, Option<&str>) {
-    match outcome {
-        Outcome::Done => ("done", None),
-        Outcome::Suspended => ("suspended", None),
-        Outcome::Failed(sqlstate) => ("failed", Some(sqlstate)),
-        Outcome::Skipped => ("skipped", None),
-        Outcome::Unanswered => ("unanswered", None),
-    }
-}
-
-fn transaction(transaction: Transaction) -> &'static str {
-    match transaction {
-        Transaction::Idle => "idle",
-        Transaction::Open => "open",
-        Transaction::Failed => "failed",
-    }
-}
-
-fn way(direction: Direction) -> &'static str {
-    match direction {
-        Direction::In => "in",
-        Direction::Out => "out",
-        Direction::Both => "both",
-    }
-}
-
-/// What the client wrote.
-fn payload(statement: &Statement, salt: [u8; SALT_BYTES]) -> Option<Payload> {
-    let text = statement.text.as_ref().map(|text| text.text.as_ref());
-    let whole = Payload::of(&written(statement, text, true), salt);
-    let payload = whole.or_else(|_| {
-        let short = text.and_then(|text| text.get(..text.floor_char_boundary(SHORT_TEXT_BYTES)));
-        Payload::of(&written(statement, short, false), salt)
-    });
-    // Nothing to be said has no payload.
-    payload.ok().filter(|payload| payload.bytes() != b"{}")
-}
-
-fn written(statement: &Statement, text: Option<&str>, is_whole: bool) -> Map<String, Value> {
-    let mut fields = Map::new();
-    let mut say = |name: &str, value: Value| {
-        fields.insert(name.to_owned(), value);
-    };
-    if let Some(text) = text {
-        say("statement", text.into());
-    }
-    if let Some(name) = &statement.name {
-        say("prepared_statement", name.as_str().into());
-    }
-    if let Some(Parameters {
-        values: Some(values),
-        truncated,
-        ..
-    }) = &statement.parameters
-    {
-        match is_whole {
-            true => say("parameters", json!(values)),
-            false => say("parameters_left_out", true.into()),
-        }
-        if *truncated {
-            say("parameters_truncated", true.into());
+            next = Instant::now() + RECORD_EVERY;
+            self.write(ended).await;
         }
     }
-    if !is_whole {
-        say("statement_shortened", true.into());
+
+    async fn write(&self, ended: Vec<Ended>) {
+        let bytes = ended.iter().map(|ended| weight(&ended.statement)).sum();
+        let events = batches(&ended)
+            .into_iter()
+            .map(|batch| self.event(batch))
+            .collect();
+        drop(ended);
+        let over = || self.live.cut_because().is_some();
+        self.journal.write_all(events, self.required, over).await;
+        self.waiting.written(bytes);
     }
-    fields
+
+    fn event(&self, batch: Batch) -> Event {
+        let (now, id) = self.journal.stamp();
+        beside_object(batch.described(self.base.again(now, id)), batch.finish())
+    }
+}
+
+/// What one record tells of, with its payload as far as it is written.
+#[derive(Debug)]
+struct Batch {
+    count: u64,
+    failed: u64,
+    rows: u64,
+    payload: Vec<u8>,
+}
+
+const OPENING: &[u8] = br#"{"statements":["#;
+const CLOSING: &[u8] = b"]}";
+/// The most one statement may take within it.
+const ENTRY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - OPENING.len() - CLOSING.len();
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            count: 0,
+            failed: 0,
+            rows: 0,
+            payload: OPENING.to_vec(),
+        }
+    }
+
+    fn add(&mut self, statement: &Statement, entry: &[u8]) {
+        if self.count > 0 {
+            self.payload.push(b',');
+        }
+        self.payload.extend_from_slice(entry);
+        self.count += 1;
+        self.failed += u64::from(statement.outcome.is_failure());
+        self.rows = self.rows.saturating_add(statement.rows);
+    }
+
+    fn has_room_for(&self, entry: &[u8]) -> bool {
+        self.count == 0 || self.payload.len() + entry.len() < PAYLOAD_BYTES
+    }
+
+    /// What the chained record says itself: nothing that the client wrote.
+    fn described(&self, event: Event) -> Event {
+        event
+            .field("statements", self.count)
+            .field("statements_failed", self.failed)
+            .field("rows_total", self.rows)
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.payload.extend_from_slice(CLOSING);
+        self.payload
+    }
+}
+
+fn batches(ended: &[Ended]) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    let (mut batch, mut entry) = (Batch::new(), Vec::new());
+    for Ended { at, statement } in ended {
+        Told::of(statement, *at).write_into(&mut entry, ENTRY_BYTES_MAX);
+        if !batch.has_room_for(&entry) {
+            batches.push(std::mem::replace(&mut batch, Batch::new()));
+        }
+        batch.add(statement, &entry);
+    }
+    batches.push(batch);
+    batches
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-    use std::time::Duration;
-
-    use iap_audit::EventKind;
-    use time::OffsetDateTime;
+    use futures_util::FutureExt as _;
+    use iap_audit::{EventKind, Payload, SALT_BYTES};
+    use iap_postgres::{Captured, Outcome, Transaction};
+    use serde_json::{Map, Value};
     use uuid::Uuid;
 
     use super::*;
 
-    fn statement(text: &str) -> Statement {
-        Statement {
+    fn ended(text: &str) -> Ended {
+        let statement = Statement {
             text: Some(Captured {
                 text: text.into(),
                 bytes: text.len(),
                 truncated: false,
             }),
             name: None,
-            parameters: Some(Parameters {
-                count: Some(2),
-                values: Some(vec![Some("7".to_owned()), None]),
-                truncated: false,
-            }),
+            parameters: None,
             outcome: Outcome::Failed("23505".to_owned()),
-            tags: vec!["INSERT 0 1".to_owned()],
+            tags: Vec::new(),
             rows: 1,
             copy: None,
             transaction: Transaction::Open,
             took: Duration::from_micros(1500),
+        };
+        Ended {
+            at: OffsetDateTime::UNIX_EPOCH,
+            statement,
         }
     }
 
-    fn fields(payload: &Payload) -> Value {
-        serde_json::from_slice(payload.bytes()).unwrap()
+    fn texts(batch: Batch) -> Vec<Value> {
+        let rows = Payload::rows(Some(&batch.finish()), Map::new());
+        rows.into_iter().map(|row| row["statement"].clone()).collect()
     }
 
     #[test]
-    fn the_record_says_what_became_of_it_and_the_payload_what_it_was() {
+    fn the_record_counts_and_the_payload_tells() {
+        let [batch] = batches(&[ended("INSERT 1"), ended("INSERT 2")])
+            .try_into()
+            .unwrap();
         let base = Event::new(
             EventKind::SessionStatement,
             OffsetDateTime::UNIX_EPOCH,
             Uuid::nil(),
         );
-        let statement = statement("INSERT INTO t VALUES ($1, $2)");
-        let body = envelope(base, &statement).into_body();
-        assert_eq!(body.fields()["sqlstate"], "23505");
-        assert_eq!(body.fields()["command"], "INSERT 0 1");
-        assert_eq!(body.fields()["duration_us"], 1500);
+        let body = batch.described(base).into_body();
+        assert_eq!(body.fields()["statements"], 2);
+        assert_eq!(body.fields()["statements_failed"], 2);
+        assert_eq!(body.fields()["rows_total"], 2);
         assert!(
             !Value::Object(body.fields().clone())
                 .to_string()
-                .contains("INTO t")
+                .contains("INSERT")
         );
-        let payload = payload(&statement, [1; SALT_BYTES]).unwrap();
-        let expected = json!({"statement": "INSERT INTO t VALUES ($1, $2)", "parameters": ["7", null]});
-        assert_eq!(fields(&payload), expected);
+        assert_eq!(texts(batch), ["INSERT 1", "INSERT 2"]);
     }
 
     #[test]
-    fn a_text_that_json_makes_too_long_is_shortened_and_says_so() {
-        let payload = payload(&statement(&"\u{1}".repeat(64 * 1024)), [1; SALT_BYTES]).unwrap();
-        let fields = fields(&payload);
-        assert_eq!(fields["statement_shortened"], true);
-        assert_eq!(fields["statement"].as_str().unwrap().len(), SHORT_TEXT_BYTES);
-        assert_eq!(fields["parameters_left_out"], true);
+    fn no_payload_is_too_long_and_none_of_many_is_long() {
+        let long = "\u{1}".repeat(64 * 1024);
+        let many: Vec<_> = (0..1000).map(|n| ended(&format!("SELECT {n}"))).collect();
+        let mut all = many;
+        all.insert(500, ended(&long));
+        let batches = batches(&all);
+        assert!(batches.len() < 10);
+        let mut seen = 0;
+        for batch in batches {
+            let alone = batch.count == 1;
+            let payload = Payload::from_parts(&[0; SALT_BYTES], batch.finish()).unwrap();
+            assert!(alone || payload.bytes().len() <= PAYLOAD_BYTES + CLOSING.len());
+            seen += Payload::rows(Some(payload.bytes()), Map::new()).len();
+        }
+        assert_eq!(seen, all.len());
+    }
+
+    #[test]
+    fn the_writer_is_told_of_the_first_of_much_and_of_the_end() {
+        let waiting = Waiting::default();
+        let is_told = || waiting.writer.notified().now_or_never().is_some();
+        let add = |text: &str| waiting.add(vec![ended(text).statement], OffsetDateTime::UNIX_EPOCH);
+        add("first");
+        assert!(is_told());
+        add("second");
+        assert!(!is_told());
+        add(&"x".repeat(AT_ONCE_BYTES));
+        assert!(is_told());
+        let taken = waiting.take();
+        assert_eq!(taken.len(), 3);
+        assert!(waiting.queue().unwritten > AT_ONCE_BYTES, "until it is written");
+        add("first again");
+        assert!(is_told());
     }
 }

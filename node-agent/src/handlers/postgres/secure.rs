@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iap_identity::ServiceName;
-use iap_postgres::encode;
+use iap_postgres::{ChannelBinding, encode};
 use iap_runtime::tls::{self, FixedIdentity, ResolvesClientCert};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
@@ -65,6 +65,19 @@ pub(super) async fn secure(
     let name = settings.server_name.as_deref().unwrap_or_else(|| address.host());
     let secured = tls::connect(stream, name, config, patience).await?;
     Ok(BackendStream::Tls(Box::new(secured)))
+}
+
+/// What a login within that connection can be bound to, so that nobody in between can have a part in it. Nothing else is
+/// asked of the backend's certificate from here on.
+pub(super) fn channel(backend: &mut BackendStream) -> ChannelBinding {
+    let BackendStream::Tls(stream) = backend else {
+        return ChannelBinding::Absent;
+    };
+    let (_, negotiated) = stream.get_ref();
+    let certificate = negotiated.peer_certificates().and_then(<[_]>::first);
+    let end_point = certificate.and_then(tls::server_end_point);
+    stream.forget_certificates();
+    end_point.map_or(ChannelBinding::Absent, ChannelBinding::EndPoint)
 }
 
 /// Whose certificate is shown.

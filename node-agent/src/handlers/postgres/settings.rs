@@ -25,10 +25,10 @@ pub struct PostgresSettings {
     pub client_certificate: bool,
     /// How the backend learns who uses its login.
     pub announce: Announce,
-    /// Whether clients may set run-time parameters by `options` (`PGOPTIONS`) as they connect.
-    pub options: bool,
-    /// Whether clients may ask for replication.
-    pub replication: bool,
+    /// Whether clients may set run-time parameters by `options` (`PGOPTIONS`) as they connect; left out, rules decide.
+    pub options: Option<bool>,
+    /// Whether clients may ask for replication; left out, rules decide.
+    pub replication: Option<bool>,
     /// What is kept of what clients send.
     pub capture: Capture,
 }
@@ -149,7 +149,7 @@ mod tests {
     fn everything_has_a_default_that_keeps_secrets_out() {
         let settings: PostgresSettings = toml::from_str("").unwrap();
         assert_eq!(settings, PostgresSettings::default());
-        assert!(!settings.options && !settings.replication);
+        assert!(settings.options.is_none() && settings.replication.is_none());
         assert!(!settings.capture.limits().parameters);
     }
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use iap_audit::CloseReason;
 use iap_identity::LoginName;
+use iap_policy::Feature;
 use iap_postgres::{Startup, StartupError, StartupReader, StartupSaid};
 use iap_tunnel::fatal::SQLSTATE_DENIED;
 use iap_tunnel::{CancelRequest, Fatal};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::settings::PostgresSettings;
+use crate::decide::Permit;
 use crate::session::Target;
 
 /// A first message is read in pieces of this size.
@@ -124,21 +125,18 @@ pub(crate) fn target(startup: &Startup) -> Result<Target, String> {
     })
 }
 
-/// Whether this host's own file lets clients ask for that much.
+/// Whether the client may ask for that much.
 ///
 /// # Errors
 /// What the client is told instead.
-pub(super) fn check(startup: &Startup, settings: &PostgresSettings) -> Result<(), Fatal> {
-    if startup.wants_replication() && !settings.replication {
-        let hint = "An operator can set replication = true in [service.postgres] of the agent's file.";
+pub(super) fn check(startup: &Startup, permit: &Permit) -> Result<(), Fatal> {
+    if startup.wants_replication() && !permit.has(Feature::PostgresReplication) {
+        let hint = "A rule's features = [\"postgres.replication\"] allows it, unless the agent's own file says otherwise.";
         return Err(refused("replication is not allowed for this service", hint));
     }
-    if startup
-        .parameter("options")
-        .is_some_and(|options| !options.trim().is_empty())
-        && !settings.options
-    {
-        let hint = "Unset PGOPTIONS, or use SET. An operator can set options = true in [service.postgres] of the agent's file.";
+    let options = startup.parameter("options").unwrap_or_default();
+    if !options.trim().is_empty() && !permit.has(Feature::PostgresOptions) {
+        let hint = "Unset PGOPTIONS, or use SET. A rule's features = [\"postgres.options\"] allows it, unless the agent's own file says otherwise.";
         return Err(refused("startup options are not allowed for this service", hint));
     }
     Ok(())

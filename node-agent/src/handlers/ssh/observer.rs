@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use iap_audit::EventKind;
 use iap_audit::asciicast::Header;
+use serde_json::Map;
 
 use super::activity::Activity;
 use super::channel::Program;
 use super::transfer::{Direction, FileEvent, Transfer};
 use crate::recording::{NotRecorded, Recorder, Recording};
 use crate::session::Scribe;
+use crate::session::scribe::beside;
 
 /// The longest command line, path or host that a record repeats.
 const TEXT_CHARACTERS_MAX: usize = 1024;
@@ -100,6 +102,11 @@ impl Observer {
         self.has_terminal.load(Ordering::Relaxed)
     }
 
+    /// Whether what it shows is being recorded.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.recording.get().is_some()
+    }
+
     /// The terminal has another size.
     pub(super) fn resize(&self, columns: u32, rows: u32) {
         self.activity.note();
@@ -125,13 +132,18 @@ impl Observer {
             .event(EventKind::SessionCommand)
             .field("kind", kind)
             .field("terminal", self.has_terminal());
+        let mut written = Map::new();
         let event = match &text {
-            Some(text) if text.chars().count() > TEXT_CHARACTERS_MAX => event
-                .field("command", shortened(text))
-                .field("command_truncated", true),
-            Some(text) => event.field("command", text.as_str()),
+            Some(text) => {
+                written.insert("command".to_owned(), shortened(text).into());
+                match text.chars().nth(TEXT_CHARACTERS_MAX) {
+                    Some(_) => event.field("command_truncated", true),
+                    None => event,
+                }
+            }
             None => event,
         };
+        let event = beside(event, &written);
         self.scribe.record(event).await;
         let transfer = Transfer::of(program, self.has_terminal());
         if let Some(transfer) = transfer {
@@ -184,6 +196,11 @@ impl Observer {
         self.transferred(Direction::ToClient, bytes).await;
     }
 
+    /// What the agent itself shows on the terminal.
+    pub(super) async fn note(&self, line: &str) {
+        self.show(line.as_bytes()).await;
+    }
+
     /// What it sends as standard error.
     pub(super) async fn errors(&self, bytes: &[u8]) {
         self.activity.note();
@@ -212,9 +229,9 @@ impl Observer {
             let terminal = self.terminal_held().clone();
             let left_out = recorded.bounds.as_ref().map_or(0, Bounds::left_out);
             let more = |event: iap_audit::Event| {
-                let event = event
-                    .field("terminal", self.has_terminal())
-                    .field("command", terminal.command.as_str());
+                let mut written = Map::new();
+                written.insert("command".to_owned(), terminal.command.into());
+                let event = beside(event.field("terminal", self.has_terminal()), &written);
                 let event = match left_out {
                     0 => event,
                     left_out => event.field("left_out_bytes", left_out),
@@ -252,12 +269,13 @@ impl Observer {
                 .scribe
                 .event(EventKind::SessionFile)
                 .field("operation", file.operation.as_str())
-                .field("path", shortened(&file.path))
                 .field("ok", file.ok);
-            let event = match &file.target {
-                Some(target) => event.field("target", shortened(target)),
-                None => event,
-            };
+            let mut written = Map::new();
+            written.insert("path".to_owned(), shortened(&file.path).into());
+            if let Some(target) = &file.target {
+                written.insert("target".to_owned(), shortened(target).into());
+            }
+            let event = beside(event, &written);
             let event = match file.bytes {
                 Some((read, written)) => event.field("bytes_read", read).field("bytes_written", written),
                 None => event,

@@ -28,8 +28,10 @@ pub struct SshSettings {
     pub server: KnownServer,
     /// The variables that a client may set.
     pub environment: Environment,
-    /// Whether connections to other ports may be opened through the session (`ssh -L`).
-    pub port_forwarding: bool,
+    /// Whether connections to other ports may be opened through the session (`ssh -L`); left out, rules decide.
+    pub port_forwarding: Option<bool>,
+    /// Whether whoever sits at a terminal is told by a line who watches.
+    pub watch_notice: bool,
 }
 
 /// How sshd proves that it is the right one.
@@ -88,7 +90,9 @@ pub(crate) struct RawSsh {
     #[serde(default)]
     environment: Option<Vec<String>>,
     #[serde(default)]
-    port_forwarding: bool,
+    port_forwarding: Option<bool>,
+    #[serde(default)]
+    watch_notice: Option<bool>,
 }
 
 impl RawSsh {
@@ -155,6 +159,7 @@ impl RawSsh {
             },
             environment: Environment(environment),
             port_forwarding: self.port_forwarding,
+            watch_notice: self.watch_notice.unwrap_or(true),
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use iap_policy::Feature;
 use russh::server::{self, Handle};
 use russh::{Channel, client};
 use tokio::sync::watch;
@@ -12,17 +13,19 @@ use super::ANSWER_PATIENCE;
 use super::back::{Lines, Receiver};
 use super::channel::{Ends, Leg};
 use super::observer::Observer;
-use super::settings::{Environment, SshSettings};
+use super::settings::Environment;
 use crate::recording::Recorder;
-use crate::session::Scribe;
+use crate::session::{Live, Scribe};
 
 /// What the channels of a session share.
 pub(super) struct Stay {
     pub(super) back: client::Handle<Receiver>,
     pub(super) lines: Lines,
     pub(super) environment: Environment,
-    pub(super) port_forwarding: bool,
+    pub(super) live: Arc<Live>,
     pub(super) scribe: Scribe,
+    /// Whether terminals are told who watches.
+    pub(super) notices: bool,
     pub(super) recorder: Recorder,
     pub(super) activity: Arc<super::activity::Activity>,
     /// What moves its bytes.
@@ -52,13 +55,15 @@ impl Stay {
 
     /// Whether connections to other ports may be opened, which is written down either way.
     pub(super) async fn forwards(&self, host: &str, port: u32) -> bool {
+        // As of now: a changed policy counts in a session that goes on.
+        let allowed = self.live.permit().has(Feature::SshPortForwarding);
         let event = self
             .scribe
             .event(iap_audit::EventKind::SessionForward)
             .field("forward", super::observer::shortened(&format!("{host}:{port}")))
-            .field("allowed", self.port_forwarding);
+            .field("allowed", allowed);
         self.scribe.record(event).await;
-        self.port_forwarding
+        allowed
     }
 
     /// Opens a forwarded connection at sshd, which has its own say (`PermitOpen`).
@@ -98,16 +103,10 @@ impl Stay {
             over: CancellationToken::new(),
             session_over: self.over.clone(),
             farewell: self.farewell.subscribe(),
+            names: self.notices.then(|| self.recorder.audience().names()),
         };
         let leg = Leg::new(&ends);
         self.channels.spawn(ends.run());
         leg
-    }
-}
-
-impl Stay {
-    /// What passes, by the agent's own file.
-    pub(super) fn passes(settings: &SshSettings) -> (Environment, bool) {
-        (settings.environment.clone(), settings.port_forwarding)
     }
 }

@@ -15,6 +15,7 @@ mod by_certificate;
 mod clients;
 mod faults;
 mod guide;
+mod in_between;
 mod server;
 
 fn plane() -> Plane {

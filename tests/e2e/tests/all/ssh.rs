@@ -10,21 +10,21 @@ use iap_e2e::{Background, Plane, Ran, program, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const SERVICE: &str = "ssh-demo";
+pub(crate) const SERVICE: &str = "ssh-demo";
 
 /// A plane on which alice and the auditor are logged in, and what OpenSSH's clients need to reach its sshd as alice.
-struct Shell {
-    plane: Plane,
+pub(crate) struct Shell {
+    pub(crate) plane: Plane,
     login: String,
     config: PathBuf,
 }
 
 impl Shell {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::on(Plane::demo().unwrap())
     }
 
-    fn on(plane: Plane) -> Self {
+    pub(crate) fn on(plane: Plane) -> Self {
         plane.log_in("alice").unwrap();
         plane.log_in("auditor").unwrap();
         let services = plane.json("alice", &["ls"]).unwrap();
@@ -44,7 +44,7 @@ impl Shell {
         Self { plane, login, config }
     }
 
-    fn client(&self, program: &str) -> Command {
+    pub(crate) fn client(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
             .arg("-F")
@@ -61,7 +61,7 @@ impl Shell {
     }
 
     /// The one session there was, with all its records, once it is over.
-    fn session(&self) -> (String, Vec<Value>) {
+    pub(crate) fn session(&self) -> (String, Vec<Value>) {
         let sessions = self
             .plane
             .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
@@ -72,7 +72,7 @@ impl Shell {
     }
 
     /// What a player prints, once the auth server has all of the recording.
-    fn replayed(&self, session: &str, more: &[&str]) -> Ran {
+    pub(crate) fn replayed(&self, session: &str, more: &[&str]) -> Ran {
         let play = [&["sessions", "play", session], more].concat();
         let mut played = None;
         wait_until("the recording has arrived", || {
@@ -86,7 +86,7 @@ impl Shell {
     }
 }
 
-fn of<'a>(records: &'a [Value], event: &str) -> Vec<&'a Value> {
+pub(crate) fn of<'a>(records: &'a [Value], event: &str) -> Vec<&'a Value> {
     records.iter().filter(|record| record["event"] == event).collect()
 }
 
@@ -169,6 +169,80 @@ fn a_command_has_its_outputs_exit_code_variables_and_record() {
     );
     let signal = shell.run(&[SERVICE, "kill -TERM $$"]);
     assert_eq!(signal.code, 255, "as OpenSSH has it: {}", signal.stderr);
+}
+
+#[test]
+fn an_erased_session_keeps_its_records_and_says_who_took_the_rest() {
+    let shell = Shell::start();
+    let secret = "a-word-that-must-go";
+    assert_eq!(
+        shell.run(&[SERVICE, &format!("echo {secret}")]).stdout,
+        format!("{secret}\n")
+    );
+    let (session, records) = shell.session();
+    assert_eq!(
+        of(&records, "session.command")[0]["command"],
+        format!("echo {secret}")
+    );
+    assert!(shell.replayed(&session, &[]).stderr.contains("whole"));
+    let found = |user: &str, what: &str| {
+        let found = shell.plane.json(user, &["audit", "search", what]).unwrap();
+        found.as_array().unwrap().len()
+    };
+    let by_word = format!("command.contains({secret:?})");
+    assert!(found("auditor", &by_word) > 0);
+
+    let erase = ["audit", "erase", "--session", &session, "--reason", "asked for"];
+    let refused = shell
+        .plane
+        .iapctl("auditor", &[&erase[..], &["--yes"]].concat())
+        .unwrap();
+    assert_eq!(refused.code, 3, "{refused:?}");
+    shell.plane.log_in("admin").unwrap();
+    let nobody = shell.plane.iapctl("admin", &erase).unwrap();
+    assert_eq!(nobody.code, 2, "there is nobody to ask: {nobody:?}");
+    let dry = shell
+        .plane
+        .iapctl("admin", &[&erase[..], &["--dry-run"]].concat())
+        .unwrap();
+    assert!(
+        dry.stdout.starts_with("Would erase 2 payloads (") && dry.stdout.contains(" and 1 recording ("),
+        "{dry:?}"
+    );
+    assert!(found("auditor", &by_word) > 0);
+    let erased = shell
+        .plane
+        .iapctl("admin", &[&erase[..], &["--yes"]].concat())
+        .unwrap();
+    assert!(erased.stdout.starts_with("Erased 2 payloads ("), "{erased:?}");
+
+    assert_eq!(found("auditor", &by_word), 0);
+    let shown = shell
+        .plane
+        .iapctl("auditor", &["sessions", "show", &session])
+        .unwrap()
+        .stdout;
+    assert!(!shown.contains(secret), "{shown}");
+    let erased_lines = shown
+        .lines()
+        .filter(|line| line.contains("by admin@example.com: asked for)"));
+    assert_eq!(erased_lines.count(), 2, "{shown}");
+    assert!(shown.contains("X1004W audit.erased admin@example.com"), "{shown}");
+    let played = shell
+        .plane
+        .iapctl("auditor", &["sessions", "play", &session])
+        .unwrap();
+    assert_eq!(played.code, 2);
+    assert!(
+        played.stderr.contains("by admin@example.com\n  why: asked for"),
+        "{played:?}"
+    );
+    let again = shell
+        .plane
+        .iapctl("admin", &[&erase[..], &["--yes"]].concat())
+        .unwrap();
+    assert_eq!(again.stdout, "There is nothing to erase.\n");
+    assert_eq!(found("auditor", "event == \"audit.erased\""), 1);
 }
 
 #[test]

@@ -119,12 +119,12 @@ fn a_server_that_is_known_by_a_certificate_has_to_show_a_good_one() {
     let certificate = world.path("host-cert.pub");
     world
         .sshd
-        .configure(&format!("HostCertificate {}\n", certificate.display()))
+        .reload_with(&format!("HostCertificate {}\n", certificate.display()))
         .unwrap();
     let renewed = |authority: &Path, arguments: &[&str]| {
         let _ = std::fs::remove_file(&certificate);
         certify(authority, &host, arguments);
-        world.sshd.configure("").unwrap();
+        world.sshd.reload_with("").unwrap();
     };
     let named = ["-h", "-n", "shell.internal"];
     renewed(&authority, &[&named[..], &["-V", "-1h:+1h"]].concat());

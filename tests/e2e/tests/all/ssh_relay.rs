@@ -242,6 +242,74 @@ fn a_hosts_key_is_noted_the_first_time_and_one_that_changes_is_an_alarm() {
 }
 
 #[test]
+fn a_server_with_a_certificate_of_its_services_host_ca_is_believed_and_nothing_is_noted() {
+    let world = World::relaying(r#"["{me}"]"#);
+    let strict = ["-o", "StrictHostKeyChecking=yes", SERVICE, "echo believed"];
+    let ran = world.run("ssh", &strict);
+    assert!(
+        ran.code == 255 && ran.stderr.contains("Host key verification failed"),
+        "{}",
+        ran.stderr
+    );
+    let own_key = |text: String| text.replace("ssh_host_ed25519_key", "host");
+    let command = own_key(world.block("sh", "ca sign-host-key"));
+    let words: Vec<&str> = command
+        .lines()
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .skip(1)
+        .collect();
+    let printed = world.iapctl("admin", &words);
+    let certificate = world.files.path().join("host-cert.pub").display().to_string();
+    assert_eq!(printed.succeeded().unwrap().trim(), certificate);
+    let line = own_key(world.block("sshd_config", "HostCertificate"));
+    world.sshd.reload_with(&line).unwrap();
+
+    let ran = world.run("ssh", &strict);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str()),
+        (0, "believed\n"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(ran.stderr, "");
+    world.ssh(&[SERVICE, "--", "true"]).succeeded().unwrap();
+    let noted = world
+        .plane
+        .home("alice")
+        .join("clusters/iap.localhost/ssh_known_hosts");
+    assert!(!noted.exists(), "no key is noted");
+    let found = world
+        .plane
+        .json(
+            "admin",
+            &["audit", "search", "class == \"ssh_host\" && has(user.name)"],
+        )
+        .unwrap();
+    assert_eq!(found[0]["user"]["name"], "admin@example.com");
+    assert_eq!(found[0]["principals"], serde_json::json!([HOST]));
+
+    let again = world.iapctl(
+        "admin",
+        &[
+            "ca",
+            "sign-host-key",
+            "--service",
+            SERVICE,
+            "--public-key",
+            &certificate,
+        ],
+    );
+    assert!(
+        again.code == 2 && again.stderr.contains("this is a certificate"),
+        "{again:?}"
+    );
+    let by_alice = world.iapctl("alice", &words);
+    assert_eq!(by_alice.code, 3, "{by_alice:?}");
+}
+
+#[test]
 fn the_fragment_can_be_included_and_a_renewal_replaces_key_and_certificates_together() {
     let world = World::relaying(r#"["{me}"]"#);
     let printed = world.iapctl("alice", &["ssh-config"]);

@@ -9,7 +9,7 @@ use iap_e2e::{Page, Plane, Ran, Sshd, wait_until};
 
 /// What the policy of these tests has besides the page's rule.
 const ADMINISTRATORS: &str = "[[admin]]\nusers = { groups = [\"dev:admins\"] }\n\
-    verbs = [\"policy.write\", \"service.write\", \"audit.read\", \"lock.write\", \"session.kill\"]\n\
+    verbs = [\"policy.write\", \"service.write\", \"audit.read\", \"lock.write\", \"session.kill\", \"ca.sign\"]\n\
     [[admin]]\nusers = { groups = [\"dev:auditors\"] }\nverbs = [\"audit.read\", \"recording.read\"]\n";
 
 pub(crate) struct World {

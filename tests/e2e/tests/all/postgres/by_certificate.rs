@@ -13,13 +13,13 @@ const SETTINGS: &str = "ssl = on\nssl_cert_file = '/etc/postgresql/server.pem'\n
     ssl_key_file = '/etc/postgresql/server.key'\nssl_ca_file = '/etc/postgresql/clients.pem'\n";
 
 /// The place of `db-prod` in the agent's own file, taken up without a restart.
-fn leads_to(plane: &Plane, port: u16, section: &str) {
+pub(super) fn leads_to(plane: &Plane, port: u16, section: &str) {
     let table =
         format!("name = \"db-prod\"\nbackend = \"localhost:{port}\"\n\n[service.postgres]\n{section}\n");
     plane.serve("db-prod", &table).unwrap();
 }
 
-fn authority(path: &Path) -> String {
+pub(super) fn authority(path: &Path) -> String {
     format!("ca_file = \"{}\"\n", path.display())
 }
 

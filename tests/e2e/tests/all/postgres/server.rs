@@ -1,7 +1,7 @@
 //! A PostgreSQL server of its own, on a Unix socket and by TCP.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use iap_e2e::{Background, Ran, wait_until};
@@ -26,39 +26,14 @@ impl Server {
     pub(crate) fn start(folder: tempfile::TempDir, settings: &str, rules: &str, idents: &str) -> Self {
         let place = folder.path().display().to_string();
         let file = |name: &str| format!("{place}/{name}");
-        let certificate = [
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "1",
-            "-subj",
-            "/CN=database",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-        ];
-        let mut openssl = Command::new("openssl");
-        openssl
-            .args(certificate)
-            .args(["-keyout", &file("server.key"), "-out", &file("server.pem")]);
-        ran(&mut openssl);
+        certify(folder.path(), "server");
         let is_root = rustix::process::geteuid().is_root();
         if is_root {
             ran(Command::new("chown").args(["-R", "postgres", &place]));
         }
         let data = file("data");
         ran(as_postgres(is_root, "initdb").args(["-D", &data, "-U", "postgres", "-A", "trust", "--no-sync"]));
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_port();
         let own = format!(
             "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{place}'\nfsync = off\n{}",
             settings.replace("/etc/postgresql", &place)
@@ -119,6 +94,35 @@ fn as_postgres(is_root: bool, program: &str) -> Command {
         .args(["--reuid=postgres", "--regid=postgres", "--init-groups"])
         .arg(path);
     command
+}
+
+/// A key and its own certificate for `localhost`: `NAME.key` and `NAME.pem`.
+pub(super) fn certify(folder: &Path, name: &str) {
+    let key_pair = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+    ];
+    let mut openssl = Command::new("openssl");
+    openssl
+        .args(key_pair)
+        .args(["-nodes", "-days", "1", "-subj", "/CN=database"])
+        .args(["-addext", "subjectAltName=DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(folder.join(format!("{name}.key")))
+        .arg("-out")
+        .arg(folder.join(format!("{name}.pem")));
+    ran(&mut openssl);
+}
+
+/// One that nobody listens at.
+pub(super) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 fn ran(command: &mut Command) {
