@@ -1,6 +1,7 @@
 # make demo   the main job on real parts: log in, query a private PostgreSQL, read the record (STAY=1 keeps the plane)
 # make test   every test, the end-to-end ones with real programs included
 # make torture KILLS=200   kill -9 of each program at random moments under load; SEED=N has the same run again
+# make moves  1 GiB by scp, sftp, rsync and git, each way, through recorded and relayed SSH services (BYTES=N for another size)
 # make lint   formatting, clippy, dependency rules
 # make fuzz   10 minutes of libFuzzer on each parser of what strangers send (TARGET=control SECONDS=60)
 # make scale, make half-open   1,000 agents, 10,000 users, and locks; 10,000 half-open connections: add to what make bench writes
@@ -19,7 +20,7 @@ RELEASE := $(CURDIR)/target/release
 BUILD_BENCH := $(CARGO) build --release --workspace --locked $(addprefix --bin ,iap-auth iap-proxy iap-agent iapctl iap-bench)
 RUN_BENCH := $(RELEASE)/iap-bench --bin $(RELEASE) --results tests/bench/results.json --report docs/performance.md
 
-.PHONY: demo test torture lint bench build
+.PHONY: demo test torture moves lint bench build
 
 demo:
 	@tests/scripts/need cc unshare postgresql psql ssh sshd
@@ -32,6 +33,9 @@ test: build tests/oidc/node_modules clients
 torture: build
 	IAP_TORTURE_KILLS=$(or $(KILLS),200) IAP_TORTURE_SEED=$(SEED) IAP_TORTURE_BACK_SECONDS_MAX=10 \
 	  $(CARGO) test --workspace --locked --test all torture:: -- --nocapture
+
+moves: build
+	IAP_E2E_MOVE_BYTES=$(or $(BYTES),1073741824) $(CARGO) test --workspace --locked --test all moves:: -- --nocapture --test-threads=1
 
 # All targets at once, so that programs and tests share one resolution of features and nothing is built twice.
 build:

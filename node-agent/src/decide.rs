@@ -2,6 +2,7 @@
 //! which no start record is written and no backend dialled, or a [`Refusal`].
 
 mod refusal;
+mod watching;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use iap_proto::{ServiceRecord, Strictness};
 use iap_runtime::big_stack;
 use iap_runtime::config::InForce;
 use iap_runtime::tls::KnownClients;
+use iap_runtime::traces::Recorder;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 pub use refusal::{CeilingBreach, LockHit, Outage, Refusal};
+pub use watching::{MayWatch, WatchBasis, WatchRefusal};
 
 use crate::clock::TrustedClock;
 use crate::config::{Ceiling, LocalService, LocalServices};
@@ -194,6 +197,23 @@ impl Gate {
         big_stack::run_async(move || gate.decide_here(&attempt)).await
     }
 
+    /// The same as a step of a trace.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(crate) async fn decide_on_trace(
+        self: &Arc<Self>,
+        attempt: Attempt,
+        recorder: &Recorder,
+    ) -> Result<Permit, Refusal> {
+        let mark = recorder.mark();
+        let decided = self.decide(attempt).await;
+        recorder.phase("decide", mark, |details| {
+            details.truth("iap.allowed", decided.is_ok());
+        });
+        decided
+    }
+
     /// Decides on the calling thread, whose stack must be a big one.
     ///
     /// # Errors
@@ -258,6 +278,14 @@ impl Gate {
         let view = self.view()?;
         let now = self.clock.now();
         let lock = view.locks().matching_proxy(&through.proxy, &through.serial, now);
+        lock.map(LockHit::of)
+    }
+
+    /// The lock on somebody, if there is one.
+    #[must_use]
+    pub fn lock_on_caller(&self, caller: &Caller) -> Option<LockHit> {
+        let view = self.view()?;
+        let lock = view.locks().matching_peer(caller.peer(), self.clock.now());
         lock.map(LockHit::of)
     }
 

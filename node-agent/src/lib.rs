@@ -3,7 +3,7 @@
 //!
 //! Reading order: [`app`] (what runs), [`view`] (what it decides from), [`decide`] (the decision),
 //! [`control`] and [`dialback`] (how a connection comes in), [`session`] and [`journal`] (what is recorded),
-//! [`handlers`] (how bytes reach the backend), [`auth`] (what lives on the channel to the auth server).
+//! [`handlers`] (how bytes reach the backend), [`watch`] (who looks on), [`auth`] (what lives on the channel to the auth server).
 
 pub mod app;
 pub mod auth;
@@ -27,6 +27,7 @@ pub mod recording;
 pub mod session;
 pub mod state;
 pub mod view;
+pub mod watch;
 
 pub use app::App;
 pub use config::Config;

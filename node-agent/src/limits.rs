@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use iap_audit::asciicast::LINE_BYTES_MAX;
 use iap_runtime::config::LiveKeys;
 use iap_tunnel::resume::{WINDOW_BYTES_MAX, WINDOW_BYTES_MIN};
 use serde::Deserialize;
@@ -71,6 +72,12 @@ pub struct Limits {
     pub resume_bytes_max: usize,
     /// The same for all sessions of one person.
     pub resume_bytes_per_user_max: usize,
+    /// Those who watch live sessions at one time; 0: nobody may.
+    pub watchers_max: usize,
+    /// Those who watch one session.
+    pub watchers_per_session_max: usize,
+    /// Bytes of a recording that wait for a watcher; whoever is further behind misses what is between.
+    pub watcher_bytes_max: usize,
 }
 
 impl Default for Limits {
@@ -101,6 +108,9 @@ impl Default for Limits {
             resume_window_bytes: 4 * 1024 * 1024,
             resume_bytes_max: 256 * 1024 * 1024,
             resume_bytes_per_user_max: 64 * 1024 * 1024,
+            watchers_max: 64,
+            watchers_per_session_max: 8,
+            watcher_bytes_max: 1024 * 1024,
         }
     }
 }
@@ -280,6 +290,11 @@ impl Limits {
                 "at least 1",
             ),
             (self.proxies_max == 0, "limits.proxies_max", "at least 1"),
+            (
+                !(LINE_BYTES_MAX..=64 * 1024 * 1024).contains(&self.watcher_bytes_max),
+                "limits.watcher_bytes_max",
+                "262144 to 67108864",
+            ),
         ];
         checks
             .into_iter()

@@ -9,6 +9,6 @@ pub mod retention;
 mod store;
 mod upload;
 
-pub use read::{Parts, list, read, told};
+pub use read::{Parts, list, place, read, told};
 pub use store::{Library, LibraryError, Name, RecordingCounts};
 pub use upload::receive;

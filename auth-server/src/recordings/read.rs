@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use iap_audit::EventKind;
-use iap_identity::SessionId;
+use iap_identity::{AgentId, SessionId};
 use iap_policy::Verb;
 use iap_proto::v1;
 use serde_json::{Value, json};
@@ -75,6 +75,25 @@ pub async fn told(context: &AppContext, id: SessionId) -> Result<Vec<Value>, Rpc
         .flat_map(StoredRecord::rows)
         .map(Value::Object)
         .collect())
+}
+
+/// At which agent a session runs, for whoever wants to watch it there: that agent decides for itself.
+///
+/// # Errors
+/// When there is no such session, or it is another's and the caller may not.
+pub async fn place(
+    context: &AppContext,
+    caller: &UserCaller,
+    id: SessionId,
+) -> Result<v1::SessionPlaceReply, RpcError> {
+    let session = visible(context, caller, id).await?;
+    let agent = AgentId::parse(&session.agent).map_err(RpcError::internal)?;
+    Ok(v1::SessionPlaceReply {
+        agent_id: agent.as_bytes().to_vec(),
+        service: session.service,
+        user: session.user_name,
+        over: session.end.is_some(),
+    })
 }
 
 /// A recording from the piece that shows a time, as far as it is here.

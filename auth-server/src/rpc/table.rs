@@ -83,6 +83,7 @@ pub const TABLE: &[Row] = &[
     // Others' recordings: recording.read, likewise.
     row("/iap.v1.User/Recordings", USER),
     row("/iap.v1.User/Recording", USER),
+    row("/iap.v1.User/SessionPlace", USER),
     row("/iap.v1.Agent/Renew", Callers::AgentOrExpired),
     row("/iap.v1.Agent/ServiceLeaf", AGENT),
     row("/iap.v1.Agent/Watch", AGENT),

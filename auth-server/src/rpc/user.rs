@@ -262,6 +262,16 @@ impl v1::user_server::User for UserRpc {
         Ok(Response::new(v1::JsonReply { json }))
     }
 
+    async fn session_place(
+        &self,
+        request: Request<v1::SessionRequest>,
+    ) -> Result<Response<v1::SessionPlaceReply>, Status> {
+        let caller = Caller::of(&request)?;
+        let id = SessionId::from_bytes(&request.get_ref().session_id).map_err(RpcError::invalid)?;
+        let place = recordings::place(&self.context, caller.user()?, id).await?;
+        Ok(Response::new(place))
+    }
+
     type RecordingStream = recordings::Parts;
 
     async fn recording(

@@ -27,6 +27,7 @@ mod erase;
 mod play;
 mod records;
 mod sign_host_key;
+mod watch;
 
 use crate::arguments::Command;
 use crate::context::Context;

@@ -281,19 +281,21 @@ async fn play(source: &mut Source, arguments: &PlayArguments, context: &Context)
     target.flush().context("cannot write the recording")
 }
 
-fn announce(header: &Header, paced: bool, context: &Context) {
-    if !paced {
-        return;
-    }
-    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok();
-    let is_small = size
-        .is_some_and(|size| u32::from(size.ws_col) < header.width || u32::from(size.ws_row) < header.height);
-    if is_small {
+pub(super) fn announce(header: &Header, paced: bool, context: &Context) {
+    if paced && !fits((header.width, header.height)) {
         context.printer.talk(&format!(
             "This terminal is smaller than the recorded one ({}x{}).",
             header.width, header.height
         ));
     }
+}
+
+/// Whether this terminal has room for one of that size.
+pub(super) fn fits((columns, rows): (u32, u32)) -> bool {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout());
+    size.map_or(true, |size| {
+        u32::from(size.ws_col) >= columns && u32::from(size.ws_row) >= rows
+    })
 }
 
 /// When each event is due.
@@ -323,10 +325,10 @@ impl Pace {
 }
 
 /// What the recorded program asked its terminal, this one answers; nobody is to take that for typing.
-struct Quiet(Option<rustix::termios::Termios>);
+pub(super) struct Quiet(Option<rustix::termios::Termios>);
 
 impl Quiet {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
         let Ok(before) = tcgetattr(std::io::stdin()) else {
             return Self(None);

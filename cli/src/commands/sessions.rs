@@ -1,4 +1,4 @@
-//! `iapctl sessions ls|show|play|kill`.
+//! `iapctl sessions ls|show|play|watch|kill`.
 
 use clap::{Args, Subcommand};
 use iap_identity::SessionId;
@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::play::PlayArguments;
+use super::watch::WatchArguments;
 use super::{audit, lock, records};
 use crate::api;
 use crate::arguments::Output;
@@ -34,6 +35,8 @@ pub enum SessionsCommand {
     },
     /// Replay what a terminal showed: in one's own sessions, or in anybody's with recording.read
     Play(PlayArguments),
+    /// Watch what a terminal shows while it does: in one's own sessions, or in anybody's with recording.read
+    Watch(WatchArguments),
     /// End a live session
     Kill {
         /// Its id
@@ -75,6 +78,7 @@ pub(super) async fn run(command: SessionsCommand, context: &Context) -> anyhow::
         SessionsCommand::Ls(arguments) => list(arguments, context).await,
         SessionsCommand::Show { id, output } => show(&id, output, context).await,
         SessionsCommand::Play(arguments) => super::play::run(arguments, context).await,
+        SessionsCommand::Watch(arguments) => super::watch::run(arguments, context).await,
         SessionsCommand::Kill { id, reason, output } => kill(&id, reason, output, context).await,
     }
 }

@@ -187,6 +187,7 @@ async fn ask(
         Status::Resumed { .. } => Err(unreadable(
             "it goes on with a session that was not begun".to_owned(),
         )),
+        Status::Watching { .. } => Err(unreadable("it shows another session".to_owned())),
         Status::Renew => Ok(Answer::Renew),
         Status::Denied {
             text,

@@ -15,6 +15,7 @@ mod socket;
 mod source;
 mod span;
 mod stream;
+mod watch;
 
 pub use dial::Session;
 pub use early::Early;
@@ -23,6 +24,7 @@ pub use port::stable as stable_port;
 pub use source::{Sessions, Wanted};
 pub use span::SessionSpan;
 pub use stream::SessionStream;
+pub use watch::{WatchAnswer, Watched, watch};
 
 use futures_util::FutureExt as _;
 use iap_runtime::pump::{self, Cancellation, CloseReason, Closed, Counters, PumpLimits};

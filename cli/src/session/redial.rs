@@ -265,7 +265,9 @@ impl Attempting {
             Status::Renew => Err(Failed::Renew),
             Status::Denied { text, .. } => Err(Failed::Final(text)),
             Status::Unavailable { text, .. } => Err(Failed::ForNow(text)),
-            Status::Granted { .. } => Err(Failed::Final("the agent began another session".to_owned())),
+            Status::Granted { .. } | Status::Watching { .. } => {
+                Err(Failed::Final("the agent began another session".to_owned()))
+            }
         }
     }
 }

@@ -56,6 +56,12 @@ kinds! {
     SessionForward = "session.forward", "S1032I";
     /// A recording is over, or could not be made.
     SessionRecording = "session.recording", "S1033I";
+    /// Somebody begins to watch a session while it runs.
+    SessionWatch = "session.watch", "S1034I";
+    /// Somebody watches a session no longer.
+    SessionWatchEnd = "session.watch_end", "S1035I";
+    /// Somebody who proved who they are wanted to watch a session and may not, or one that is not there.
+    SessionWatchRefused = "session.watch_refused", "S1036W";
     /// An agent began its work.
     AgentStart = "agent.start", "A1000I";
     /// An agent ended its work in order.

@@ -175,6 +175,9 @@ fn read_startup(version: u32, body: &[u8]) -> Result<Startup, StartupError> {
     let text = std::str::from_utf8(body).map_err(|_| StartupError::Parameters)?;
     // Pairs, each text with its zero, and one more zero.
     let pairs = text.strip_suffix('\0').ok_or(StartupError::Parameters)?;
+    if !pairs.is_empty() && !pairs.ends_with('\0') {
+        return Err(StartupError::Parameters);
+    }
     let mut texts = pairs.split_terminator('\0');
     let (mut user, mut database, mut parameters) = (None, None, Vec::new());
     while let Some(name) = texts.next() {
@@ -233,6 +236,7 @@ mod tests {
             b"database\0shop\0\0",
             b"user\0\0\0",
             b"user\0bob",
+            b"user\0bob\0",
             b"user\0bob\0x\0\0",
             b"user\0b\xff\0\0",
             b"\0bob\0user\0bob\0\0",

@@ -244,10 +244,12 @@ impl Tracker {
         std::mem::take(&mut self.state.ended)
     }
 
-    /// The session is over: what was never answered.
+    /// The session is over: what was never answered, or by a backend that said why it closes and nothing more.
     pub fn finish(&mut self) -> Vec<Statement> {
         while let Some(pending) = self.state.pop() {
-            self.state.drop_pending(pending, Outcome::Unanswered);
+            let failed = pending.progress.failed.clone();
+            let outcome = failed.map_or(Outcome::Unanswered, Outcome::Failed);
+            self.state.drop_pending(pending, outcome);
         }
         self.ended()
     }

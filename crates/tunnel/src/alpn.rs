@@ -11,3 +11,6 @@ pub const ALPN_DATA: &str = "iap-data/1";
 
 /// Between a client and the agent: the same two frames, and then those of [`resume`](crate::resume).
 pub const ALPN_RESUME: &str = "iap-resume/1";
+
+/// At an agent's own name: watching a session that it records; see [`watch`](crate::watch).
+pub const ALPN_WATCH: &str = "iap-watch/1";

@@ -15,9 +15,10 @@ pub mod preface;
 pub mod resume;
 pub mod routes;
 pub mod status;
+pub mod watch;
 pub mod ways;
 
-pub use alpn::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP, ALPN_RESUME};
+pub use alpn::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP, ALPN_RESUME, ALPN_WATCH};
 pub use control::{
     CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION, ControlMessage, Conversation, RefusedService, RunId, Side,
     Violation,
@@ -30,4 +31,5 @@ pub use postgres::{CancelRequest, PreambleError, PreambleMachine, PreambleStep, 
 pub use preface::{PREFACE_BYTES, PoolPreface, Preface, PrefaceError, Token};
 pub use routes::Routes;
 pub use status::{FRAME_BYTES_MAX, Hello, Status, StatusError, StepUp};
+pub use watch::{WATCH_FRAME_BYTES_MAX, WatchFrame, WatchFrameError, WatchRequest};
 pub use ways::{ControlWay, DataOffer, DataWay};

@@ -112,6 +112,21 @@ pub enum Status {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         trace_id: Option<TraceId>,
     },
+    /// By `iap-watch/1`: the record says who watches, and what the session shows follows.
+    Watching {
+        /// Which session.
+        session_id: SessionId,
+        /// Whose.
+        user: String,
+        /// On which service.
+        service: String,
+        /// As which login.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        login: Option<LoginName>,
+        /// The trace that the agent records this in, where it does (docs/tracing.md).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trace_id: Option<TraceId>,
+    },
     /// Policy, or a lock, says no.
     Denied {
         /// A stable word for programs.
@@ -306,8 +321,15 @@ mod tests {
             ticket: Ticket::from_random([7; 32]),
             trace_id: None,
         };
-        let words = ["granted", "resumed", "denied", "renew", "unavailable"];
-        for (status, word) in [granted, resumed, denied, Status::Renew, unavailable]
+        let watching = Status::Watching {
+            session_id: SessionId::from_uuid(ID),
+            user: "alice@example.com".into(),
+            service: "shell".into(),
+            login: None,
+            trace_id: None,
+        };
+        let words = ["granted", "resumed", "denied", "renew", "unavailable", "watching"];
+        for (status, word) in [granted, resumed, denied, Status::Renew, unavailable, watching]
             .into_iter()
             .zip(words)
         {

@@ -119,7 +119,10 @@ impl Passage {
             Err(error) => {
                 parts.metrics.handshake_failed("startup");
                 tracing::info!(service = %seed.service, client = %seed.client, %error, "no session");
-                let _ = stream.shutdown().await;
+                match error.fatal() {
+                    Some(fatal) => postgres::say_fatal(&mut stream, &fatal, patience).await,
+                    None => drop(stream.shutdown().await),
+                }
                 return None;
             }
         };
@@ -163,13 +166,12 @@ impl Passage {
         }
     }
 
-    async fn decide(&self, attempt: Attempt) -> Result<Permit, Refusal> {
-        let mark = self.recorder.mark();
-        let decided = self.entrance.parts.gate.decide(attempt).await;
-        self.recorder.phase("decide", mark, |details| {
-            details.truth("iap.allowed", decided.is_ok());
-        });
-        decided
+    pub(super) async fn decide(&self, attempt: Attempt) -> Result<Permit, Refusal> {
+        self.entrance
+            .parts
+            .gate
+            .decide_on_trace(attempt, &self.recorder)
+            .await
     }
 
     pub(super) fn fatal_of(&self, caller: &Caller, seed: &AttemptSeed, refusal: &Refusal) -> Fatal {

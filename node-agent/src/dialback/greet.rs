@@ -6,7 +6,7 @@ use iap_identity::{AgentId, ClusterName, ServerName, ServiceName};
 use iap_runtime::tls::{
     self, AlertDescription, CertifiedKey, ClientHelloError, ClientHelloFacts, ClientHelloLimits, Replay,
 };
-use iap_tunnel::{ALPN_IAP, ALPN_RESUME};
+use iap_tunnel::{ALPN_IAP, ALPN_RESUME, ALPN_WATCH};
 
 use super::fetch::Fetched;
 use super::stream::DataStream;
@@ -19,6 +19,8 @@ pub(super) enum Talk {
     Framed,
     /// `iap-resume/1`: the same two, then frames.
     Resumable,
+    /// `iap-watch/1`: a request, a status frame, then what a session shows.
+    Watch,
     /// Bytes from the start; a denial is an alert.
     Raw,
 }
@@ -26,7 +28,7 @@ pub(super) enum Talk {
 /// A connection whose ClientHello asks for a service this agent holds a leaf for, or for the agent itself.
 pub(super) struct Greeted {
     pub(super) stream: Replay<DataStream>,
-    /// Nothing: to go on with a session.
+    /// Nothing: to go on with a session, or to watch one.
     pub(super) service: Option<ServiceName>,
     pub(super) certified: Arc<CertifiedKey>,
     pub(super) talk: Talk,
@@ -140,12 +142,13 @@ impl Own<'_> {
         }
     }
 
-    /// At the agent's own name sessions are gone on with, and nothing else is done. Whoever speaks a protocol of ours alone
+    /// At the agent's own name sessions are gone on with or watched, and nothing else is done. Whoever speaks a protocol of ours alone
     /// must not be taken for somebody whose bytes are the backend's.
     fn talk(&self, facts: &ClientHelloFacts, service: Option<&ServiceName>) -> Result<Talk, GreetError> {
         let resumes = facts.offers(ALPN_RESUME);
         let framed = facts.offers(ALPN_IAP);
         match service {
+            None if facts.offers(ALPN_WATCH) => Ok(Talk::Watch),
             None if resumes => Ok(Talk::Resumable),
             Some(_) if resumes && self.resumes => Ok(Talk::Resumable),
             Some(_) if framed => Ok(Talk::Framed),

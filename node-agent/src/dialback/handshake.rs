@@ -7,7 +7,7 @@ use std::time::Duration;
 use iap_identity::{PeerError, ServiceName, SessionId};
 use iap_policy::Protocol;
 use iap_runtime::tls::{self, FixedIdentity, PeerVerifier, Replay, ServerStream};
-use iap_tunnel::{ALPN_IAP, ALPN_RESUME};
+use iap_tunnel::{ALPN_IAP, ALPN_RESUME, ALPN_WATCH};
 
 use super::greet::{Greeted, Talk};
 use super::stream::DataStream;
@@ -51,6 +51,8 @@ pub(super) struct Entered {
 pub(super) enum Entry {
     /// A hello frame comes next, then the decision.
     Framed { resumable: bool },
+    /// A request to watch a session comes next, then the decision.
+    Watch,
     /// The service's own first message comes next, then the decision.
     Inspected,
     /// The decision was made in the handshake.
@@ -126,7 +128,7 @@ impl From<NotEntered> for Rejected {
 }
 
 /// Completes the handshake of a greeted connection within `patience`. Without a seed nothing is attempted: a session is
-/// gone on with.
+/// gone on with, or watched.
 pub(super) async fn shake_hands(
     greeted: Greeted,
     seed: Option<AttemptSeed>,
@@ -152,7 +154,7 @@ pub(super) async fn shake_hands(
             };
             deciding_verifier(&view, gate, seed, &decided, tell)
         }
-        (Talk::Framed | Talk::Resumable | Talk::Raw, _) => verifier(&view, gate),
+        (Talk::Framed | Talk::Resumable | Talk::Watch | Talk::Raw, _) => verifier(&view, gate),
     });
     let answer = answer(&greeted, protocol);
     let identity = Arc::new(FixedIdentity(Arc::clone(&greeted.certified)));
@@ -188,6 +190,7 @@ fn entered(
         None => match talk {
             Talk::Framed => Entry::Framed { resumable: false },
             Talk::Resumable => Entry::Framed { resumable: true },
+            Talk::Watch => Entry::Watch,
             Talk::Raw => Entry::Inspected,
         },
         Some((_, Ok(permit))) => Entry::Raw(permit.clone()),
@@ -216,6 +219,7 @@ fn answer(greeted: &Greeted, protocol: Option<Protocol>) -> Option<&'static str>
     match greeted.talk {
         Talk::Framed => return Some(ALPN_IAP),
         Talk::Resumable => return Some(ALPN_RESUME),
+        Talk::Watch => return Some(ALPN_WATCH),
         Talk::Raw => {}
     }
     let own = match protocol? {

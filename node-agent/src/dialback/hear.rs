@@ -36,7 +36,7 @@ impl Passage {
             stream,
             (&parts.host_keys, &parts.credentials),
             service,
-            seed.session_id,
+            (seed.session_id, parts.limits.now().watchers_max > 0),
             SSH_PATIENCE,
         );
         let guest = match hearing.await {
@@ -59,7 +59,7 @@ impl Passage {
         }
         let mut attempt = seed.attempt(caller.clone());
         attempt.login = Some(guest.login().clone());
-        match parts.gate.decide(attempt).await {
+        match self.decide(attempt).await {
             Ok(permit) => {
                 live.renew(permit.clone());
                 Some(Box::new(Admitted {

@@ -45,7 +45,10 @@ pub(super) async fn read_hello<S: AsyncRead + Unpin>(
     }
 }
 
-async fn read_frame<S: AsyncRead + Unpin>(stream: &mut S, bytes_max: usize) -> Result<Vec<u8>, HelloError> {
+pub(super) async fn read_frame<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    bytes_max: usize,
+) -> Result<Vec<u8>, HelloError> {
     let mut length = [0; LENGTH_BYTES];
     stream.read_exact(&mut length).await?;
     let bytes = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);

@@ -17,6 +17,7 @@ mod shares;
 mod stream;
 mod take_over;
 mod verifier;
+mod watcher;
 
 pub use handshake::ClientStream;
 pub(crate) use hello::{say_last, write_status};
@@ -50,6 +51,7 @@ use crate::limits::Limits;
 use crate::metrics::{self, Metrics};
 use crate::recording::Recordings;
 use crate::session::{Handover, Live, Registry, Resumption, Resumptions, Through, review};
+use crate::watch::Watchers;
 use shares::Shares;
 
 /// Requests to cancel that are handed on to backends at the same time.
@@ -78,6 +80,8 @@ pub struct Entrance {
     cancels: Cancels,
     /// Requests to cancel, from strangers, that are looked at.
     cancelling: Slots,
+    /// Those who watch sessions.
+    watchers: Watchers,
     said: Said,
 }
 
@@ -91,6 +95,7 @@ struct Said {
     turned_away: Seldom,
     no_session: Seldom,
     ticket_refused: Seldom,
+    watch_refused: Seldom,
 }
 
 /// Everything a session needs, shared by all of them.
@@ -145,6 +150,7 @@ impl Entrance {
             resumptions: Resumptions::new(parts.limits.clone()),
             cancels: Cancels::new(&parts.agent_id),
             cancelling: Slots::new(CANCELS_AT_ONCE_MAX),
+            watchers: Watchers::default(),
             parts,
             handshakes,
             said: Said::default(),

@@ -92,7 +92,12 @@ impl Passage {
         } = *entered;
         let Some(seed) = seed else {
             drop(place);
-            Box::pin(self.come_back(stream, caller)).await;
+            match entry {
+                Entry::Watch => Box::pin(self.watch(stream, caller)).await,
+                Entry::Framed { .. } | Entry::Inspected | Entry::Raw(_) | Entry::Refused(_) => {
+                    Box::pin(self.come_back(stream, caller)).await;
+                }
+            }
             return None;
         };
         let admitted = match entry {
@@ -106,6 +111,8 @@ impl Passage {
                 drop(place);
                 Box::pin(self.ask_framed(stream, caller, seed, resumable)).await?
             }
+            // Nobody is greeted so at a service's name.
+            Entry::Watch => return None,
             Entry::Inspected => {
                 drop(place);
                 Box::pin(self.ask_postgres(stream, caller, seed)).await?
@@ -481,6 +488,9 @@ impl Begun {
                 let counters = self.started.counters();
                 self.entrance.parts.metrics.session_ended(counters);
                 spans::ended(&self.recorder, self.started.facts(), counters, &ending);
+                if let Some(audience) = self.entered.live().audience() {
+                    audience.closes(Some(&ending));
+                }
                 self.started.end(ending).await;
                 if let Some(keeping) = self.entered.live().keeping() {
                     Box::pin(keeping.over()).await;

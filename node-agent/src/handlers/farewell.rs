@@ -176,6 +176,9 @@ pub(crate) struct Delivered<S> {
     boundaries: Option<Boundaries>,
     /// Who looks at what passes, in a session that is inspected.
     tap: Option<Box<Tap>>,
+    /// The backend of an inspected session has closed: PostgreSQL knows no half of a connection, and nobody is left to
+    /// hear the client.
+    is_over: bool,
 }
 
 impl<S: AsyncWrite + Unpin> Delivered<S> {
@@ -185,6 +188,7 @@ impl<S: AsyncWrite + Unpin> Delivered<S> {
             stream,
             boundaries,
             tap: None,
+            is_over: false,
         }
     }
 
@@ -238,6 +242,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Delivered<S> {
         let Some(tap) = &mut this.tap else {
             return Pin::new(&mut this.stream).poll_read(context, buffer);
         };
+        if this.is_over {
+            return Poll::Ready(Ok(()));
+        }
         ready!(tap.poll_takes_more(context));
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
@@ -269,7 +276,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Delivered<S> {
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+        if this.is_tapped() && !std::mem::replace(&mut this.is_over, true) {
+            // Whoever reads of it in the same task has done so before.
+            context.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
     }
 }

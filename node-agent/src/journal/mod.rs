@@ -244,19 +244,24 @@ impl Journal {
     }
 
     async fn acknowledged_in_time(&self, started: Started, seq: u64) -> Result<Started, JournalError> {
-        let mut acknowledged = self.0.acknowledged.subscribe();
-        let patience = self.0.limits.now().remote_audit();
-        let waiting = acknowledged.wait_for(|newest| *newest >= seq);
-        let in_time = tokio::time::timeout(patience, waiting)
-            .await
-            .is_ok_and(|seen| seen.is_ok());
-        if in_time {
+        let Err(error) = self.acknowledges_in_time(seq).await else {
             return Ok(started);
-        }
-        let error = JournalError::NotAcknowledged(patience);
+        };
         let ending = Ending::because(CloseReason::AuditUnavailable, error.to_string());
         started.end(ending).await;
         Err(error)
+    }
+
+    /// Returns once the auth server has that record.
+    async fn acknowledges_in_time(&self, seq: u64) -> Result<(), JournalError> {
+        let mut acknowledged = self.0.acknowledged.subscribe();
+        let patience = self.0.limits.now().remote_audit();
+        let waiting = acknowledged.wait_for(|newest| *newest >= seq);
+        let waited = tokio::time::timeout(patience, waiting).await;
+        match waited.is_ok_and(|seen| seen.is_ok()) {
+            true => Ok(()),
+            false => Err(JournalError::NotAcknowledged(patience)),
+        }
     }
 
     /// The auth server has every record up to `seq`: those who wait for that go on, and the spool may forget them.

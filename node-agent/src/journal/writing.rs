@@ -25,6 +25,22 @@ impl Journal {
         }
     }
 
+    /// Records something that must be durable before it has an effect, and for a service with `audit = "remote"` also at
+    /// the auth server.
+    ///
+    /// # Errors
+    /// When it must not have one.
+    pub(crate) async fn before_showing(&self, event: Event, mode: AuditMode) -> Result<(), JournalError> {
+        match mode {
+            AuditMode::Required | AuditMode::BestEffort => self.before_effect(event, mode).await,
+            AuditMode::Remote => {
+                let appending = tokio::time::timeout(START_TIMEOUT, self.append(event, Room::Free));
+                let receipt = appending.await.map_err(|_elapsed| JournalError::Hangs)??;
+                self.acknowledges_in_time(receipt.seq).await
+            }
+        }
+    }
+
     /// Records these in their order, in one go; returns once they are durable. Where they are required, tries again what finds
     /// no room, until that is found or `over` says that nobody waits any more; what remains becomes part of a gap.
     pub(crate) async fn write_all(&self, events: Vec<Event>, required: bool, over: impl Fn() -> bool) {

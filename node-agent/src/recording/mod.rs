@@ -6,6 +6,7 @@
 //! over what its record says (`.done`).
 
 mod pen;
+mod replay;
 mod store;
 
 use std::io;
@@ -23,6 +24,7 @@ pub use store::{Recordings, RecordingsError};
 
 use crate::limits::Limits;
 use crate::session::{Live, Scribe};
+use crate::watch::Audience;
 
 /// Why a channel must not begin.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,7 @@ pub(super) struct OfSession {
     pub(super) recordings: Recordings,
     pub(super) scribe: Scribe,
     pub(super) live: Arc<Live>,
+    pub(super) audience: Arc<Audience>,
     pub(super) mode: RecordingMode,
     pub(super) limits: InForce<Limits>,
     begun: AtomicU32,
@@ -55,11 +58,17 @@ impl Recorder {
         Self(Arc::new(OfSession {
             recordings,
             scribe,
+            audience: live.opens_to_watchers(),
             live,
             mode,
             limits,
             begun: AtomicU32::new(0),
         }))
+    }
+
+    /// Those who watch.
+    pub(crate) fn audience(&self) -> &Arc<Audience> {
+        &self.0.audience
     }
 
     /// Begins a recording. Nothing where it cannot be begun and need not be, which is put on record.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use super::OfSession;
 use super::store::{Finished, Name};
 use crate::session::Ending;
+use crate::watch::{Keyframe, Listener};
 
 /// What was seen is durable this much later at the latest.
 const PIECE_EVERY: Duration = Duration::from_secs(1);
@@ -24,12 +25,15 @@ const PIECE_BYTES: usize = 128 * 1024;
 const UNWRITTEN_BYTES_MAX: usize = 1024 * 1024;
 /// How often a disk that takes nothing is tried again.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// How long a watcher waits for what was recorded before to be on the disk.
+const WRITTEN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A recording that is being written.
 #[derive(Debug)]
 pub(crate) struct Recording {
     session: Arc<OfSession>,
     name: Name,
+    header: Header,
     began: Instant,
     held: Mutex<Held>,
     /// There is something to write.
@@ -52,6 +56,29 @@ struct Held {
     is_over: bool,
     /// What was shown meanwhile and is in no piece.
     lost_bytes: u64,
+    /// The length of the recording with all of `lines`.
+    position: u64,
+    /// The terminal's size now.
+    size: (u32, u32),
+    /// Those who watch it.
+    listeners: Vec<Weak<Listener>>,
+}
+
+impl Held {
+    /// Adds lines, to be written and for those who watch.
+    fn add(&mut self, at: Duration, write: impl FnOnce(&mut Encoder, Duration, &mut Vec<u8>)) {
+        let before = self.lines.len();
+        write(&mut self.encoder, at, &mut self.lines);
+        let new = self.lines.get(before..).unwrap_or_default();
+        self.position += new.len() as u64;
+        self.listeners.retain(|listener| match listener.upgrade() {
+            Some(listener) => {
+                listener.push(new);
+                true
+            }
+            None => false,
+        });
+    }
 }
 
 /// Opens the file and begins to write.
@@ -69,8 +96,13 @@ pub(super) async fn begin(
     let recording = Arc::new(Recording {
         session,
         name,
+        header: header.clone(),
         began: Instant::now(),
-        held: Mutex::default(),
+        held: Mutex::new(Held {
+            position: bytes,
+            size: (header.width, header.height),
+            ..Held::default()
+        }),
         dirty: Notify::new(),
         urgent: Notify::new(),
         room: Notify::new(),
@@ -84,6 +116,7 @@ pub(super) async fn begin(
     };
     let writing = tokio::spawn(Arc::clone(&recording).write(file));
     *recording.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(writing);
+    recording.session.audience.begins(name.number, &recording);
     Ok(recording)
 }
 
@@ -104,8 +137,8 @@ impl Recording {
     pub(crate) fn resize(&self, columns: u32, rows: u32) {
         let mut held = self.held();
         let at = self.began.elapsed();
-        let Held { encoder, lines, .. } = &mut *held;
-        encoder.resize(at, columns, rows, lines);
+        held.size = (columns, rows);
+        held.add(at, |encoder, at, lines| encoder.resize(at, columns, rows, lines));
         held.first.get_or_insert(at);
         drop(held);
         self.dirty.notify_one();
@@ -118,13 +151,88 @@ impl Recording {
         self.urgent.notify_one();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(writer) = writer else { return };
-        let Ok(finished) = writer.await else { return };
+        let finished = writer.await;
+        self.say_over();
+        let Ok(finished) = finished else { return };
         let event = self.session.scribe.event(EventKind::SessionRecording);
         self.session.scribe.record(more(finished.describe(event))).await;
         let (recordings, name) = (self.session.recordings.clone(), self.name);
         let marking = tokio::task::spawn_blocking(move || recordings.finish(name, &finished)).await;
         if let Ok(Err(error)) = marking {
             tracing::error!(session = %self.name.session, %error, "a finished recording is not marked as such");
+        }
+    }
+
+    /// Whether it is of a terminal.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.header.term.is_some()
+    }
+
+    /// Its header, as of a recording that begins now.
+    pub(crate) fn header(&self, (width, height): (u32, u32)) -> Header {
+        Header {
+            width,
+            height,
+            ..self.header.clone()
+        }
+    }
+
+    /// From now on its lines go to a listener that keeps `bytes_max` of them, too; with the place in the recording where
+    /// that begins, and the terminal's size there. Nothing once it is over.
+    pub(crate) fn listen(&self, bytes_max: usize) -> Option<(Arc<Listener>, u64, (u32, u32))> {
+        let mut held = self.held();
+        if held.is_over {
+            return None;
+        }
+        let listener = Arc::new(Listener::new(bytes_max));
+        held.listeners.push(Arc::downgrade(&listener));
+        Some((listener, held.position, held.size))
+    }
+
+    /// What the terminal shows at that place, as far as the disk has it and it can be worked out in time.
+    pub(crate) async fn keyframe(&self, position: u64, size: (u32, u32)) -> Option<Keyframe> {
+        tokio::time::timeout(WRITTEN_PATIENCE, self.written(position))
+            .await
+            .ok()?;
+        let (recordings, name, is_terminal) =
+            (self.session.recordings.clone(), self.name, self.is_terminal());
+        let drawing =
+            tokio::task::spawn_blocking(move || recordings.keyframe(name, position, size, is_terminal));
+        let session = self.name.session;
+        match drawing.await {
+            Ok(Ok(keyframe)) => Some(keyframe),
+            Ok(Err(error)) => {
+                tracing::warn!(%session, %error, "a watcher does not see what was shown before");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%session, %error, "a watcher does not see what was shown before");
+                None
+            }
+        }
+    }
+
+    /// Returns once everything before `position` is on the disk.
+    async fn written(&self, position: u64) {
+        loop {
+            let room = self.room.notified();
+            let mut room = std::pin::pin!(room);
+            room.as_mut().enable();
+            if self.session.recordings.durable(self.name) >= position {
+                return;
+            }
+            self.urgent.notify_one();
+            room.await;
+        }
+    }
+
+    /// Whoever watches goes on to the next, if there is one.
+    fn say_over(&self) {
+        self.session.audience.ends(self.name.number);
+        for listener in std::mem::take(&mut self.held().listeners) {
+            if let Some(listener) = listener.upgrade() {
+                listener.is_over();
+            }
         }
     }
 
@@ -141,8 +249,7 @@ impl Recording {
                 }
                 if !held.is_failing && held.lines.len() < UNWRITTEN_BYTES_MAX {
                     let at = self.began.elapsed();
-                    let Held { encoder, lines, .. } = &mut *held;
-                    write(encoder, at, lines);
+                    held.add(at, write);
                     held.first.get_or_insert(at);
                     let is_urgent = held.lines.len() >= PIECE_BYTES;
                     drop(held);
@@ -187,8 +294,7 @@ impl Recording {
         let mut held = self.held();
         if held.is_over {
             let at = self.began.elapsed();
-            let Held { encoder, lines, .. } = &mut *held;
-            encoder.finish(at, lines);
+            held.add(at, |encoder, at, lines| encoder.finish(at, lines));
         }
         (held.first.take(), std::mem::take(&mut held.lines), held.is_over)
     }
@@ -237,8 +343,7 @@ impl Recording {
         if missed > 0 {
             let at = self.began.elapsed();
             let remark = format!("{missed} bytes are not recorded: the disk took none");
-            let Held { encoder, lines, .. } = &mut *held;
-            encoder.marker(at, &remark, lines);
+            held.add(at, |encoder, at, lines| encoder.marker(at, &remark, lines));
             self.dirty.notify_one();
         }
         missed

@@ -277,6 +277,11 @@ impl Recordings {
         File::open(self.path(name, "cast"))
     }
 
+    /// How much of a recording that is being made is on the disk.
+    pub(super) fn durable(&self, name: Name) -> u64 {
+        self.live().get(&name).copied().unwrap_or(0)
+    }
+
     /// When the piece began that starts at each place. Blocks.
     pub(crate) fn index(&self, name: Name) -> Vec<(u64, u64)> {
         let text = std::fs::read_to_string(self.path(name, "index")).unwrap_or_default();

@@ -17,6 +17,7 @@ use super::handover::keeping::Keeping;
 use super::{Caller, Ending, SessionFacts, Through};
 use crate::clock::Witnessed;
 use crate::decide::{Attempt, Permit};
+use crate::watch::Audience;
 
 /// How often those that keep a drain waiting are counted.
 const LOOKED_AT_EVERY: Duration = Duration::from_millis(50);
@@ -36,6 +37,8 @@ pub struct Live {
     can_move: AtomicBool,
     /// Where it is kept for the case that this agent is killed.
     keeping: OnceLock<Arc<Keeping>>,
+    /// Those who watch it, where it can be watched.
+    audience: OnceLock<Arc<Audience>>,
 }
 
 /// Who is in a session, and over what: the same person all the time, with another certificate and from elsewhere once
@@ -68,7 +71,18 @@ impl Live {
             outage_since: Mutex::new(None),
             can_move: AtomicBool::new(false),
             keeping: OnceLock::new(),
+            audience: OnceLock::new(),
         }
+    }
+
+    /// From now on it can be watched.
+    pub(crate) fn opens_to_watchers(&self) -> Arc<Audience> {
+        Arc::clone(self.audience.get_or_init(Arc::default))
+    }
+
+    /// Those who watch it, if it can be watched.
+    pub(crate) fn audience(&self) -> Option<&Arc<Audience>> {
+        self.audience.get()
     }
 
     /// From now on the agent's successor can go on with it.
@@ -266,6 +280,12 @@ impl Registry {
         self.sessions().live.values().cloned().collect()
     }
 
+    /// The one with that id.
+    #[must_use]
+    pub fn find(&self, session: &SessionId) -> Option<Arc<Live>> {
+        self.sessions().live.get(session).cloned()
+    }
+
     /// How many there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -343,5 +363,8 @@ impl Drop for Entered {
     fn drop(&mut self) {
         let registry = &self.slot.registry;
         registry.sessions().live.remove(&self.live.facts.session_id);
+        if let Some(audience) = self.live.audience() {
+            audience.closes(None);
+        }
     }
 }

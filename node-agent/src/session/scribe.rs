@@ -50,14 +50,20 @@ impl Scribe {
 
 /// The event with what somebody wrote, which lies beside the record and can be erased. Nothing written is no payload.
 pub(crate) fn beside(event: Event, written: &Map<String, Value>) -> Event {
-    if written.is_empty() {
-        return event;
+    match written.is_empty() {
+        true => event,
+        // Of strings and numbers, for which this cannot fail.
+        false => beside_object(event, serde_json::to_vec(written).unwrap_or_default()),
     }
+}
+
+/// The same with a JSON object that is written already.
+pub(crate) fn beside_object(event: Event, object: Vec<u8>) -> Event {
     let mut salt = [0; SALT_BYTES];
     if aws_lc_rs::rand::fill(&mut salt).is_err() {
         return event.field("payload_missing", "there was no randomness to salt it with");
     }
-    match Payload::of(written, salt) {
+    match Payload::from_parts(&salt, object) {
         Ok(payload) => event.payload(payload),
         Err(error) => event.field("payload_missing", error.to_string()),
     }

@@ -16,19 +16,19 @@ use crate::proxy::WAIT;
 /// A refusal takes less; a session that was let in says nothing by itself.
 const PROMPT: Duration = Duration::from_secs(2);
 
-fn startup() -> Vec<u8> {
+pub fn startup() -> Vec<u8> {
     let body = b"user\0app\0database\0shop\0\0";
     let length = u32::try_from(8 + body.len()).unwrap();
     [&length.to_be_bytes()[..], &196_608u32.to_be_bytes(), body].concat()
 }
 
-fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(4 + body.len()).unwrap();
     [&[kind][..], &length.to_be_bytes(), body].concat()
 }
 
 /// Everything until the agent closes.
-async fn rest(stream: &mut Stream) -> Vec<u8> {
+pub async fn rest(stream: &mut Stream) -> Vec<u8> {
     let mut rest = Vec::new();
     tokio::time::timeout(WAIT, stream.read_to_end(&mut rest))
         .await
@@ -38,7 +38,7 @@ async fn rest(stream: &mut Stream) -> Vec<u8> {
 }
 
 /// The fields of one `ErrorResponse`, by their kind.
-fn field(response: &[u8], kind: char) -> String {
+pub fn field(response: &[u8], kind: char) -> String {
     assert_eq!(response.first(), Some(&b'E'), "{response:?}");
     let length = u32::from_be_bytes(response[1..5].try_into().unwrap()) as usize;
     assert_eq!(length + 1, response.len(), "one message and nothing else");

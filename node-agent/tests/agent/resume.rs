@@ -144,7 +144,7 @@ impl Client {
     }
 }
 
-fn agent_host(plane: &Plane) -> String {
+pub fn agent_host(plane: &Plane) -> String {
     format!("{}.agent.{CLUSTER}", plane.agent_id)
 }
 

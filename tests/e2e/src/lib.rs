@@ -2,6 +2,7 @@
 
 mod annex;
 pub mod network;
+mod page;
 mod sshd;
 
 use std::io::{Read as _, Write as _};
@@ -15,6 +16,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use annex::Annex;
+pub use page::Page;
 pub use sshd::Sshd;
 
 /// How long a plane may take to be ready, generous because two run side by side on two cores.
@@ -158,6 +160,48 @@ impl Plane {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         Ok(command)
+    }
+
+    /// Runs a block of commands as written, as `user` who finds `iapctl` in the path, in `folder`.
+    ///
+    /// # Errors
+    /// When it cannot be run; an exit code other than 0 is no error here.
+    pub fn shell(&self, user: &str, folder: &Path, block: &str) -> anyhow::Result<Ran> {
+        let iapctl = program("iapctl")?;
+        let mut path = iapctl
+            .parent()
+            .context("no folder of programs")?
+            .as_os_str()
+            .to_owned();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let mut command = Command::new("sh");
+        command
+            .args(["-euc", block])
+            .current_dir(folder)
+            .env("PATH", path)
+            .env("IAPCTL_HOME", self.home(user))
+            .env("IAPCTL_NONINTERACTIVE", "1")
+            .env_remove("PGSSLMODE")
+            .stdin(Stdio::null());
+        Ok(command.output()?.into())
+    }
+
+    /// Puts this table in the place of a service's in the agent's own file, and has it taken up without a restart.
+    ///
+    /// # Errors
+    /// When the file has no such service.
+    pub fn serve(&self, service: &str, table: &str) -> anyhow::Result<()> {
+        const TABLE: &str = "\n[[service]]\n";
+        let config = self.dir().join("config/agent.toml");
+        let text = std::fs::read_to_string(&config)?;
+        let mut tables: Vec<&str> = text.split(TABLE).collect();
+        let named = format!("name = \"{service}\"\n");
+        let old = tables.iter_mut().find(|old| old.starts_with(&named));
+        *old.with_context(|| format!("{service} is not in the agent's file"))? =
+            table.strip_prefix("[[service]]\n").unwrap_or(table);
+        std::fs::write(&config, tables.join(TABLE))?;
+        self.signal("agent", Signal::HUP)
     }
 
     /// A session to `echo` on standard input and output, known to be live because a line came back.

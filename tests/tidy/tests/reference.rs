@@ -14,7 +14,10 @@ use iap_identity::server_name::SERVER_NAME_BYTES_MAX;
 use iap_identity::{IDENTITY_EXTENSION_BYTES_MAX, IDENTITY_EXTENSION_OID, SignedKind};
 use iap_tunnel::control::{CONTROL_FRAME_BYTES_MAX, CONTROL_VERSION};
 use iap_tunnel::preface::{POOL_PREFACE_VERSION, PREFACE_BYTES, PREFACE_MAGIC, PREFACE_VERSION, TOKEN_BYTES};
-use iap_tunnel::{ALPN_CONTROL, ALPN_DATA, ALPN_IAP, DataOffer, FRAME_BYTES_MAX};
+use iap_tunnel::watch::WATCH_AHEAD_BYTES_MAX;
+use iap_tunnel::{
+    ALPN_CONTROL, ALPN_DATA, ALPN_IAP, ALPN_WATCH, DataOffer, FRAME_BYTES_MAX, WATCH_FRAME_BYTES_MAX,
+};
 
 fn page(name: &str) -> String {
     std::fs::read_to_string(iap_tidy::root().join("docs").join(name)).unwrap()
@@ -87,6 +90,9 @@ fn the_protocol_page_has_the_names_and_numbers_of_the_code() {
         format!("the newest version it speaks, {CONTROL_VERSION} today"),
         format!("sessions can run over: `{}`", DataOffer::OWN),
         format!("ALPN `{ALPN_DATA}`"),
+        format!("## `{ALPN_WATCH}`"),
+        format!("big-endian, at most {WATCH_FRAME_BYTES_MAX})"),
+        format!("while {WATCH_AHEAD_BYTES_MAX} bytes or more"),
         format!("big-endian, at most {FRAME_BYTES_MAX})"),
         format!("OID `{IDENTITY_EXTENSION_OID}`"),
         format!("at most {IDENTITY_EXTENSION_BYTES_MAX} bytes, one encoding"),

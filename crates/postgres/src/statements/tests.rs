@@ -318,6 +318,16 @@ fn what_was_never_answered_is_told_at_the_end() {
 }
 
 #[test]
+fn what_a_backend_ends_as_it_closes_has_its_sqlstate() {
+    let mut session = Session::new();
+    session.client(&[query("SELECT pg_sleep(9)")]);
+    assert_eq!(session.backend(&[error("57P01")]), []);
+    let ended = session.0.finish();
+    assert_eq!(texts(&ended), ["SELECT pg_sleep(9)"]);
+    assert_eq!(ended[0].outcome, Outcome::Failed("57P01".to_owned()));
+}
+
+#[test]
 fn a_client_far_ahead_of_its_answers_is_to_wait() {
     let mut session = Session::new();
     for _ in 0..PENDING_MAX {

@@ -211,10 +211,10 @@ impl Course<'_> {
                 cancel(cancels, &request, Some(&caller), cluster, patience).await;
                 Err(Refused::silent(Ending::plain(CloseReason::ClientClosed)))
             }
-            Err(error) => {
-                let ending = Ending::because(CloseReason::ClientLost, error.to_string());
-                Err(Refused::silent(ending))
-            }
+            Err(error) => Err(Refused {
+                fatal: error.fatal(),
+                ending: Ending::because(error.close_reason(), error.to_string()),
+            }),
         }
     }
 
@@ -242,7 +242,7 @@ impl Course<'_> {
         let mut attempt = self.live.attempt();
         attempt.login = Some(target.login.clone());
         attempt.database = Some(target.database.clone());
-        match gate.decide(attempt).await {
+        match gate.decide_on_trace(attempt, self.recorder).await {
             Ok(permit) => self.live.renew(permit),
             Err(refusal) => {
                 let user = facts.caller.record().name;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use iap_audit::{Event, PAYLOAD_BYTES_MAX, Payload, SALT_BYTES};
+use iap_audit::{Event, PAYLOAD_BYTES_MAX};
 use iap_postgres::Statement;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::told::Told;
 use crate::journal::Journal;
 use crate::session::Live;
+use crate::session::scribe::beside_object;
 
 /// Statements that wait to be on record, by their texts, before a client is read on.
 const BEHIND_BYTES_MAX: usize = 4 << 20;
@@ -197,15 +198,7 @@ impl Writer {
 
     fn event(&self, batch: Batch) -> Event {
         let (now, id) = self.journal.stamp();
-        let event = batch.described(self.base.again(now, id));
-        let mut salt = [0; SALT_BYTES];
-        if aws_lc_rs::rand::fill(&mut salt).is_err() {
-            return event.field("payload_missing", "there was no randomness to salt it with");
-        }
-        match Payload::from_parts(&salt, batch.finish()) {
-            Ok(payload) => event.payload(payload),
-            Err(error) => event.field("payload_missing", error.to_string()),
-        }
+        beside_object(batch.described(self.base.again(now, id)), batch.finish())
     }
 }
 
@@ -279,7 +272,7 @@ fn batches(ended: &[Ended]) -> Vec<Batch> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
     use futures_util::FutureExt as _;
-    use iap_audit::EventKind;
+    use iap_audit::{EventKind, Payload, SALT_BYTES};
     use iap_postgres::{Captured, Outcome, Transaction};
     use serde_json::{Map, Value};
     use uuid::Uuid;

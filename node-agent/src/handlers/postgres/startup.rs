@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use iap_audit::CloseReason;
 use iap_identity::LoginName;
 use iap_policy::Feature;
 use iap_postgres::{Startup, StartupError, StartupReader, StartupSaid};
@@ -40,6 +41,38 @@ pub(crate) enum FirstWordError {
     /// The connection broke.
     #[error("the connection broke before the startup message: {0}")]
     Broken(#[from] io::Error),
+}
+
+/// PostgreSQL's `protocol_violation`.
+const SQLSTATE_MALFORMED: &str = "08P01";
+/// PostgreSQL's `feature_not_supported`.
+const SQLSTATE_VERSION: &str = "0A000";
+
+impl FirstWordError {
+    /// What a client reads that speaks PostgreSQL's protocol, if not well; another understands none of it.
+    pub(crate) fn fatal(&self) -> Option<Fatal> {
+        let sqlstate = match self {
+            Self::Startup(StartupError::Version) => SQLSTATE_VERSION,
+            Self::Startup(StartupError::Parameters | StartupError::StuffedBytes) | Self::StuffedBytes => {
+                SQLSTATE_MALFORMED
+            }
+            Self::Startup(StartupError::NotPostgres) | Self::TimedOut | Self::Broken(_) => return None,
+        };
+        Some(Fatal {
+            sqlstate,
+            message: self.to_string(),
+            detail: None,
+            hint: None,
+        })
+    }
+
+    /// Why the session ends that a client was let in to.
+    pub(super) fn close_reason(&self) -> CloseReason {
+        match self {
+            Self::Startup(_) | Self::StuffedBytes => CloseReason::Protocol,
+            Self::TimedOut | Self::Broken(_) => CloseReason::ClientLost,
+        }
+    }
 }
 
 /// Reads it within `patience`.

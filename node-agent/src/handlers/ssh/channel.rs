@@ -10,10 +10,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::line::Line;
 use super::mailbox::Parcel;
+use super::notice::Notice;
 use super::observer::Observer;
 
 /// Standard error (RFC 4254 §5.2).
 const STDERR: u32 = 1;
+
+/// Returns once others watch than before, if that is to be told.
+async fn changed(notice: &mut Option<Notice>) {
+    match notice {
+        Some(notice) => notice.changed().await,
+        None => std::future::pending().await,
+    }
+}
 
 /// What a channel runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +57,8 @@ pub(super) struct Ends {
     pub(super) session_over: CancellationToken,
     /// Last words for whoever sits at a terminal.
     pub(super) farewell: watch::Receiver<Option<Arc<str>>>,
+    /// Those who watch, where terminals are told.
+    pub(super) names: Option<watch::Receiver<Vec<Arc<str>>>>,
 }
 
 impl Leg {
@@ -161,6 +172,7 @@ impl Ends {
 
     async fn down(&self) {
         let mut farewell = self.farewell.clone();
+        let mut notice = self.names.clone().map(Notice::new);
         loop {
             let parcel = tokio::select! {
                 biased;
@@ -170,14 +182,32 @@ impl Ends {
                     }
                     break;
                 }
-                parcel = self.line.down.next() => parcel,
+                parcel = self.line.down.next() => Some(parcel),
+                () = changed(&mut notice) => None,
             };
-            if self.deliver(parcel).await {
+            if let (Some(notice), Some(Parcel::Data(bytes))) = (&mut notice, &parcel) {
+                notice.shown(bytes);
+            }
+            if let Some(parcel) = parcel
+                && self.deliver(parcel).await
+            {
                 self.over.cancel();
                 return;
             }
+            if let Some(line) = notice.as_mut().and_then(|notice| self.due(notice)) {
+                self.observer.note(&line).await;
+                self.to_client(None, Bytes::from(line)).await;
+            }
         }
         self.say_farewell().await;
+    }
+
+    /// A line for the terminal, once something runs there: nowhere else is it read by a person.
+    fn due(&self, notice: &mut Notice) -> Option<String> {
+        match self.observer.is_recorded() && self.observer.has_terminal() {
+            true => notice.line(),
+            false => None,
+        }
     }
 
     /// Whether that was the last.

@@ -14,6 +14,7 @@ mod front;
 mod host_key;
 mod line;
 mod mailbox;
+mod notice;
 mod observer;
 mod server_key;
 mod settings;
@@ -105,11 +106,18 @@ pub(crate) async fn hear(
     stream: SessionStream,
     (keys, credentials): (&HostKeys, &Credentials),
     service: (&iap_identity::ServiceName, &SshSettings),
-    session: SessionId,
+    (session, is_watchable): (SessionId, bool),
     patience: Duration,
 ) -> Result<Guest, Unheard> {
     let (host_key, host_certificate) = keys.of(service.0, service.1, credentials).await?;
-    let banner = format!("Sessions to {} are recorded. Session {session}.\r\n", service.0);
+    let may_be_watched = match is_watchable {
+        true => " They may be watched while they run.",
+        false => "",
+    };
+    let banner = format!(
+        "Sessions to {} are recorded.{may_be_watched} Session {session}.\r\n",
+        service.0
+    );
     let (knock, knocked) = oneshot::channel();
     let scissors = Scissors::default();
     let stream: Severable<SessionStream> = scissors.around(stream);
@@ -231,6 +239,7 @@ pub(crate) async fn begin(visit: Visit<'_>) -> Result<Box<Joined>, Ending> {
         environment: settings.environment.clone(),
         live: Arc::clone(live),
         scribe: started.scribe(),
+        notices: settings.watch_notice,
         recorder,
         activity: Arc::clone(&activity),
         channels: TaskTracker::new(),

@@ -102,6 +102,11 @@ impl Observer {
         self.has_terminal.load(Ordering::Relaxed)
     }
 
+    /// Whether what it shows is being recorded.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.recording.get().is_some()
+    }
+
     /// The terminal has another size.
     pub(super) fn resize(&self, columns: u32, rows: u32) {
         self.activity.note();
@@ -189,6 +194,11 @@ impl Observer {
         self.scribe.counters().add(0, bytes.len() as u64);
         self.show(bytes).await;
         self.transferred(Direction::ToClient, bytes).await;
+    }
+
+    /// What the agent itself shows on the terminal.
+    pub(super) async fn note(&self, line: &str) {
+        self.show(line.as_bytes()).await;
     }
 
     /// What it sends as standard error.

@@ -30,6 +30,8 @@ pub struct SshSettings {
     pub environment: Environment,
     /// Whether connections to other ports may be opened through the session (`ssh -L`); left out, rules decide.
     pub port_forwarding: Option<bool>,
+    /// Whether whoever sits at a terminal is told by a line who watches.
+    pub watch_notice: bool,
 }
 
 /// How sshd proves that it is the right one.
@@ -89,6 +91,8 @@ pub(crate) struct RawSsh {
     environment: Option<Vec<String>>,
     #[serde(default)]
     port_forwarding: Option<bool>,
+    #[serde(default)]
+    watch_notice: Option<bool>,
 }
 
 impl RawSsh {
@@ -155,6 +159,7 @@ impl RawSsh {
             },
             environment: Environment(environment),
             port_forwarding: self.port_forwarding,
+            watch_notice: self.watch_notice.unwrap_or(true),
         })
     }
 }

@@ -24,6 +24,8 @@ pub(super) struct Stay {
     pub(super) environment: Environment,
     pub(super) live: Arc<Live>,
     pub(super) scribe: Scribe,
+    /// Whether terminals are told who watches.
+    pub(super) notices: bool,
     pub(super) recorder: Recorder,
     pub(super) activity: Arc<super::activity::Activity>,
     /// What moves its bytes.
@@ -101,6 +103,7 @@ impl Stay {
             over: CancellationToken::new(),
             session_over: self.over.clone(),
             farewell: self.farewell.subscribe(),
+            names: self.notices.then(|| self.recorder.audience().names()),
         };
         let leg = Leg::new(&ends);
         self.channels.spawn(ends.run());

@@ -3,7 +3,6 @@
 use std::process::{Command, Stdio};
 
 use iap_e2e::{Plane, Ran, program, wait_until};
-use rustix::process::Signal;
 
 use crate::stock_clients::environment;
 
@@ -87,14 +86,11 @@ fn a_rule_lets_clients_set_options_replicate_and_forward_and_the_agents_file_has
     let banner = forwarded(&plane);
     assert!(banner.stdout.starts_with("SSH-2.0-OpenSSH"), "{banner:?}");
 
-    let config = plane.dir().join("config/agent.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let (before, after) = text.split_once("name = \"db-prod\"\n").unwrap();
-    let (place, after) = after.split_once('\n').unwrap();
-    let never =
-        format!("{before}name = \"db-prod\"\n{place}\n\n[service.postgres]\noptions = false\n{after}");
-    std::fs::write(&config, never).unwrap();
-    plane.signal("agent", Signal::HUP).unwrap();
+    let never = format!(
+        "name = \"db-prod\"\nbackend = \"unix:{}/postgres/.s.PGSQL.5432\"\n\n[service.postgres]\noptions = false\n",
+        plane.dir().display()
+    );
+    plane.serve("db-prod", &never).unwrap();
     wait_until("the agent's own file forbids it", || {
         Ok(memory().stderr.contains("startup options are not allowed"))
     })

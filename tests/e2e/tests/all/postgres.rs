@@ -13,6 +13,8 @@ use crate::stock_clients::environment;
 
 mod by_certificate;
 mod clients;
+mod faults;
+mod guide;
 mod in_between;
 mod server;
 
@@ -38,6 +40,16 @@ fn psql(settings: &BTreeMap<String, String>, arguments: &[&str]) -> Command {
 
 fn run(command: &mut Command) -> Ran {
     command.output().unwrap().into()
+}
+
+/// What the demo's PostgreSQL answers its owner.
+fn superuser(plane: &Plane, statement: &str) -> String {
+    let server = plane.dir().join("postgres");
+    let ran = run(Command::new("psql")
+        .args(["-X", "-At", "-U", "postgres", "-d", "app", "-c", statement, "-h"])
+        .arg(&server)
+        .env_remove("PGSSLMODE"));
+    ran.succeeded().unwrap().trim().to_owned()
 }
 
 /// The records of statements that match, once `enough` says that they are all there.
@@ -276,23 +288,10 @@ fn logins_that_policy_does_not_give_are_refused_by_name_and_recorded() {
 #[test]
 fn a_backend_that_asks_for_a_password_gets_it_from_the_agent() {
     let plane = plane();
-    let server = plane.dir().join("postgres");
-    let superuser = |statement: &str| {
-        let ran: Ran = Command::new("psql")
-            .args([
-                "-X", "-At", "-U", "postgres", "-d", "postgres", "-c", statement, "-h",
-            ])
-            .arg(&server)
-            .env_remove("PGSSLMODE")
-            .output()
-            .unwrap()
-            .into();
-        ran.succeeded().unwrap().trim().to_owned()
-    };
-    superuser("alter role readonly password 'pencil'");
-    let rules = superuser("show hba_file");
+    superuser(&plane, "alter role readonly password 'pencil'");
+    let rules = superuser(&plane, "show hba_file");
     std::fs::write(&rules, "local all readonly scram-sha-256\nlocal all all trust\n").unwrap();
-    superuser("select pg_reload_conf()");
+    superuser(&plane, "select pg_reload_conf()");
     let query = [
         "connect",
         "db-prod",
@@ -320,14 +319,13 @@ fn a_backend_that_asks_for_a_password_gets_it_from_the_agent() {
         .open(&secret)
         .unwrap();
     file.write_all(b"pencil\n").unwrap();
-    let config = plane.dir().join("config/agent.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let section = format!(
-        "[service.postgres]\npassword_files = {{ readonly = \"{}\" }}\n\n[[service]]\nname = \"echo\"",
+    let table = format!(
+        "name = \"db-prod\"\nbackend = \"unix:{}/postgres/.s.PGSQL.5432\"\n\n[service.postgres]\n\
+         password_files = {{ readonly = \"{}\" }}\n",
+        plane.dir().display(),
         secret.display()
     );
-    std::fs::write(&config, text.replace("[[service]]\nname = \"echo\"", &section)).unwrap();
-    plane.signal("agent", Signal::HUP).unwrap();
+    plane.serve("db-prod", &table).unwrap();
     wait_until("the agent logs in", || {
         Ok(plane.iapctl("alice", &query)?.stdout.trim() == "readonly")
     })

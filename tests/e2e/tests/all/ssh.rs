@@ -10,21 +10,21 @@ use iap_e2e::{Background, Plane, Ran, program, wait_until};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const SERVICE: &str = "ssh-demo";
+pub(crate) const SERVICE: &str = "ssh-demo";
 
 /// A plane on which alice and the auditor are logged in, and what OpenSSH's clients need to reach its sshd as alice.
-struct Shell {
-    plane: Plane,
+pub(crate) struct Shell {
+    pub(crate) plane: Plane,
     login: String,
     config: PathBuf,
 }
 
 impl Shell {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::on(Plane::demo().unwrap())
     }
 
-    fn on(plane: Plane) -> Self {
+    pub(crate) fn on(plane: Plane) -> Self {
         plane.log_in("alice").unwrap();
         plane.log_in("auditor").unwrap();
         let services = plane.json("alice", &["ls"]).unwrap();
@@ -44,7 +44,7 @@ impl Shell {
         Self { plane, login, config }
     }
 
-    fn client(&self, program: &str) -> Command {
+    pub(crate) fn client(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
             .arg("-F")
@@ -61,7 +61,7 @@ impl Shell {
     }
 
     /// The one session there was, with all its records, once it is over.
-    fn session(&self) -> (String, Vec<Value>) {
+    pub(crate) fn session(&self) -> (String, Vec<Value>) {
         let sessions = self
             .plane
             .sessions_when(|all| all.len() == 1 && !all[0]["end"].is_null())
@@ -72,7 +72,7 @@ impl Shell {
     }
 
     /// What a player prints, once the auth server has all of the recording.
-    fn replayed(&self, session: &str, more: &[&str]) -> Ran {
+    pub(crate) fn replayed(&self, session: &str, more: &[&str]) -> Ran {
         let play = [&["sessions", "play", session], more].concat();
         let mut played = None;
         wait_until("the recording has arrived", || {
@@ -86,7 +86,7 @@ impl Shell {
     }
 }
 
-fn of<'a>(records: &'a [Value], event: &str) -> Vec<&'a Value> {
+pub(crate) fn of<'a>(records: &'a [Value], event: &str) -> Vec<&'a Value> {
     records.iter().filter(|record| record["event"] == event).collect()
 }
 
@@ -291,73 +291,6 @@ fn an_editor_on_a_terminal_replays_byte_for_byte() {
         (&2.into(), &"xterm".into())
     );
     assert!(!cast.contains("\"i\""), "what was typed is nobody's business");
-}
-
-#[test]
-fn files_go_over_intact_by_scp_sftp_and_git_and_are_on_record() {
-    let shell = Shell::start();
-    let scratch = shell.plane.scratch();
-    let source = scratch.join("source");
-    let bytes: Vec<u8> = (0..24 * 1024 * 1024_u32)
-        .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
-        .collect();
-    fs::write(&source, &bytes).unwrap();
-    for (name, flags) in [("by-scp", vec!["-O"]), ("by-sftp", vec![])] {
-        let (there, back) = (scratch.join(name), scratch.join(format!("{name}-back")));
-        let remote = format!("{SERVICE}:{}", there.display());
-        let mut up = shell.client("scp");
-        Ran::from(up.args(&flags).arg(&source).arg(&remote).output().unwrap())
-            .succeeded()
-            .unwrap();
-        let mut down = shell.client("scp");
-        Ran::from(down.args(&flags).arg(&remote).arg(&back).output().unwrap())
-            .succeeded()
-            .unwrap();
-        assert!(fs::read(&back).unwrap() == bytes, "{name}");
-    }
-    let count = bytes.len() as u64;
-    wait_until("all four files are on record", || {
-        let found = shell
-            .plane
-            .json("auditor", &["audit", "search", "event == \"session.file\""])?;
-        let moved = |path: &str, field: &str| {
-            found.as_array().unwrap().iter().any(|record| {
-                record["path"].as_str().unwrap().ends_with(path)
-                    && record[field] == count
-                    && record["ok"] == true
-            })
-        };
-        Ok(["by-scp", "by-sftp"]
-            .iter()
-            .all(|path| moved(path, "bytes_written") && moved(path, "bytes_read")))
-    })
-    .unwrap();
-
-    let repository = scratch.join("repository");
-    let git = |arguments: &[&str]| {
-        let mut git = Command::new("git");
-        git.args(["-c", "user.name=e", "-c", "user.email=e@example.com"])
-            .args(arguments);
-        git.env("GIT_SSH_COMMAND", format!("ssh -F {}", shell.config.display()));
-        Ran::from(git.stdin(Stdio::null()).output().unwrap())
-    };
-    let there = repository.to_str().unwrap();
-    git(&["init", "-q", there]).succeeded().unwrap();
-    fs::copy(&source, repository.join("file")).unwrap();
-    git(&["-C", there, "add", "file"]).succeeded().unwrap();
-    git(&["-C", there, "commit", "-q", "-m", "one"])
-        .succeeded()
-        .unwrap();
-    let clone = scratch.join("clone");
-    git(&[
-        "clone",
-        "-q",
-        &format!("{SERVICE}:{there}"),
-        clone.to_str().unwrap(),
-    ])
-    .succeeded()
-    .unwrap();
-    assert!(fs::read(clone.join("file")).unwrap() == bytes);
 }
 
 #[test]

@@ -1,183 +1,21 @@
 //! SSH services whose bytes the agent passes on: a stock sshd that trusts the service's authority by one line of its
 //! configuration, and stock clients that find everything in what a login leaves behind.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
-use iap_e2e::{Plane, Ran, Sshd, wait_until};
+use iap_e2e::{Ran, wait_until};
 
-/// What an operator reads.
-const PAGE: &str = include_str!("../../../../docs/ssh.md");
+use crate::ssh_world::{World, assert_same, output, write_random};
+
 const SERVICE: &str = "web-1";
 const HOST: &str = "web-1.iap.localhost";
-/// What scp, sftp, rsync and git carry.
-const MEBIBYTES: usize = 8;
-
-/// A plane with one SSH service, and the server behind it.
-struct World {
-    plane: Plane,
-    sshd: Sshd,
-    files: tempfile::TempDir,
-    /// Who the tests run as: the one account that a server without root's rights lets in.
-    me: String,
-}
-
-impl World {
-    /// With these logins in the policy; `{me}` stands for the account there is.
-    fn new(logins: &str) -> Self {
-        Self::configured(logins, "")
-    }
-
-    /// The same with more in the auth server's own file.
-    fn configured(logins: &str, more: &str) -> Self {
-        let files = tempfile::Builder::new()
-            .prefix("iap-e2e.")
-            .tempdir_in("/tmp")
-            .unwrap();
-        let me = output(Command::new("id").arg("-un"));
-        let authority = files.path().join("user_ca.pub");
-        let trust = block("sshd_config", "TrustedUserCAKeys")
-            .replace("/etc/ssh/iap_user_ca.pub", authority.to_str().unwrap());
-        let trust = format!("{trust}LogLevel VERBOSE\n");
-        let sshd = Sshd::start_with(files.path(), |program| Command::new(program), &trust).unwrap();
-        let backend = format!("{SERVICE}=127.0.0.1:{}", sshd.port);
-        let own = files.path().join("auth.toml");
-        std::fs::write(&own, more).unwrap();
-        let own = own.display().to_string();
-        let plane = Plane::start(&["--service", &backend, "--connectors", &own]).unwrap();
-        plane.log_in("admin").unwrap();
-        let world = Self {
-            plane,
-            sshd,
-            files,
-            me,
-        };
-        let service = block("toml", "[[service]]");
-        world.admin("services", &service.replace("deploy", &world.me));
-        world.apply_policy(SERVICE, logins);
-        let export = block("sh", "ca export");
-        let words: Vec<&str> = export.split_whitespace().collect();
-        let exported = world.iapctl("admin", words[1..].split(|word| *word == ">").next().unwrap());
-        std::fs::write(authority, exported.succeeded().unwrap()).unwrap();
-        world.log_in_alice();
-        world
-    }
-
-    /// As soon as the agent has said where it reaches the server from, so that her certificate is bound to that.
-    fn log_in_alice(&self) {
-        wait_until("a certificate is bound to the agent's address", || {
-            self.plane.log_in("alice")?;
-            let file = self.folder().join("web-1-cert.pub");
-            let shown = Command::new("ssh-keygen").arg("-Lf").arg(file).output()?;
-            Ok(String::from_utf8_lossy(&shown.stdout).contains("source-address 127.0.0.1/32"))
-        })
-        .unwrap();
-    }
-
-    fn apply_policy(&self, service: &str, logins: &str) {
-        let logins = logins.replace("{me}", &self.me);
-        let rule = block("toml", "[[rule]]")
-            .replace("[\"deploy\"]", &logins)
-            .replace(SERVICE, service);
-        self.admin(
-            "policy",
-            &format!(
-                "{rule}[[admin]]\nusers = {{ groups = [\"dev:admins\"] }}\n\
-                 verbs = [\"policy.write\", \"service.write\", \"audit.read\", \"lock.write\", \"ca.sign\"]\n"
-            ),
-        );
-    }
-
-    /// `iapctl WHAT apply` of this document.
-    fn admin(&self, what: &str, document: &str) {
-        let file = self.files.path().join(format!("{what}.toml"));
-        std::fs::write(&file, document).unwrap();
-        let applied = self.iapctl("admin", &[what, "apply", file.to_str().unwrap()]);
-        applied.succeeded().unwrap();
-    }
-
-    fn iapctl(&self, user: &str, arguments: &[&str]) -> Ran {
-        self.plane.iapctl(user, arguments).unwrap()
-    }
-
-    /// Alice's SSH folder.
-    fn folder(&self) -> PathBuf {
-        self.plane.home("alice").join("clusters/iap.localhost/ssh")
-    }
-
-    /// A stock client that reads the fragment and nothing else.
-    fn client(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        match program {
-            "git" => drop(command.env(
-                "GIT_SSH_COMMAND",
-                format!("ssh -F {} -o BatchMode=yes", self.config()),
-            )),
-            "rsync" => drop(command.args(["-e", &format!("ssh -F {} -o BatchMode=yes", self.config())])),
-            _ => drop(command.args(["-F", &self.config(), "-o", "BatchMode=yes"])),
-        }
-        command
-            .args(arguments)
-            .env("IAPCTL_NONINTERACTIVE", "1")
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn config(&self) -> String {
-        self.folder().join("config").display().to_string()
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> Ran {
-        self.client(program, arguments).output().unwrap().into()
-    }
-
-    /// `iapctl ssh` as alice.
-    fn ssh(&self, arguments: &[&str]) -> Ran {
-        let mut all = vec!["ssh"];
-        all.extend(arguments);
-        self.iapctl("alice", &all)
-    }
-}
-
-/// The block of the page in that language that says so.
-fn block(language: &str, saying: &str) -> String {
-    let opening = format!("```{language}\n");
-    let mut blocks = PAGE
-        .split(&opening)
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next());
-    blocks.find(|block| block.contains(saying)).unwrap().to_owned()
-}
-
-fn output(command: &mut Command) -> String {
-    let ran = Ran::from(command.output().unwrap());
-    ran.succeeded().unwrap().trim().to_owned()
-}
-
-/// Bytes that do not shrink.
-fn write_random(path: &Path) {
-    let mut bytes = vec![0; MEBIBYTES << 20];
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    for chunk in bytes.chunks_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        chunk.copy_from_slice(&state.to_le_bytes());
-    }
-    std::fs::write(path, bytes).unwrap();
-}
-
-fn assert_same(one: &Path, other: &Path) {
-    assert!(
-        std::fs::read(one).unwrap() == std::fs::read(other).unwrap(),
-        "{}",
-        other.display()
-    );
-}
+/// What scp, sftp, rsync and git carry here; `moves` has the large files.
+const BYTES: u64 = 8 << 20;
 
 #[test]
 fn stock_clients_reach_a_server_that_trusts_one_line_by_name_and_nobody_says_yes() {
-    let world = World::new(r#"["{me}"]"#);
+    let world = World::relaying(r#"["{me}"]"#);
     let ran = world.ssh(&[SERVICE, "--", "echo", "it is", "$(id -un);", "exit", "7"]);
     assert_eq!(
         (ran.stdout.trim(), ran.code),
@@ -190,7 +28,7 @@ fn stock_clients_reach_a_server_that_trusts_one_line_by_name_and_nobody_says_yes
         assert_eq!((ran.code, ran.stderr.trim()), (0, "done"));
     }
     let (sent, came) = (world.files.path().join("sent"), world.files.path().join("came"));
-    write_random(&sent);
+    write_random(&sent, BYTES);
     let remote = world.files.path().join("remote");
     let there = format!("{SERVICE}:{}", remote.display());
     let here = |path: &Path| path.display().to_string();
@@ -243,7 +81,7 @@ fn stock_clients_reach_a_server_that_trusts_one_line_by_name_and_nobody_says_yes
 
 #[test]
 fn the_server_logs_who_came_and_the_issuance_is_on_record() {
-    let world = World::new(r#"["{me}"]"#);
+    let world = World::relaying(r#"["{me}"]"#);
     world.ssh(&[SERVICE, "--", "true"]).succeeded().unwrap();
     let log = world.sshd.log();
     assert!(log.contains("ID alice@example.com login "), "{log}");
@@ -264,7 +102,7 @@ fn the_server_logs_who_came_and_the_issuance_is_on_record() {
 
 #[test]
 fn a_login_that_the_policy_does_not_give_is_no_principal_and_the_server_refuses_it() {
-    let world = World::new(r#"["somebody-else"]"#);
+    let world = World::relaying(r#"["somebody-else"]"#);
     let certificate = output(
         Command::new("ssh-keygen")
             .arg("-L")
@@ -302,7 +140,7 @@ fn another_services_authority_and_an_expired_certificate_are_refused_by_the_serv
         "admin",
         &["ca", "export", "--service", "web-2", "--kind", "ssh-user"],
     );
-    let authority = world.files.path().join("user_ca.pub");
+    let authority = world.files.path().join("iap_user_ca.pub");
     let good = std::fs::read_to_string(&authority).unwrap();
     std::fs::write(&authority, other.succeeded().unwrap()).unwrap();
     let ran = world.run("ssh", &[SERVICE, "true"]);
@@ -355,7 +193,7 @@ fn another_services_authority_and_an_expired_certificate_are_refused_by_the_serv
 
 #[test]
 fn whoever_may_not_hears_why_and_every_failure_of_ours_is_255() {
-    let world = World::new(r#"["{me}"]"#);
+    let world = World::relaying(r#"["{me}"]"#);
     world.plane.log_in("bob").unwrap();
     let ran = world.iapctl("bob", &["proxy-command", SERVICE]);
     assert_eq!(ran.code, 255);
@@ -378,7 +216,7 @@ fn whoever_may_not_hears_why_and_every_failure_of_ours_is_255() {
 
 #[test]
 fn a_hosts_key_is_noted_the_first_time_and_one_that_changes_is_an_alarm() {
-    let world = World::new(r#"["{me}"]"#);
+    let world = World::relaying(r#"["{me}"]"#);
     world.run("ssh", &[SERVICE, "true"]).succeeded().unwrap();
     let known = world
         .plane
@@ -405,7 +243,7 @@ fn a_hosts_key_is_noted_the_first_time_and_one_that_changes_is_an_alarm() {
 
 #[test]
 fn a_server_with_a_certificate_of_its_services_host_ca_is_believed_and_nothing_is_noted() {
-    let world = World::new(r#"["{me}"]"#);
+    let world = World::relaying(r#"["{me}"]"#);
     let strict = ["-o", "StrictHostKeyChecking=yes", SERVICE, "echo believed"];
     let ran = world.run("ssh", &strict);
     assert!(
@@ -413,8 +251,8 @@ fn a_server_with_a_certificate_of_its_services_host_ca_is_believed_and_nothing_i
         "{}",
         ran.stderr
     );
-    let key = world.files.path().join("host.pub").display().to_string();
-    let command = block("sh", "ca sign-host-key").replace("/etc/ssh/ssh_host_ed25519_key.pub", &key);
+    let own_key = |text: String| text.replace("ssh_host_ed25519_key", "host");
+    let command = own_key(world.block("sh", "ca sign-host-key"));
     let words: Vec<&str> = command
         .lines()
         .next()
@@ -425,8 +263,7 @@ fn a_server_with_a_certificate_of_its_services_host_ca_is_believed_and_nothing_i
     let printed = world.iapctl("admin", &words);
     let certificate = world.files.path().join("host-cert.pub").display().to_string();
     assert_eq!(printed.succeeded().unwrap().trim(), certificate);
-    let line = block("sshd_config", "HostCertificate")
-        .replace("/etc/ssh/ssh_host_ed25519_key-cert.pub", &certificate);
+    let line = own_key(world.block("sshd_config", "HostCertificate"));
     world.sshd.reload_with(&line).unwrap();
 
     let ran = world.run("ssh", &strict);
@@ -474,7 +311,7 @@ fn a_server_with_a_certificate_of_its_services_host_ca_is_believed_and_nothing_i
 
 #[test]
 fn the_fragment_can_be_included_and_a_renewal_replaces_key_and_certificates_together() {
-    let world = World::new(r#"["{me}"]"#);
+    let world = World::relaying(r#"["{me}"]"#);
     let printed = world.iapctl("alice", &["ssh-config"]);
     assert!(
         printed

@@ -17,6 +17,7 @@ mod resume;
 mod snapshot;
 mod tls_records;
 mod transfer;
+mod watch;
 
 /// Inputs by name.
 pub(crate) type Seeds = Vec<(String, Vec<u8>)>;
@@ -117,6 +118,11 @@ pub const TARGETS: &[Target] = &[
         name: "asciicast",
         run: asciicast::run,
         seeds: asciicast::seeds,
+    },
+    Target {
+        name: "watch",
+        run: watch::run,
+        seeds: watch::seeds,
     },
 ];
 

@@ -1,12 +1,27 @@
-//! A server that lets in nobody without a certificate.
+//! A PostgreSQL server that is reached by TLS, and lets in nobody without a certificate.
 
-use iap_e2e::wait_until;
+use std::path::Path;
 
-use super::server::{Server, authority, leads_to};
+use iap_e2e::{Plane, wait_until};
+
+use super::server::Server;
 use super::{plane, statements};
 
-/// Who may log in: whoever shows the login's certificate.
+/// Rules of who may log in: whoever shows the login's certificate.
 const RULES: &str = "local all all trust\nhostssl all all 127.0.0.1/32 cert\n";
+const SETTINGS: &str = "ssl = on\nssl_cert_file = '/etc/postgresql/server.pem'\n\
+    ssl_key_file = '/etc/postgresql/server.key'\nssl_ca_file = '/etc/postgresql/clients.pem'\n";
+
+/// The place of `db-prod` in the agent's own file, taken up without a restart.
+pub(super) fn leads_to(plane: &Plane, port: u16, section: &str) {
+    let table =
+        format!("name = \"db-prod\"\nbackend = \"localhost:{port}\"\n\n[service.postgres]\n{section}\n");
+    plane.serve("db-prod", &table).unwrap();
+}
+
+pub(super) fn authority(path: &Path) -> String {
+    format!("ca_file = \"{}\"\n", path.display())
+}
 
 #[test]
 fn a_backend_that_asks_for_a_certificate_is_verified_and_shown_the_logins_own() {
@@ -14,7 +29,9 @@ fn a_backend_that_asks_for_a_certificate_is_verified_and_shown_the_logins_own() 
     plane.log_in("admin").unwrap();
     let export = ["ca", "export", "--service", "db-prod", "--kind", "postgres"];
     let client_ca = plane.iapctl("admin", &export).unwrap();
-    let server = Server::start(RULES, Some(client_ca.succeeded().unwrap()));
+    let folder = Server::folder();
+    std::fs::write(folder.path().join("clients.pem"), client_ca.succeeded().unwrap()).unwrap();
+    let server = Server::start(folder, SETTINGS, RULES, "");
     for statement in [
         "create role app login",
         "create database app owner app",

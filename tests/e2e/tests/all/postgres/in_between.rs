@@ -5,16 +5,19 @@ use std::process::{Command, Stdio};
 
 use iap_e2e::{Background, wait_until};
 
-use super::server::{Server, authority, certify, free_port, leads_to};
+use super::by_certificate::{authority, leads_to};
+use super::server::{Server, certify, free_port};
 use super::{plane, run};
 
 /// Who may log in: whoever proves that they know the password.
 const RULES: &str = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n";
+const SETTINGS: &str =
+    "ssl = on\nssl_cert_file = '/etc/postgresql/server.pem'\nssl_key_file = '/etc/postgresql/server.key'\n";
 
 #[test]
 fn a_login_by_password_is_handed_on_by_nobody_in_between() {
     let plane = plane();
-    let server = Server::start(RULES, None);
+    let server = Server::start(Server::folder(), SETTINGS, RULES, "");
     for statement in [
         "create role app login password 'pencil'",
         "create database app owner app",

@@ -1,73 +1,72 @@
-//! A PostgreSQL server of its own, reached by TLS.
+//! A PostgreSQL server of its own, on a Unix socket and by TCP.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use iap_e2e::{Background, Plane, Ran, wait_until};
-use rustix::process::Signal;
+use iap_e2e::{Background, Ran, wait_until};
 
-pub(super) struct Server {
-    pub(super) folder: tempfile::TempDir,
-    pub(super) port: u16,
+pub(crate) struct Server {
+    /// Its socket is here, what its settings name in `/etc/postgresql`, and `server.pem`, its own certificate for `localhost`.
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) port: u16,
     _process: Background,
 }
 
 impl Server {
-    /// With a certificate for `localhost`, this `pg_hba.conf`, and an authority for its clients' certificates if they have any.
-    pub(super) fn start(rules: &str, client_ca: Option<&str>) -> Self {
-        let folder = tempfile::Builder::new()
+    /// Where it will be, with what its settings name.
+    pub(crate) fn folder() -> tempfile::TempDir {
+        tempfile::Builder::new()
             .prefix("iap-pg.")
             .tempdir_in("/tmp")
-            .unwrap();
-        let file = |name: &str| folder.path().join(name).display().to_string();
+            .unwrap()
+    }
+
+    /// With these settings, rules of who may log in, and names of the system's users.
+    pub(crate) fn start(folder: tempfile::TempDir, settings: &str, rules: &str, idents: &str) -> Self {
+        let place = folder.path().display().to_string();
+        let file = |name: &str| format!("{place}/{name}");
         certify(folder.path(), "server");
-        if let Some(client_ca) = client_ca {
-            std::fs::write(file("clients.pem"), client_ca).unwrap();
-        }
         let is_root = rustix::process::geteuid().is_root();
         if is_root {
-            ran(Command::new("chown").args(["-R", "postgres"]).arg(folder.path()));
+            ran(Command::new("chown").args(["-R", "postgres", &place]));
         }
         let data = file("data");
         ran(as_postgres(is_root, "initdb").args(["-D", &data, "-U", "postgres", "-A", "trust", "--no-sync"]));
-        std::fs::write(file("rules"), rules).unwrap();
         let port = free_port();
-        let mut server = as_postgres(is_root, "postgres");
-        server.args([
-            "-D",
-            &data,
-            "-k",
-            folder.path().to_str().unwrap(),
-            "-p",
-            &port.to_string(),
-        ]);
-        for setting in [
-            "listen_addresses=127.0.0.1",
-            "fsync=off",
-            "ssl=on",
-            &format!("ssl_cert_file={}", file("server.pem")),
-            &format!("ssl_key_file={}", file("server.key")),
-            &format!("hba_file={}", file("rules")),
-        ] {
-            server.args(["-c", setting]);
-        }
-        if client_ca.is_some() {
-            server.args(["-c", &format!("ssl_ca_file={}", file("clients.pem"))]);
-        }
+        let own = format!(
+            "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{place}'\nfsync = off\n{}",
+            settings.replace("/etc/postgresql", &place)
+        );
+        std::fs::write(file("data/postgresql.conf"), own).unwrap();
+        std::fs::write(file("data/pg_hba.conf"), rules).unwrap();
+        std::fs::write(file("data/pg_ident.conf"), idents).unwrap();
         let log = std::fs::File::create(file("server.log")).unwrap();
-        let process = server.stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut server = as_postgres(is_root, "postgres");
+        server.args(["-D", &data]).stdout(Stdio::null()).stderr(log);
         let server = Self {
             folder,
             port,
-            _process: Background(process),
+            _process: Background(server.spawn().unwrap()),
         };
         let answers = || Ok(server.superuser("select 1").code == 0);
         wait_until("the server answers", answers).unwrap();
         server
     }
 
-    pub(super) fn superuser(&self, statement: &str) -> Ran {
+    /// Other rules from now on.
+    pub(crate) fn rule(&self, rules: &str) {
+        std::fs::write(self.folder.path().join("data/pg_hba.conf"), rules).unwrap();
+        self.superuser("select pg_reload_conf()").succeeded().unwrap();
+    }
+
+    /// Where it is for somebody on this host.
+    pub(crate) fn socket(&self) -> String {
+        format!("{}/.s.PGSQL.{}", self.folder.path().display(), self.port)
+    }
+
+    /// What its owner is answered.
+    pub(crate) fn superuser(&self, statement: &str) -> Ran {
         let mut psql = Command::new("psql");
         psql.args([
             "-X", "-At", "-U", "postgres", "-d", "postgres", "-c", statement, "-h",
@@ -99,16 +98,17 @@ fn as_postgres(is_root: bool, program: &str) -> Command {
 
 /// A key and its own certificate for `localhost`: `NAME.key` and `NAME.pem`.
 pub(super) fn certify(folder: &Path, name: &str) {
+    let key_pair = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+    ];
     let mut openssl = Command::new("openssl");
     openssl
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-        ])
+        .args(key_pair)
         .args(["-nodes", "-days", "1", "-subj", "/CN=database"])
         .args(["-addext", "subjectAltName=DNS:localhost"])
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
@@ -128,20 +128,4 @@ pub(super) fn free_port() -> u16 {
 fn ran(command: &mut Command) {
     let ran: Ran = command.output().unwrap().into();
     ran.succeeded().unwrap();
-}
-
-/// The place of `db-prod` in the agent's own file, taken up without a restart.
-pub(super) fn leads_to(plane: &Plane, port: u16, section: &str) {
-    let config = plane.dir().join("config/agent.toml");
-    let text = std::fs::read_to_string(&config).unwrap();
-    let (before, rest) = text.split_once("name = \"db-prod\"\n").unwrap();
-    let (_, after) = rest.split_once("\n[[service]]").unwrap();
-    let service =
-        format!("name = \"db-prod\"\nbackend = \"localhost:{port}\"\n\n[service.postgres]\n{section}\n");
-    std::fs::write(&config, format!("{before}{service}\n[[service]]{after}")).unwrap();
-    plane.signal("agent", Signal::HUP).unwrap();
-}
-
-pub(super) fn authority(path: &Path) -> String {
-    format!("ca_file = \"{}\"\n", path.display())
 }
