@@ -109,7 +109,7 @@ impl Canvas {
         Keyframe {
             size: (side(columns), side(rows)),
             at: self.at,
-            text: self.terminal.dump(),
+            text: spelt_out(&self.terminal.dump()),
             is_full_screen: self.terminal.active_screen_kind() == ScreenKind::Alternate,
         }
     }
@@ -129,6 +129,30 @@ impl Keyframe {
         encoder.finish(self.at, &mut lines);
         lines
     }
+}
+
+/// The same without repetitions (ECMA-48 §8.3.103, `REP`), which not every terminal knows.
+fn spelt_out(text: &str) -> String {
+    let mut spelt = String::with_capacity(text.len());
+    let mut pieces = text.split("\u{1b}[");
+    spelt.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        let repeated = piece.split_once('b').and_then(|(count, rest)| {
+            let count: usize = count.parse().ok()?;
+            Some((spelt.chars().next_back()?, count.min(COLUMNS_MAX as usize), rest))
+        });
+        match repeated {
+            Some((character, count, rest)) => {
+                spelt.extend(std::iter::repeat_n(character, count));
+                spelt.push_str(rest);
+            }
+            None => {
+                spelt.push_str("\u{1b}[");
+                spelt.push_str(piece);
+            }
+        }
+    }
+    spelt
 }
 
 /// `COLUMNSxROWS`.
@@ -219,6 +243,21 @@ mod tests {
         let mut canvas = Canvas::new((80, 24), true).unwrap();
         let endless = recorded(&[&"x\u{1b}[65535b".repeat(1000)]);
         assert_eq!(canvas.push(&endless, is_due), Err(TooLong));
+    }
+
+    #[test]
+    fn nothing_is_said_by_how_often_it_is_repeated() {
+        for (dumped, spelt) in [
+            ("a", "a"),
+            ("a\u{1b}[3b", "aaaa"),
+            ("a\u{1b}[3bb\u{1b}[1mb", "aaaab\u{1b}[1mb"),
+            ("\u{1b}[31mab\u{1b}[", "\u{1b}[31mab\u{1b}["),
+            ("日\u{1b}[1b\r\n", "日日\r\n"),
+        ] {
+            assert_eq!(spelt_out(dumped), spelt);
+        }
+        let keyframe = canvas((20, 2), &recorded(&["aaaaaaaaaaaa"])).keyframe();
+        assert!(keyframe.text.contains("aaaaaaaaaaaa"), "{keyframe:?}");
     }
 
     #[test]
