@@ -106,11 +106,17 @@ impl Canvas {
     pub fn keyframe(&self) -> Keyframe {
         let (columns, rows) = self.terminal.size();
         let side = |side| u32::try_from(side).unwrap_or(1);
+        let is_full_screen = self.terminal.active_screen_kind() == ScreenKind::Alternate;
+        let mut text = spelt_out(&self.terminal.dump());
+        if is_full_screen {
+            // So that every terminal has the cursor where it was once that program ends.
+            text = text.replacen("\u{1b}[?1047h", "\u{1b}[?1049h", 1);
+        }
         Keyframe {
             size: (side(columns), side(rows)),
             at: self.at,
-            text: spelt_out(&self.terminal.dump()),
-            is_full_screen: self.terminal.active_screen_kind() == ScreenKind::Alternate,
+            text,
+            is_full_screen,
         }
     }
 }
@@ -210,7 +216,7 @@ mod tests {
         ];
         let before = canvas((20, 5), &recorded(&vim));
         let keyframe = before.keyframe();
-        assert!(keyframe.is_full_screen);
+        assert!(keyframe.is_full_screen && keyframe.text.contains("\u{1b}[?1049h"));
         let mut joined = canvas((20, 5), &keyframe.lines());
         assert_eq!(shown(&joined), ["one", "two", "", "  x", ""]);
         // The rest of the sequence that had begun, then the end of vim: what was there before is back.
