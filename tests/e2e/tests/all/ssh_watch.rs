@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use iap_audit::asciicast::{Code, Entry, Header};
 use iap_e2e::{Background, Plane, Ran, wait_until};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::ssh::{SERVICE, Shell, of};
@@ -128,9 +129,11 @@ fn an_auditor_watches_from_the_screen_of_now_to_the_end_and_the_record_and_the_p
     watcher.sees("watches this session");
     alice.types("second-mark\n");
     watcher.sees("second-mark\r\nsecond-mark");
-    // Her own session is hers to see, and there may be several; without the auth server, too.
+    // Her own session is hers to see, and there may be several. The agent asks nobody.
+    shell.plane.signal("auth", Signal::STOP).unwrap();
     let own = shell.watch("alice", &[id, "--agent", agent, "--format", "asciicast"]);
     own.sees("second-mark");
+    shell.plane.signal("auth", Signal::CONT).unwrap();
     alice.sees("auditor@example.com, alice@example.com watch this session.");
     alice.types("\u{4}");
     assert_eq!(alice.finish().code, 0);
