@@ -17,7 +17,7 @@ use iap_identity::AuthId;
 use tokio::sync::Mutex;
 
 use crate::context::{Clock, NoRandomness, Random};
-use crate::store::{Appended, SharedStore, StoreError};
+use crate::store::{Appended, NewRecord, SharedStore, StoreError};
 
 pub use incoming::{IncomingError, read_record};
 
@@ -97,8 +97,11 @@ impl AuditLog {
         };
         let mut records = Vec::with_capacity(events.len());
         for event in events {
-            let sealed = chain.seal(event)?;
-            records.push(read_own_record(&sealed.bytes)?.record);
+            let body = event.into_body();
+            let payload = body.payload().cloned();
+            let sealed = chain.seal(body)?;
+            let record = read_own_record(&sealed.bytes)?.record;
+            records.push(NewRecord { payload, ..record });
         }
         let source = *self.shared.source.as_uuid();
         let now = self.shared.clock.now();

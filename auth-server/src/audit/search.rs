@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use iap_audit::EventKind;
+use iap_audit::{EventKind, Payload};
 use iap_policy::Filter;
 use iap_proto::v1;
 use iap_runtime::big_stack;
+use serde_json::Map;
 use time::OffsetDateTime;
 
 use crate::context::AppContext;
@@ -38,10 +39,10 @@ pub async fn search(
         .audit
         .event(EventKind::AuditSearched)?
         .user(&caller.record());
-    context
-        .audit
-        .record(event.field("expression", request.expression))
-        .await?;
+    // Whoever looks for a secret writes it down here: it must be possible to erase that too.
+    let written = Map::from_iter([("expression".to_owned(), request.expression.into())]);
+    let payload = Payload::of(&written, context.random.bytes()?).map_err(RpcError::internal)?;
+    context.audit.record(event.payload(payload)).await?;
     let range = RecordRange {
         before_seq: i64::MAX as u64,
         since: time_or(request.since_unix_ms, OffsetDateTime::UNIX_EPOCH)?,

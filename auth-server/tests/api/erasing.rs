@@ -228,3 +228,27 @@ async fn only_who_may_erases_and_nothing_that_is_not_there() {
     assert_eq!(refused(erase(&plane, &admin, long).await), "invalid");
     assert!(is_on_disk(&plane, SECRET));
 }
+
+#[tokio::test]
+async fn what_somebody_searched_for_can_be_erased_too() {
+    let plane = Plane::start().await;
+    let admin = plane.log_in(ADMIN).await;
+    let statements = Statements::send(&plane, &admin, 1).await;
+    let looking = v1::AuditSearchRequest {
+        expression: format!("statement.contains(\"{SECRET}\")"),
+        ..v1::AuditSearchRequest::default()
+    };
+    plane.admin(&admin).audit_search(looking).await.unwrap();
+    erase(&plane, &admin, statements.whole()).await.unwrap();
+    assert!(is_on_disk(&plane, SECRET), "in the record of the search");
+    let searches = plane.records(&admin, "audit.searched").await;
+    let names_it = |record: &&serde_json::Value| record["expression"].as_str().unwrap().contains(SECRET);
+    let search = searches.iter().find(names_it).unwrap();
+    let id = Uuid::parse_str(search["id"].as_str().unwrap()).unwrap();
+    let request = v1::AuditEraseRequest {
+        record_ids: vec![id.as_bytes().to_vec()],
+        ..v1::AuditEraseRequest::default()
+    };
+    assert_eq!(erase(&plane, &admin, request).await.unwrap().payloads, 1);
+    assert!(!is_on_disk(&plane, SECRET));
+}

@@ -165,6 +165,14 @@ fn say_whether_true(
             .talk("The recording is not over yet, so that nothing can be said about whether it is whole.");
         return Ok(ExitStatus::Done);
     }
+    let whole = records::number(chosen, "record.recording_bytes").unwrap_or(0);
+    if source.bytes < whole {
+        let here = format!("{} of {whole} bytes of this recording are here", source.bytes);
+        return Err(Failure::failed(here)
+            .because("its agent has not sent the rest yet")
+            .next(format!("iapctl sessions play {}", arguments.id))
+            .into());
+    }
     let seen = iap_identity::hex(source.digest.clone().finish().as_ref());
     if seen != told {
         return Err(
@@ -189,6 +197,7 @@ fn say_whether_true(
 struct Source {
     parts: tonic::Streaming<v1::RecordingPart>,
     arrived: Vec<u8>,
+    bytes: u64,
     digest: digest::Context,
 }
 
@@ -197,6 +206,7 @@ impl Source {
         Self {
             parts,
             arrived: Vec::new(),
+            bytes: 0,
             digest: digest::Context::new(&digest::SHA256),
         }
     }
@@ -205,6 +215,7 @@ impl Source {
         let part = self.parts.message().await.map_err(api::failure)?;
         Ok(part.map(|part| {
             self.digest.update(&part.data);
+            self.bytes += part.data.len() as u64;
             part.data
         }))
     }

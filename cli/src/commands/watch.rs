@@ -122,6 +122,8 @@ async fn begin(
 struct View<'a> {
     arguments: &'a WatchArguments,
     session: SessionId,
+    /// What this is, for the terminal's title: the first lines are gone with the first screen.
+    title: String,
     /// Drives a terminal, instead of going into a pipe.
     is_shown: bool,
     showing: Option<u32>,
@@ -147,6 +149,7 @@ impl<'a> View<'a> {
         Self {
             arguments,
             session,
+            title: String::new(),
             is_shown,
             showing: None,
             lines: Vec::new(),
@@ -196,18 +199,19 @@ impl<'a> View<'a> {
         }
     }
 
-    fn announce(&self, watched: &Watched, context: &Context) {
+    fn announce(&mut self, watched: &Watched, context: &Context) {
         let login = watched
             .login
             .as_ref()
             .map_or_else(String::new, |login| format!(" as {login}"));
-        let text = format!("{} on {}{login}", watched.user, watched.service);
+        let text = neutralised(&format!("{} on {}{login}", watched.user, watched.service));
         let how = match self.is_shown {
             true => "; q or Ctrl-C leaves",
             false => "",
         };
-        let talk = format!("Watching session {}: {}{how}.", self.session, neutralised(&text));
+        let talk = format!("Watching session {}: {text}{how}.", self.session);
         context.printer.talk(&talk);
+        self.title = format!("watching {text}; q leaves");
     }
 
     fn take(&mut self, frame: WatchFrame, context: &Context) -> anyhow::Result<Next> {
@@ -273,7 +277,7 @@ impl<'a> View<'a> {
                 play::announce(&header, true, context);
             }
             self.note_size((header.width, header.height));
-            std::io::stdout().write_all(FRESH.as_bytes())?;
+            write!(std::io::stdout(), "{FRESH}\x1b]2;{}\x07", self.title)?;
         }
         if !begin.whole {
             let text = "What was shown before could not be worked out; what comes is.";

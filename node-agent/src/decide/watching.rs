@@ -118,9 +118,8 @@ impl Gate {
     fn decide_on_watcher_here(&self, watcher: &Attempt, owner: &str) -> Result<MayWatch, WatchRefusal> {
         let view = self.view().ok_or(WatchRefusal::Outage(Outage::NoSnapshot))?;
         let now = self.clock.now();
-        match self.check_locks(&view, watcher, now) {
-            Err(Refusal::Locked(lock) | Refusal::Killed(lock)) => return Err(WatchRefusal::Locked(lock)),
-            Err(_) | Ok(()) => {}
+        if let Err(Refusal::Locked(lock) | Refusal::Killed(lock)) = self.check_locks(&view, watcher, now) {
+            return Err(WatchRefusal::Locked(lock));
         }
         if watcher.caller.peer().not_after() <= now {
             return Err(WatchRefusal::CertificateEnded);

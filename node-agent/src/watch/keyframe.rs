@@ -106,11 +106,17 @@ impl Canvas {
     pub fn keyframe(&self) -> Keyframe {
         let (columns, rows) = self.terminal.size();
         let side = |side| u32::try_from(side).unwrap_or(1);
+        let is_full_screen = self.terminal.active_screen_kind() == ScreenKind::Alternate;
+        let mut text = spelt_out(&self.terminal.dump());
+        if is_full_screen {
+            // So that every terminal has the cursor where it was once that program ends.
+            text = text.replacen("\u{1b}[?1047h", "\u{1b}[?1049h", 1);
+        }
         Keyframe {
             size: (side(columns), side(rows)),
             at: self.at,
-            text: self.terminal.dump(),
-            is_full_screen: self.terminal.active_screen_kind() == ScreenKind::Alternate,
+            text,
+            is_full_screen,
         }
     }
 }
@@ -129,6 +135,30 @@ impl Keyframe {
         encoder.finish(self.at, &mut lines);
         lines
     }
+}
+
+/// The same without repetitions (ECMA-48 §8.3.103, `REP`), which not every terminal knows.
+fn spelt_out(text: &str) -> String {
+    let mut spelt = String::with_capacity(text.len());
+    let mut pieces = text.split("\u{1b}[");
+    spelt.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        let repeated = piece.split_once('b').and_then(|(count, rest)| {
+            let count: usize = count.parse().ok()?;
+            Some((spelt.chars().next_back()?, count.min(COLUMNS_MAX as usize), rest))
+        });
+        match repeated {
+            Some((character, count, rest)) => {
+                spelt.extend(std::iter::repeat_n(character, count));
+                spelt.push_str(rest);
+            }
+            None => {
+                spelt.push_str("\u{1b}[");
+                spelt.push_str(piece);
+            }
+        }
+    }
+    spelt
 }
 
 /// `COLUMNSxROWS`.
@@ -186,7 +216,7 @@ mod tests {
         ];
         let before = canvas((20, 5), &recorded(&vim));
         let keyframe = before.keyframe();
-        assert!(keyframe.is_full_screen);
+        assert!(keyframe.is_full_screen && keyframe.text.contains("\u{1b}[?1049h"));
         let mut joined = canvas((20, 5), &keyframe.lines());
         assert_eq!(shown(&joined), ["one", "two", "", "  x", ""]);
         // The rest of the sequence that had begun, then the end of vim: what was there before is back.
@@ -219,6 +249,21 @@ mod tests {
         let mut canvas = Canvas::new((80, 24), true).unwrap();
         let endless = recorded(&[&"x\u{1b}[65535b".repeat(1000)]);
         assert_eq!(canvas.push(&endless, is_due), Err(TooLong));
+    }
+
+    #[test]
+    fn nothing_is_said_by_how_often_it_is_repeated() {
+        for (dumped, spelt) in [
+            ("a", "a"),
+            ("a\u{1b}[3b", "aaaa"),
+            ("a\u{1b}[3bb\u{1b}[1mb", "aaaab\u{1b}[1mb"),
+            ("\u{1b}[31mab\u{1b}[", "\u{1b}[31mab\u{1b}["),
+            ("日\u{1b}[1b\r\n", "日日\r\n"),
+        ] {
+            assert_eq!(spelt_out(dumped), spelt);
+        }
+        let keyframe = canvas((20, 2), &recorded(&["aaaaaaaaaaaa"])).keyframe();
+        assert!(keyframe.text.contains("aaaaaaaaaaaa"), "{keyframe:?}");
     }
 
     #[test]

@@ -26,8 +26,8 @@ pub(crate) struct Watch {
     pub(crate) may: MayWatch,
 }
 
-/// How much a watcher was shown, and how much not. Clones count together.
-#[derive(Debug, Clone, Default)]
+/// How much a watcher was shown, and how much not. Only a [`Watching`] has one. Clones count together.
+#[derive(Debug, Clone)]
 pub(crate) struct Tally(Arc<Counts>);
 
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ pub(crate) async fn begin(
         watch,
         journal: journal.clone(),
         began: Instant::now(),
-        tally: Tally::default(),
+        tally: Tally(Arc::default()),
         is_over: false,
     };
     match journal.before_showing(event, mode).await {

@@ -58,6 +58,7 @@ replays! {
     every_request_to_the_login_pages_keeps_its_properties "login_pages"
     every_transfer_keeps_its_properties "transfer"
     every_recording_keeps_its_properties "asciicast"
+    everything_that_is_watched_keeps_its_properties "watch"
 }
 
 #[test]
