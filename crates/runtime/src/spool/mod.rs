@@ -123,6 +123,8 @@ struct Shared {
     limits: SpoolLimits,
     index: Mutex<Index>,
     cursor: Mutex<Option<Cursor>>,
+    /// The number and hash of the last record that was read to be sent.
+    last_read: Mutex<Option<(u64, String)>>,
     /// Serialises acknowledgements.
     acknowledging: Mutex<()>,
     committed: watch::Sender<u64>,
@@ -172,6 +174,7 @@ impl Spool {
             limits,
             index: Mutex::new(index),
             cursor: Mutex::new(None),
+            last_read: Mutex::new(None),
             acknowledging: Mutex::new(()),
             committed: watch::Sender::new(recovery.head.seq),
             _lock: lock,

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::sync::PoisonError;
 
-use iap_audit::{ChainHead, SourceId, hash_hex};
+use iap_audit::{ChainHead, SourceId};
 
 use super::error::{SpoolError, SpoolOpenError};
 use super::{Shared, reader};
@@ -45,8 +45,7 @@ pub(super) fn acknowledge(shared: &Shared, seq: u64) -> Result<(), SpoolError> {
     if seq <= shared.index().acknowledged {
         return Ok(());
     }
-    let record = reader::record(shared, seq)?;
-    let line = format!("{seq} {}\n", hash_hex(&record.bytes));
+    let line = format!("{seq} {}\n", reader::hash_of(shared, seq)?);
     shared
         .directory
         .write(FILE, line.as_bytes())

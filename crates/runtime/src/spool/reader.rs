@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::PoisonError;
 
 use iap_audit::spool::SPOOL_HEAD_BYTES;
-use iap_audit::{Payload, RECORD_BYTES_MAX, SpoolReader};
+use iap_audit::{Payload, RECORD_BYTES_MAX, SpoolReader, hash_hex};
 
 use super::error::SpoolError;
 use super::segments::Segment;
@@ -55,15 +55,30 @@ fn from_seq(
     let Some(segment) = segment else {
         return Ok(Vec::new());
     };
-    match read(shared, &segment, seq, records_max, bytes_max) {
+    let records = match read(shared, &segment, seq, records_max, bytes_max) {
         // Acknowledged and removed in the meantime: there is nothing to send from it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        other => other.map_err(SpoolError::disk),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(SpoolError::disk)?,
+    };
+    if let Some(last) = records.last() {
+        let hash = hash_hex(&last.bytes);
+        *shared.last_read.lock().unwrap_or_else(PoisonError::into_inner) = Some((last.seq, hash));
+    }
+    Ok(records)
+}
+
+/// One record's hash. That of the last that was read is known: it is the one that is acknowledged next, and to look for it
+/// would be to read the whole of its file.
+pub(super) fn hash_of(shared: &Shared, seq: u64) -> Result<String, SpoolError> {
+    let known = shared.last_read.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = known.clone().filter(|(known, _)| *known == seq);
+    match known {
+        Some((_, hash)) => Ok(hash),
+        None => Ok(hash_hex(&record(shared, seq)?.bytes)),
     }
 }
 
-/// One record.
-pub(super) fn record(shared: &Shared, seq: u64) -> Result<SpooledRecord, SpoolError> {
+fn record(shared: &Shared, seq: u64) -> Result<SpooledRecord, SpoolError> {
     let segment = shared.index().holding(seq).cloned();
     let found = match segment {
         Some(segment) => read(shared, &segment, seq, 1, 0).map_err(SpoolError::disk)?.pop(),

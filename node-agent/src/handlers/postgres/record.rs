@@ -4,7 +4,7 @@
 //! tells of all of them. It waits in memory for that and until the spool has synced it, with up to [`BEHIND_BYTES_MAX`]
 //! others; beyond that the client is not read on. A session's end is recorded behind the last of its statements.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,8 +25,10 @@ use crate::session::scribe::beside_object;
 const BEHIND_BYTES_MAX: usize = 4 << 20;
 /// What a statement without a text counts for.
 const STATEMENT_BYTES: usize = 256;
-/// A session that is busy has a record so often, however much it does.
+/// A session that is busy has a record so often, however much it does; all of them at the same moments, so that they share
+/// a sync and an upload.
 const RECORD_EVERY: Duration = Duration::from_millis(100);
+static MOMENTS: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// But not later than when as much waits, by the statements' texts.
 const AT_ONCE_BYTES: usize = 1 << 20;
 /// A record tells of no more once its payload is so long: whoever reads it has all of it in memory.
@@ -179,7 +181,7 @@ impl Writer {
             if ended.is_empty() {
                 return;
             }
-            next = Instant::now() + RECORD_EVERY;
+            next = next_moment(Instant::now());
             self.write(ended).await;
         }
     }
@@ -200,6 +202,12 @@ impl Writer {
         let (now, id) = self.journal.stamp();
         beside_object(batch.described(self.base.again(now, id)), batch.finish())
     }
+}
+
+/// The next after `now`.
+fn next_moment(now: Instant) -> Instant {
+    let since_last = now.duration_since(*MOMENTS).as_nanos() % RECORD_EVERY.as_nanos();
+    now + RECORD_EVERY - Duration::from_nanos(u64::try_from(since_last).unwrap_or(0))
 }
 
 /// What one record tells of, with its payload as far as it is written.
@@ -344,6 +352,15 @@ mod tests {
             seen += Payload::rows(Some(payload.bytes()), Map::new()).len();
         }
         assert_eq!(seen, all.len());
+    }
+
+    #[test]
+    fn the_moments_of_all_sessions_are_the_same() {
+        let after = |milliseconds| next_moment(*MOMENTS + Duration::from_millis(milliseconds));
+        assert_eq!(after(0), *MOMENTS + RECORD_EVERY);
+        assert_eq!(after(99), after(0));
+        assert_eq!(after(100), after(199));
+        assert_eq!(after(100), *MOMENTS + 2 * RECORD_EVERY);
     }
 
     #[test]
