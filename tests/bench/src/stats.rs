@@ -67,6 +67,15 @@ impl Samples {
         }
     }
 
+    /// The value that was added last.
+    pub(crate) fn newest(&self, figure: &str, system: &str) -> Option<f64> {
+        let known = self
+            .0
+            .iter()
+            .find(|one| one.figure == figure && one.system == system);
+        known?.values.last().copied()
+    }
+
     /// Takes out what was said of a system that failed half-way.
     pub(crate) fn forget(&mut self, system: &str) {
         self.0.retain(|one| one.system != system);
@@ -109,7 +118,9 @@ mod tests {
             samples.add("rtt", "iap", value, "µs");
             samples.add("rtt", "lame", value, "µs");
         }
+        assert_eq!(samples.newest("rtt", "iap"), Some(2.0));
         samples.forget("lame");
+        assert_eq!(samples.newest("rtt", "lame"), None);
         let mut results = Results::default();
         samples.conclude(&mut results);
         assert_eq!(results.value("rtt", "iap"), Some(2.0));
