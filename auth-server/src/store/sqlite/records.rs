@@ -31,6 +31,22 @@ const STORED: &str = "SELECT seq, records.bytes, payloads.bytes AS payload,
     FROM records LEFT JOIN payloads USING (seq)
     LEFT JOIN erased_payloads USING (seq) LEFT JOIN erasures USING (erasure_id)";
 
+/// A query over the records of one session, which further conditions follow.
+fn of_session(id: SessionId) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(STORED);
+    query
+        .push(" WHERE session_id = ")
+        .push_bind(id.as_bytes().to_vec());
+    query
+}
+
+impl SqliteStore {
+    async fn stored(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<StoredRecord>, StoreError> {
+        let rows = query.build().fetch_all(&self.readers).await?;
+        rows.iter().map(stored_from).collect()
+    }
+}
+
 fn session_from(row: &SqliteRow) -> Result<SessionRow, StoreError> {
     let columns = Columns::new("session", row);
     Ok(SessionRow {
@@ -221,8 +237,7 @@ impl RecordStore for SqliteStore {
         query
             .push(" ORDER BY seq DESC LIMIT ")
             .push_bind(i64::from(limit));
-        let rows = query.build().fetch_all(&self.readers).await?;
-        rows.iter().map(stored_from).collect()
+        self.stored(query).await
     }
 
     async fn session_records(
@@ -231,14 +246,10 @@ impl RecordStore for SqliteStore {
         after_seq: u64,
         limit: u32,
     ) -> Result<Vec<StoredRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(STORED);
-        query
-            .push(" WHERE session_id = ")
-            .push_bind(id.as_bytes().as_slice());
+        let mut query = of_session(id);
         query.push(" AND seq > ").push_bind(integer(after_seq));
         query.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit));
-        let rows = query.build().fetch_all(&self.readers).await?;
-        rows.iter().map(stored_from).collect()
+        self.stored(query).await
     }
 
     async fn session_records_of_kind(
@@ -247,14 +258,10 @@ impl RecordStore for SqliteStore {
         event: &str,
         limit: u32,
     ) -> Result<Vec<StoredRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(STORED);
-        query
-            .push(" WHERE session_id = ")
-            .push_bind(id.as_bytes().as_slice());
-        query.push(" AND event = ").push_bind(event);
+        let mut query = of_session(id);
+        query.push(" AND event = ").push_bind(event.to_owned());
         query.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit));
-        let rows = query.build().fetch_all(&self.readers).await?;
-        rows.iter().map(stored_from).collect()
+        self.stored(query).await
     }
 
     async fn sessions(&self, filter: &SessionFilter) -> Result<Vec<SessionRow>, StoreError> {

@@ -137,10 +137,11 @@ impl Waiting {
         }
     }
 
-    fn take(&self) -> Vec<Ended> {
+    /// All that waits, and what it counts for.
+    fn take(&self) -> (Vec<Ended>, usize) {
         let mut queue = self.queue();
-        queue.bytes = 0;
-        std::mem::take(&mut queue.ended)
+        let bytes = std::mem::take(&mut queue.bytes);
+        (std::mem::take(&mut queue.ended), bytes)
     }
 
     fn written(&self, bytes: usize) {
@@ -177,17 +178,17 @@ impl Writer {
             let is_urgent = |queue: &Queue| queue.bytes >= AT_ONCE_BYTES || queue.is_closed;
             // Passed already where the session was idle.
             let _ = tokio::time::timeout_at(next, self.waiting.until(is_urgent)).await;
-            let ended = self.waiting.take();
+            let (ended, bytes) = self.waiting.take();
             if ended.is_empty() {
                 return;
             }
             next = next_moment(Instant::now());
             self.write(ended).await;
+            self.waiting.written(bytes);
         }
     }
 
     async fn write(&self, ended: Vec<Ended>) {
-        let bytes = ended.iter().map(|ended| weight(&ended.statement)).sum();
         let events = batches(&ended)
             .into_iter()
             .map(|batch| self.event(batch))
@@ -195,7 +196,6 @@ impl Writer {
         drop(ended);
         let over = || self.live.cut_because().is_some();
         self.journal.write_all(events, self.required, over).await;
-        self.waiting.written(bytes);
     }
 
     fn event(&self, batch: Batch) -> Event {
@@ -374,8 +374,9 @@ mod tests {
         assert!(!is_told());
         add(&"x".repeat(AT_ONCE_BYTES));
         assert!(is_told());
-        let taken = waiting.take();
+        let (taken, bytes) = waiting.take();
         assert_eq!(taken.len(), 3);
+        assert_eq!(bytes, waiting.queue().unwritten);
         assert!(waiting.queue().unwritten > AT_ONCE_BYTES, "until it is written");
         add("first again");
         assert!(is_told());
