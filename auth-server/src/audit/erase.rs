@@ -1,19 +1,20 @@
-//! Erasing what lies beside records, and recordings, by somebody who may. The act is on record before anything is taken
-//! away, and names each record, so that the trail alone tells what may be missing.
+//! Erasing what lies beside records, and recordings, by somebody who may. The act goes on record in the very transaction
+//! that takes away, and names each record, so that the trail alone tells what is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use iap_audit::{Event, EventKind};
+use iap_audit::{Event, EventKind, UserRecord};
 use iap_identity::SessionId;
 use iap_proto::v1;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::context::AppContext;
-use crate::recordings::{self, retention};
+use crate::recordings;
+use crate::recordings::retention::{self, RECORDINGS_MAX};
 use crate::rpc::{RpcError, UserCaller};
-use crate::store::{Erasure, PayloadPlace, Payloads, PayloadsOf};
+use crate::store::{Erasing, Erasure, PayloadPlace, Payloads, PayloadsOf, SessionRow};
 
 /// Records that one call names.
 const RECORDS_MAX: usize = 100;
@@ -21,14 +22,14 @@ const RECORDS_MAX: usize = 100;
 const PAYLOADS_MAX: u32 = 1000;
 /// The same in bytes, beside the first.
 const PAYLOAD_BYTES_MAX: u64 = 16 << 20;
-/// Recordings of one session that one call takes away.
-const RECORDINGS_MAX: usize = 1024;
+/// Records of a session's recordings that are looked at.
+const TOLD_MAX: u32 = 100_000;
 const REASON_BYTES_MAX: usize = 512;
 
 /// Of what.
 #[derive(Debug)]
 struct Target {
-    session: Option<SessionId>,
+    session: Option<SessionRow>,
     is_live: bool,
     payloads: PayloadsOf,
 }
@@ -38,6 +39,8 @@ struct Target {
 struct Recordings {
     numbers: BTreeSet<u32>,
     bytes: u64,
+    /// Beyond what one call takes.
+    left: u64,
 }
 
 /// What one call takes away.
@@ -73,7 +76,7 @@ impl Only {
 /// # Errors
 /// When it names nothing that is here, or cannot be recorded.
 pub async fn erase(
-    context: &AppContext,
+    context: &Arc<AppContext>,
     caller: &UserCaller,
     request: v1::AuditEraseRequest,
 ) -> Result<v1::AuditEraseReply, RpcError> {
@@ -95,7 +98,9 @@ pub async fn erase(
                 .await?,
         );
     }
-    if let Some(session) = target.session.filter(|_| only != Only::Payloads) {
+    if let Some(session) = &target.session
+        && only != Only::Payloads
+    {
         taking.recordings = recordings_of(context, session).await?;
     }
     let taken = match request.dry_run {
@@ -107,11 +112,22 @@ pub async fn erase(
         payload_bytes: taken.bytes,
         payloads_left: there.count.saturating_sub(taken.count),
         is_live: target.is_live,
-        recordings: taking.recordings.numbers.len() as u64,
+        recordings: match request.dry_run {
+            true => taking.recordings.numbers.len() as u64 + taking.recordings.left,
+            false => taking.recordings.numbers.len() as u64,
+        },
         recording_bytes: taking.recordings.bytes,
+        recordings_left: match request.dry_run {
+            true => 0,
+            false => taking.recordings.left,
+        },
     };
     if !request.dry_run && !taking.is_nothing() {
-        take(context, caller, &target, taking, reason).await?;
+        let (context, user) = (Arc::clone(context), caller.record());
+        let reason = reason.to_owned();
+        let act = async move { take(&context, user, target.session, taking, reason).await };
+        // Whoever asked may leave meanwhile: what is on record is done all the same.
+        tokio::spawn(act).await.map_err(RpcError::internal)??;
     }
     Ok(reply)
 }
@@ -131,8 +147,8 @@ async fn of_session(context: &AppContext, id: &[u8]) -> Result<Target, RpcError>
     let session = context.store.session(id).await?;
     let session = session.ok_or_else(|| RpcError::not_found(format!("there is no session {id}")))?;
     Ok(Target {
-        session: Some(id),
         is_live: session.end.is_none(),
+        session: Some(session),
         payloads: PayloadsOf::Session(id),
     })
 }
@@ -156,27 +172,24 @@ async fn of_records(context: &AppContext, ids: &[Vec<u8>]) -> Result<Target, Rpc
 }
 
 /// Those that are here, and those that the trail tells of and that may still come.
-async fn recordings_of(context: &AppContext, session: SessionId) -> Result<Recordings, RpcError> {
-    let library = Arc::clone(&context.recordings);
-    let held = tokio::task::spawn_blocking(move || library.of_session(session)).await;
-    let held = held.map_err(RpcError::internal)?;
-    let mut found = Recordings {
-        bytes: held.iter().map(|(_, bytes)| bytes).sum(),
-        numbers: held.into_iter().map(|(number, _)| number).collect(),
-    };
-    for record in recordings::told(context, session).await? {
+async fn recordings_of(context: &AppContext, session: &SessionRow) -> Result<Recordings, RpcError> {
+    let (library, id) = (Arc::clone(&context.recordings), session.session_id);
+    let held = tokio::task::spawn_blocking(move || library.of_session(id)).await;
+    let held: BTreeMap<u32, u64> = held.map_err(RpcError::internal)?.into_iter().collect();
+    let mut numbers: BTreeSet<u32> = held.keys().copied().collect();
+    for record in recordings::told(context, session, TOLD_MAX).await? {
         let number = record.get("recording").and_then(Value::as_u64);
-        found
-            .numbers
-            .extend(number.and_then(|number| u32::try_from(number).ok()));
+        numbers.extend(number.and_then(|number| u32::try_from(number).ok()));
     }
-    for (number, _) in context.store.erased_recordings(session).await? {
-        found.numbers.remove(&number);
+    for (number, _) in context.store.erased_recordings(id).await? {
+        numbers.remove(&number);
     }
-    while found.numbers.len() > RECORDINGS_MAX {
-        found.numbers.pop_last();
-    }
-    Ok(found)
+    let taken: BTreeSet<u32> = numbers.iter().copied().take(RECORDINGS_MAX).collect();
+    Ok(Recordings {
+        bytes: taken.iter().filter_map(|number| held.get(number)).sum(),
+        left: (numbers.len() - taken.len()) as u64,
+        numbers: taken,
+    })
 }
 
 impl Taking {
@@ -212,40 +225,45 @@ impl Taking {
 
 async fn take(
     context: &AppContext,
-    caller: &UserCaller,
-    target: &Target,
+    user: UserRecord,
+    session: Option<SessionRow>,
     taking: Taking,
-    reason: &str,
+    reason: String,
 ) -> Result<(), RpcError> {
-    let user = caller.record();
     let now = context.clock.now();
     let erasure = Erasure {
         id: context.random.uuid_v7(now)?,
         at: now,
         by: user.name.clone(),
-        reason: reason.to_owned(),
+        reason,
     };
     let event = context.audit.event(EventKind::AuditErased)?.user(&user);
-    let event = match &target.session {
+    let session = session.map(|session| session.session_id);
+    let event = match &session {
         Some(session) => event.session(session),
         None => event,
     };
     let event = taking.describe(event.field("erasure_id", erasure.id.to_string()));
-    let event = match reason {
+    let event = match erasure.reason.as_str() {
         "" => event,
         reason => event.reason(reason),
     };
-    context.audit.record(event).await?;
-    if !taking.places.is_empty() {
-        let seqs: Vec<u64> = taking.places.iter().map(|place| place.seq).collect();
-        context.store.erase_payloads(&seqs, &erasure).await?;
-        tracing::warn!(by = %erasure.by, payloads = seqs.len(), "payloads of records were erased");
+    let (numbers, payloads) = (taking.recordings.numbers, taking.places.len());
+    let recordings = session.filter(|_| !numbers.is_empty());
+    let erasing = Erasing {
+        payloads: taking.places.iter().map(|place| place.seq).collect(),
+        recordings: recordings.map(|session| (session, numbers.iter().copied().collect())),
+        erasure,
+    };
+    let by = erasing.erasure.by.clone();
+    context.audit.record_erasing(event, erasing).await?;
+    if payloads > 0 {
+        tracing::warn!(%by, payloads, "payloads of records were erased");
+        context.store.empty_log().await?;
     }
-    match target.session {
-        Some(session) if !taking.recordings.numbers.is_empty() => {
-            retention::remove(context, session, &taking.recordings.numbers, &erasure).await
-        }
-        Some(_) | None => Ok(()),
+    match recordings {
+        Some(session) => retention::remove(context, session, numbers).await,
+        None => Ok(()),
     }
 }
 

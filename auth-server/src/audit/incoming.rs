@@ -4,7 +4,7 @@ use iap_audit::{EventKind, RecordError, RecordView, SourceId};
 use iap_identity::SessionId;
 use serde_json::Value;
 
-use crate::store::{NewRecord, SessionChange, hash_of};
+use crate::store::{ERASED_FIELD, NewRecord, SessionChange, hash_of};
 
 /// The bytes are no record, or one that does not say what its kind has to.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +12,12 @@ pub enum IncomingError {
     /// Not a record at all.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// A record that speaks for us.
+    #[error("{what} is for the auth server alone to say")]
+    NotAnAgents {
+        /// The event, or the field.
+        what: String,
+    },
     /// A session's record without a session, or without what it must say of it.
     #[error("a {event} record lacks `{field}`")]
     Lacks {
@@ -33,7 +39,10 @@ pub struct Incoming {
 
 /// Reads the exact bytes of an agent's record.
 pub fn read_record(bytes: &[u8]) -> Result<Incoming, IncomingError> {
-    read(bytes, session_change)
+    read(bytes, |view| {
+        check_author(view)?;
+        session_change(view)
+    })
 }
 
 /// Reads the exact bytes of a record of our own: it can end the sessions of any agent.
@@ -60,8 +69,23 @@ fn read(
             change: change(&view)?,
             event: view.event,
             payload: None,
+            erases: None,
         },
     })
+}
+
+/// An agent tells of sessions and of itself. What else is known happens here, and nobody is to take its word for it.
+fn check_author(view: &RecordView) -> Result<(), IncomingError> {
+    if view.kind().is_some_and(|kind| !kind.is_of_agents()) {
+        let what = format!("the event {}", view.event);
+        return Err(IncomingError::NotAnAgents { what });
+    }
+    match view.fields.contains_key(ERASED_FIELD) {
+        true => Err(IncomingError::NotAnAgents {
+            what: format!("`{ERASED_FIELD}`"),
+        }),
+        false => Ok(()),
+    }
 }
 
 fn session_change(view: &RecordView) -> Result<Option<SessionChange>, IncomingError> {

@@ -17,7 +17,7 @@ use iap_identity::AuthId;
 use tokio::sync::Mutex;
 
 use crate::context::{Clock, NoRandomness, Random};
-use crate::store::{Appended, NewRecord, SharedStore, StoreError};
+use crate::store::{Appended, Erasing, NewRecord, SharedStore, StoreError};
 
 pub use incoming::{IncomingError, read_record};
 
@@ -89,6 +89,16 @@ impl AuditLog {
         if events.is_empty() {
             return Ok(());
         }
+        self.append(events, None).await
+    }
+
+    /// Appends the record of an act together with what it takes away: there is no time at which one of both is there and
+    /// not the other.
+    pub async fn record_erasing(&self, event: Event, erasing: Erasing) -> Result<(), RecordError> {
+        self.append(vec![event], Some(erasing)).await
+    }
+
+    async fn append(&self, events: Vec<Event>, mut erases: Option<Erasing>) -> Result<(), RecordError> {
         let mut place = self.shared.chain.lock().await;
         // Taken out: if this future is dropped half-way, the next one asks the store where we stand.
         let mut chain = match place.take() {
@@ -101,7 +111,11 @@ impl AuditLog {
             let payload = body.payload().cloned();
             let sealed = chain.seal(body)?;
             let record = read_own_record(&sealed.bytes)?.record;
-            records.push(NewRecord { payload, ..record });
+            records.push(NewRecord {
+                payload,
+                erases: erases.take(),
+                ..record
+            });
         }
         let source = *self.shared.source.as_uuid();
         let now = self.shared.clock.now();

@@ -7,7 +7,7 @@ use iap_policy::Filter;
 use iap_proto::v1;
 use iap_runtime::big_stack;
 use serde_json::Map;
-use time::OffsetDateTime;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 use crate::context::AppContext;
 use crate::rpc::{RpcError, UserCaller};
@@ -18,13 +18,21 @@ const MATCHES_MAX: u32 = 10_000;
 const MATCHED_BYTES_MAX: usize = 64 << 20;
 const PAGE_RECORDS: u32 = 500;
 
-/// The records that match, as text, the oldest first: of more than the limit the newest. Asking is
-/// itself recorded.
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The records as text, the oldest first.
+    pub records: Vec<String>,
+    /// Whether the search ended at a limit, so that older ones may match too.
+    pub more: bool,
+}
+
+/// The records that match: of more than the limit the newest. Asking is itself recorded.
 pub async fn search(
     context: &AppContext,
     caller: &UserCaller,
     request: v1::AuditSearchRequest,
-) -> Result<Vec<String>, RpcError> {
+) -> Result<Found, RpcError> {
     let limit = match request.limit {
         0 => MATCHES_DEFAULT,
         limit if limit <= MATCHES_MAX => limit,
@@ -45,14 +53,12 @@ pub async fn search(
     context.audit.record(event.payload(payload)).await?;
     let range = RecordRange {
         before_seq: i64::MAX as u64,
-        since: time_or(request.since_unix_ms, OffsetDateTime::UNIX_EPOCH)?,
-        until: time_or(
-            request.until_unix_ms,
-            context.clock.now() + time::Duration::days(1),
-        )?,
+        // The clock of whoever made a record may be wrong by any amount.
+        since: time_or(request.since_unix_ms, PrimitiveDateTime::MIN.assume_utc())?,
+        until: time_or(request.until_unix_ms, PrimitiveDateTime::MAX.assume_utc())?,
     };
     let mut found = find(context, filter, range, limit as usize).await?;
-    found.reverse();
+    found.records.reverse();
     Ok(found)
 }
 
@@ -61,20 +67,30 @@ async fn find(
     filter: Arc<Filter>,
     mut range: RecordRange,
     limit: usize,
-) -> Result<Vec<String>, RpcError> {
-    let (mut found, mut bytes) = (Vec::new(), 0);
+) -> Result<Found, RpcError> {
+    let (mut found, mut bytes) = (Found::default(), 0);
     loop {
         let page = context.store.records(range, PAGE_RECORDS).await?;
         let Some(last) = page.last() else { return Ok(found) };
         range.before_seq = last.seq;
-        for record in matching(Arc::clone(&filter), page, limit - found.len()).await {
-            bytes += record.len();
-            found.push(record);
-            if found.len() >= limit || bytes >= MATCHED_BYTES_MAX {
-                return Ok(found);
-            }
+        let room = Room {
+            records: limit - found.records.len(),
+            bytes: MATCHED_BYTES_MAX - bytes,
+        };
+        let (matching, is_full) = matching(Arc::clone(&filter), page, room).await;
+        bytes += matching.iter().map(String::len).sum::<usize>();
+        found.records.extend(matching);
+        if is_full {
+            found.more = true;
+            return Ok(found);
         }
     }
+}
+
+/// What more can be found.
+struct Room {
+    records: usize,
+    bytes: usize,
 }
 
 async fn parse(expression: String) -> Result<Arc<Filter>, RpcError> {
@@ -82,8 +98,8 @@ async fn parse(expression: String) -> Result<Arc<Filter>, RpcError> {
     parsed.map(Arc::new).map_err(RpcError::invalid)
 }
 
-/// The newest `limit` that match, the newest first.
-async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>, limit: usize) -> Vec<String> {
+/// The newest that match, the newest first, and whether there was no room for another: one beyond the last tells.
+async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>, room: Room) -> (Vec<String>, bool) {
     let matches = move |record: StoredRecord| {
         let rows = record.rows().into_iter().map(serde_json::Value::Object);
         let matching: Vec<_> = rows.rev().filter(|row| filter.matches(row)).collect();
@@ -95,7 +111,18 @@ async fn matching(filter: Arc<Filter>, page: Vec<StoredRecord>, limit: usize) ->
             false => row.to_string(),
         })
     };
-    big_stack::run_async(move || page.into_iter().flat_map(matches).take(limit).collect()).await
+    big_stack::run_async(move || {
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        for record in page.into_iter().flat_map(matches) {
+            bytes += record.len();
+            if found.len() >= room.records || bytes > room.bytes {
+                return (found, true);
+            }
+            found.push(record);
+        }
+        (found, false)
+    })
+    .await
 }
 
 fn time_or(unix_ms: i64, default: OffsetDateTime) -> Result<OffsetDateTime, RpcError> {

@@ -1,15 +1,18 @@
 //! Sessions as `sessions ls` and `sessions show` tell of them.
 
+use std::collections::BTreeMap;
+
 use iap_audit::PAYLOAD_PLACE_FIELD;
-use iap_identity::SessionId;
+use iap_identity::{AgentId, SessionId};
 use iap_policy::Verb;
 use iap_proto::v1;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use crate::authority::format_time;
 use crate::context::AppContext;
 use crate::rpc::{RpcError, UserCaller};
-use crate::store::{SessionFilter, SessionRow, StoredRecord};
+use crate::store::{SessionFilter, SessionRow};
 
 const SESSIONS_DEFAULT: u32 = 100;
 const SESSIONS_MAX: u32 = 10_000;
@@ -60,7 +63,7 @@ pub async fn show(context: &AppContext, caller: &UserCaller, id: SessionId) -> R
     let session = visible.ok_or_else(|| RpcError::not_found(format!("there is no session {id}")))?;
     let Shown {
         records, left_out, ..
-    } = records(context, id).await?;
+    } = records(context, &session).await?;
     Ok(json!({ "session": render(&session), "records": records, "left_out": left_out }).to_string())
 }
 
@@ -89,16 +92,39 @@ impl Shown {
     }
 }
 
-async fn records(context: &AppContext, id: SessionId) -> Result<Shown, RpcError> {
-    let (mut shown, mut after_seq) = (Shown::default(), 0);
+/// What its own agent says of it, and we. Another agent may name it, and a search finds that; here it would pass for true.
+async fn records(context: &AppContext, session: &SessionRow) -> Result<Shown, RpcError> {
+    let (mut shown, mut after_seq, mut strangers) = (Shown::default(), 0, BTreeMap::new());
     loop {
-        let page = context.store.session_records(id, after_seq, PAGE_RECORDS).await?;
+        let page = context
+            .store
+            .session_records(session.session_id, after_seq, PAGE_RECORDS)
+            .await?;
         let Some(last) = page.last() else { return Ok(shown) };
         after_seq = last.seq;
-        page.iter()
-            .flat_map(StoredRecord::rows)
-            .for_each(|row| shown.take(row));
+        for record in page {
+            if !is_strangers(context, session, record.source, &mut strangers).await? {
+                record.rows().into_iter().for_each(|row| shown.take(row));
+            }
+        }
     }
+}
+
+async fn is_strangers(
+    context: &AppContext,
+    session: &SessionRow,
+    source: Uuid,
+    known: &mut BTreeMap<Uuid, bool>,
+) -> Result<bool, RpcError> {
+    if source.to_string() == session.agent {
+        return Ok(false);
+    }
+    if let Some(is_strangers) = known.get(&source) {
+        return Ok(*is_strangers);
+    }
+    let agent = context.store.agent(AgentId::from_uuid(source)).await?;
+    known.insert(source, agent.is_some());
+    Ok(agent.is_some())
 }
 
 fn render(session: &SessionRow) -> Value {

@@ -34,7 +34,8 @@ pub type Parts = ReceiverStream<Result<v1::RecordingPart, Status>>;
 /// When there is no such session, or it is another's and the caller may not.
 pub async fn list(context: &AppContext, caller: &UserCaller, id: SessionId) -> Result<String, RpcError> {
     let session = visible(context, caller, id).await?;
-    let told = told(context, id).await?;
+    let limit = u32::try_from(LISTED_MAX).unwrap_or(u32::MAX);
+    let told = told(context, &session, limit).await?;
     let erased = context.store.erased_recordings(id).await?;
     let library = Arc::clone(&context.recordings);
     let held = tokio::task::spawn_blocking(move || library.of_session(id)).await;
@@ -62,16 +63,17 @@ pub async fn list(context: &AppContext, caller: &UserCaller, id: SessionId) -> R
     Ok(Value::Array(listed).to_string())
 }
 
-/// What the trail says of a session's recordings.
+/// What the trail says of a session's recordings: its own agent, that is. Others may name the session too.
 ///
 /// # Errors
 /// When it cannot be read.
-pub async fn told(context: &AppContext, id: SessionId) -> Result<Vec<Value>, RpcError> {
-    let kind = EventKind::SessionRecording.as_str();
-    let limit = u32::try_from(LISTED_MAX).unwrap_or(u32::MAX);
+pub async fn told(context: &AppContext, session: &SessionRow, limit: u32) -> Result<Vec<Value>, RpcError> {
+    let (id, kind) = (session.session_id, EventKind::SessionRecording.as_str());
     let records = context.store.session_records_of_kind(id, kind, limit).await?;
+    let of_its_agent = |record: &&StoredRecord| record.source.to_string() == session.agent;
     Ok(records
         .iter()
+        .filter(of_its_agent)
         .flat_map(StoredRecord::rows)
         .map(Value::Object)
         .collect())
@@ -130,27 +132,38 @@ pub async fn read(
         context.audit.record(event).await?;
     }
     let (sender, parts) = mpsc::channel(PARTS_AHEAD_MAX);
-    tokio::task::spawn_blocking(move || send(file, offset, &sender));
+    tokio::spawn(send(file, offset, sender));
     Ok(ReceiverStream::new(parts))
 }
 
-fn send(mut file: File, mut offset: u64, parts: &mpsc::Sender<Result<v1::RecordingPart, Status>>) {
-    let mut buffer = vec![0; PART_BYTES];
+/// Waits for whoever reads without a thread of its own: they may take hours.
+async fn send(mut file: File, mut offset: u64, parts: mpsc::Sender<Result<v1::RecordingPart, Status>>) {
     loop {
-        let part = match file.read(&mut buffer) {
-            Ok(0) => return,
-            Ok(read) => Ok(v1::RecordingPart {
-                offset,
-                data: buffer.get(..read).unwrap_or_default().to_vec(),
-                ..v1::RecordingPart::default()
-            }),
-            Err(error) => Err(Status::from(RpcError::internal(error))),
+        let Ok(place) = parts.reserve().await else { return };
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; PART_BYTES];
+            let read = file.read(&mut buffer)?;
+            buffer.truncate(read);
+            Ok::<_, std::io::Error>((file, buffer))
+        });
+        let data = match reading.await {
+            Ok(Ok((back, data))) => {
+                file = back;
+                data
+            }
+            Ok(Err(error)) => return place.send(Err(Status::from(RpcError::internal(error)))),
+            Err(error) => return place.send(Err(Status::from(RpcError::internal(error)))),
         };
-        offset += part.as_ref().map_or(0, |part| part.data.len() as u64);
-        let is_last = part.is_err();
-        if parts.blocking_send(part).is_err() || is_last {
+        if data.is_empty() {
             return;
         }
+        let length = data.len() as u64;
+        place.send(Ok(v1::RecordingPart {
+            offset,
+            data,
+            ..v1::RecordingPart::default()
+        }));
+        offset += length;
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +21,10 @@ use crate::config::{RecordingsConfig, WhenFull};
 const READ_BYTES: usize = 128 * 1024;
 /// The longest recording that is taken: weeks of a busy terminal.
 pub(super) const RECORDING_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;
+/// The longest index of one, which notes its pieces; there is one a second.
+const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Of a recording that came whole.
+const CLOSED_FILE_MODE: u32 = 0o400;
 
 /// Why a recording cannot be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +94,18 @@ pub(super) struct Writing {
     name: Name,
     file: File,
     bytes: u64,
+    index_bytes: u64,
+}
+
+/// What there is to somebody who has more of a recording.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// It goes on here.
+    Open(Writing),
+    /// Somebody else writes it.
+    Taken,
+    /// It came whole: nothing of it changes any more.
+    Whole(Name),
 }
 
 impl Library {
@@ -162,27 +178,45 @@ impl Library {
         numbers.into_iter().map(length).collect()
     }
 
-    /// Removes a recording; one that is being written goes for good when its writer has ended. Blocks.
-    pub(super) fn erase(&self, name: Name) -> Result<(), LibraryError> {
-        if let Some(is_erased) = self.busy().get_mut(&name) {
-            *is_erased = true;
+    /// Removes recordings; one that is being written goes for good when its writer has ended. Blocks.
+    pub(super) fn erase(&self, session: SessionId, numbers: &[u32]) -> Result<(), LibraryError> {
+        for number in numbers {
+            let name = Name {
+                session,
+                number: *number,
+            };
+            if let Some(is_erased) = self.busy().get_mut(&name) {
+                *is_erased = true;
+            }
+            let bytes = self.length(name);
+            if self.remove(name)? {
+                self.counts.bytes.dec_by(i64::try_from(bytes).unwrap_or(i64::MAX));
+                self.counts.erased.inc();
+            }
         }
-        let bytes = self.length(name);
-        self.remove(name)?;
-        self.counts.bytes.dec_by(i64::try_from(bytes).unwrap_or(i64::MAX));
-        self.counts.erased.inc();
-        Ok(())
+        self.sync_removed(session)
     }
 
-    fn remove(&self, name: Name) -> Result<(), LibraryError> {
+    /// Whether there was one.
+    fn remove(&self, name: Name) -> Result<bool, LibraryError> {
+        let mut was_here = false;
         for ending in ["index", "cast"] {
             match std::fs::remove_file(self.path(name, ending)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                Ok(()) | Err(_) => {}
+                removed => was_here = removed.is_ok(),
             }
         }
+        Ok(was_here)
+    }
+
+    /// What was removed of a session does not come back with a power cut.
+    fn sync_removed(&self, session: SessionId) -> Result<(), LibraryError> {
+        let folder = self.folder_of(session);
         // Others of the session may be left.
-        let _ = std::fs::remove_dir(self.folder_of(name.session));
+        let _ = std::fs::remove_dir(&folder);
+        if folder.exists() {
+            File::open(&folder)?.sync_all()?;
+        }
         Ok(File::open(&self.folder)?.sync_all()?)
     }
 
@@ -234,25 +268,37 @@ impl Library {
         }
     }
 
-    /// Goes on with a recording; nothing where somebody else does. Blocks.
-    pub(super) fn write(self: &Arc<Self>, name: Name) -> Result<Option<Writing>, LibraryError> {
+    /// Goes on with a recording. Blocks.
+    pub(super) fn write(self: &Arc<Self>, name: Name) -> Result<Place, LibraryError> {
         match self.busy().entry(name) {
-            Entry::Occupied(_) => return Ok(None),
+            Entry::Occupied(_) => return Ok(Place::Taken),
             Entry::Vacant(place) => drop(place.insert(false)),
         }
-        let opened = self.open_to_write(name);
-        if opened.is_err() {
+        let opened = match self.is_whole(name) {
+            true => Ok(None),
+            false => self.open_to_write(name).map(Some),
+        };
+        if !matches!(opened, Ok(Some(_))) {
             self.busy().remove(&name);
         }
-        let file = opened?;
+        let Some(file) = opened? else {
+            return Ok(Place::Whole(name));
+        };
         let mut writing = Writing {
             library: Arc::clone(self),
             name,
             file,
             bytes: 0,
+            index_bytes: std::fs::metadata(self.path(name, "index")).map_or(0, |index| index.len()),
         };
         writing.bytes = writing.file.seek(SeekFrom::End(0))?;
-        Ok(Some(writing))
+        Ok(Place::Open(writing))
+    }
+
+    /// Whoever closes a recording takes its permission to be written.
+    fn is_whole(&self, name: Name) -> bool {
+        let metadata = std::fs::metadata(self.path(name, "cast"));
+        metadata.is_ok_and(|metadata| metadata.permissions().mode() & 0o200 == 0)
     }
 
     fn open_to_write(&self, name: Name) -> Result<File, LibraryError> {
@@ -261,6 +307,20 @@ impl Library {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).read(true).write(true);
         Ok(options.mode(PRIVATE_FILE_MODE).open(self.path(name, "cast"))?)
+    }
+
+    /// The hash of all that is here of a recording. Blocks.
+    pub(super) fn sha256(&self, name: Name) -> io::Result<Vec<u8>> {
+        let mut file = File::open(self.path(name, "cast"))?;
+        let (mut digest, mut buffer) = (Context::new(&SHA256), vec![0; READ_BYTES]);
+        loop {
+            let read = file.read(&mut buffer)?;
+            let piece = buffer.get(..read).unwrap_or_default();
+            if piece.is_empty() {
+                return Ok(digest.finish().as_ref().to_vec());
+            }
+            digest.update(piece);
+        }
     }
 
     /// How much of a recording is here. Blocks.
@@ -331,12 +391,14 @@ impl Writing {
         Ok(true)
     }
 
-    /// Notes where pieces begin. Blocks.
-    pub(super) fn index(&self, places: impl Iterator<Item = (u64, u64)>) -> io::Result<()> {
+    /// Notes where pieces begin. Beyond the limit nothing is noted, and one seeks in larger steps. Blocks.
+    pub(super) fn index(&mut self, places: impl Iterator<Item = (u64, u64)>) -> Result<(), LibraryError> {
         let text: String = places.map(|(offset, at)| format!("{offset} {at}\n")).collect();
-        if text.is_empty() {
+        let length = text.len() as u64;
+        if text.is_empty() || self.index_bytes + length > INDEX_BYTES_MAX {
             return Ok(());
         }
+        self.library.check_room(length)?;
         let mut options = OpenOptions::new();
         let path = self.library.path(self.name, "index");
         let mut file = options
@@ -344,7 +406,9 @@ impl Writing {
             .append(true)
             .mode(PRIVATE_FILE_MODE)
             .open(path)?;
-        file.write_all(text.as_bytes())
+        file.write_all(text.as_bytes())?;
+        self.index_bytes += length;
+        Ok(())
     }
 
     /// Everything taken so far is durable. Blocks.
@@ -356,16 +420,14 @@ impl Writing {
 
     /// The hash of all of it. Blocks.
     pub(super) fn sha256(&self) -> io::Result<Vec<u8>> {
-        let mut file = File::open(self.library.path(self.name, "cast"))?;
-        let (mut digest, mut buffer) = (Context::new(&SHA256), vec![0; READ_BYTES]);
-        loop {
-            let read = file.read(&mut buffer)?;
-            let piece = buffer.get(..read).unwrap_or_default();
-            if piece.is_empty() {
-                return Ok(digest.finish().as_ref().to_vec());
-            }
-            digest.update(piece);
-        }
+        self.library.sha256(self.name)
+    }
+
+    /// It came whole, and stays as it is. Blocks.
+    pub(super) fn close(&self) -> io::Result<()> {
+        self.file
+            .set_permissions(Permissions::from_mode(CLOSED_FILE_MODE))?;
+        self.sync()
     }
 
     /// What arrived is not what was sent: it is to come again. Blocks.
@@ -374,6 +436,7 @@ impl Writing {
         self.file.seek(SeekFrom::Start(0))?;
         let before = i64::try_from(std::mem::take(&mut self.bytes)).unwrap_or(i64::MAX);
         self.library.counts.bytes.dec_by(before);
+        self.index_bytes = 0;
         match std::fs::remove_file(self.library.path(self.name, "index")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             Ok(()) | Err(_) => Ok(()),
@@ -384,7 +447,11 @@ impl Writing {
 impl Drop for Writing {
     fn drop(&mut self) {
         let was_erased = self.library.busy().remove(&self.name).unwrap_or(false);
-        if was_erased && let Err(error) = self.library.remove(self.name) {
+        if !was_erased {
+            return;
+        }
+        let removed = self.library.remove(self.name);
+        if let Err(error) = removed.and_then(|_| self.library.sync_removed(self.name.session)) {
             tracing::error!(session = %self.name.session, %error, "what came of an erased recording is left");
         }
     }
@@ -392,7 +459,7 @@ impl Drop for Writing {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
     use uuid::Uuid;
 
@@ -413,38 +480,41 @@ mod tests {
         (folder, library)
     }
 
+    fn open(library: &Arc<Library>, name: Name) -> Writing {
+        match library.write(name).unwrap() {
+            Place::Open(writing) => writing,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn what_is_here_is_counted_also_after_a_restart_and_an_erasure() {
         let (folder, library) = library();
-        library
-            .write(name())
-            .unwrap()
-            .unwrap()
-            .append(0, b"abcd")
-            .unwrap();
+        open(&library, name()).append(0, b"abcd").unwrap();
         let second = Name { number: 2, ..name() };
-        library.write(second).unwrap().unwrap().append(0, b"ef").unwrap();
+        open(&library, second).append(0, b"ef").unwrap();
         assert_eq!(library.bytes(), 6);
         let again = Library::open(folder.path().join("recordings"), RecordingsConfig::default()).unwrap();
         assert_eq!(again.bytes(), 6);
         assert_eq!(again.of_session(name().session), [(1, 4), (2, 2)]);
-        again.erase(name()).unwrap();
+        again.erase(name().session, &[1]).unwrap();
         assert_eq!(
             (again.bytes(), again.of_session(name().session)),
             (2, vec![(2, 2)])
         );
-        again.erase(second).unwrap();
+        again.erase(name().session, &[2, 3]).unwrap();
+        assert_eq!(again.counts().erased.get(), 2, "the third was never here");
         assert!(again.sessions().unwrap().is_empty());
     }
 
     #[test]
     fn one_that_is_erased_while_it_is_written_is_gone_when_its_writer_is() {
         let (_folder, library) = library();
-        let mut writing = library.write(name()).unwrap().unwrap();
+        let mut writing = open(&library, name());
         writing.append(0, b"abcd").unwrap();
-        library.erase(name()).unwrap();
+        library.erase(name().session, &[1]).unwrap();
         writing.append(4, b"ef").unwrap();
-        writing.index([(0, 0)].into_iter()).unwrap_or_default();
+        let _ = writing.index([(0, 0)].into_iter());
         drop(writing);
         assert!(library.of_session(name().session).is_empty());
         assert!(!library.folder_of(name().session).exists());
@@ -456,7 +526,7 @@ mod tests {
             bytes_max: Some(5),
             ..RecordingsConfig::default()
         });
-        let mut writing = library.write(name()).unwrap().unwrap();
+        let mut writing = open(&library, name());
         assert!(writing.append(0, b"abcd").unwrap());
         assert!(matches!(writing.append(4, b"ef"), Err(LibraryError::NoRoom(_))));
         assert!(
@@ -474,14 +544,14 @@ mod tests {
             disk_free_bytes_min: u64::MAX,
             ..RecordingsConfig::default()
         });
-        let mut writing = library.write(name()).unwrap().unwrap();
+        let mut writing = open(&library, name());
         assert!(matches!(writing.append(0, b"a"), Err(LibraryError::NoRoom(_))));
     }
 
     #[test]
     fn what_comes_twice_is_kept_once_and_a_gap_is_noticed() {
         let (_folder, library) = library();
-        let mut writing = library.write(name()).unwrap().unwrap();
+        let mut writing = open(&library, name());
         assert!(writing.append(0, b"abcd").unwrap());
         assert!(writing.append(2, b"cdef").unwrap());
         assert!(writing.append(1, b"bc").unwrap());
@@ -489,7 +559,7 @@ mod tests {
         assert_eq!(writing.bytes(), 6);
         drop(writing);
         // As after a restart.
-        let mut writing = library.write(name()).unwrap().unwrap();
+        let mut writing = open(&library, name());
         assert!(writing.append(6, b"g").unwrap());
         let mut text = String::new();
         let (mut file, _) = library.read_from(name(), 0).unwrap();
@@ -500,16 +570,19 @@ mod tests {
     #[test]
     fn two_do_not_write_one_recording() {
         let (_folder, library) = library();
-        let writing = library.write(name()).unwrap();
-        assert!(library.write(name()).unwrap().is_none());
+        let writing = open(&library, name());
+        assert!(matches!(library.write(name()).unwrap(), Place::Taken));
         drop(writing);
-        assert!(library.write(name()).unwrap().is_some());
+        open(&library, name()).close().unwrap();
+        for _ in 0..2 {
+            assert!(matches!(library.write(name()).unwrap(), Place::Whole(_)));
+        }
     }
 
     #[test]
     fn one_reads_from_the_piece_that_shows_the_time() {
         let (_folder, library) = library();
-        let mut writing = library.write(name()).unwrap().unwrap();
+        let mut writing = open(&library, name());
         writing.append(0, b"0123456789").unwrap();
         writing.index([(3, 1_000), (6, 2_000)].into_iter()).unwrap();
         for (micros, offset) in [(0, 0), (999, 0), (1_000, 3), (1_999, 3), (9_999, 6)] {

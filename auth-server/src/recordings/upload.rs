@@ -7,7 +7,7 @@ use iap_identity::{AgentPeer, SessionId};
 use iap_proto::v1;
 use tonic::Streaming;
 
-use super::store::{LibraryError, Name, RECORDING_BYTES_MAX, Writing};
+use super::store::{LibraryError, Name, Place, RECORDING_BYTES_MAX, Writing};
 use crate::context::AppContext;
 use crate::rpc::{ErrorCode, RpcError};
 
@@ -33,15 +33,26 @@ pub async fn receive(
         session: SessionId::from_bytes(&first.session_id).map_err(RpcError::invalid)?,
         number: first.recording,
     };
+    if name.number == 0 {
+        return Err(RpcError::invalid("recordings are numbered from 1"));
+    }
     check_agent(context, agent, name.session).await?;
-    let erased = context.store.erased_recordings(name.session).await?;
-    if erased.iter().any(|(number, _)| *number == name.number) {
+    if is_erased(context, name).await? {
         return pass_over(first, parts).await;
     }
     let library = Arc::clone(&context.recordings);
-    let mut writing = blocking(move || library.write(name))
-        .await?
-        .ok_or_else(|| RpcError::conflict("this recording is being sent already"))?;
+    let mut writing = match blocking(move || library.write(name)).await? {
+        Place::Open(writing) => writing,
+        Place::Taken => return Err(RpcError::conflict("this recording is being sent already")),
+        Place::Whole(name) => return compare(context, name, first, parts).await,
+    };
+    // Whoever erases marks first: either we see the mark now, or they see us write.
+    if is_erased(context, name).await? {
+        let library = Arc::clone(&context.recordings);
+        blocking(move || library.erase(name.session, &[name.number])).await?;
+        drop(writing);
+        return pass_over(first, parts).await;
+    }
     let mut part = Some(first);
     while let Some(arrived) = part {
         let end = arrived.end.clone();
@@ -66,6 +77,47 @@ pub async fn receive(
         })
     })
     .await
+}
+
+async fn is_erased(context: &AppContext, name: Name) -> Result<bool, RpcError> {
+    let erased = context.store.erased_recordings(name.session).await?;
+    Ok(erased.iter().any(|(number, _)| *number == name.number))
+}
+
+/// Takes nothing of a recording that came whole before. An agent that did not hear of it is told so; one that says now that
+/// the recording is another is refused, because what is here is what was recorded.
+async fn compare(
+    context: &AppContext,
+    name: Name,
+    first: v1::RecordingPart,
+    mut parts: Streaming<v1::RecordingPart>,
+) -> Result<v1::RecordingHeld, RpcError> {
+    let mut part = Some(first);
+    while let Some(arrived) = part {
+        if let Some(end) = arrived.end {
+            let library = Arc::clone(&context.recordings);
+            let is_same =
+                blocking(
+                    move || Ok(library.length(name) == end.bytes && library.sha256(name)? == end.sha256),
+                );
+            if !is_same.await? {
+                let Name { session, number } = name;
+                tracing::error!(%session, number, "an agent would replace a recording that came whole");
+                return Err(RpcError::conflict(
+                    "this recording came whole before, and was another",
+                ));
+            }
+            return Ok(v1::RecordingHeld {
+                bytes: end.bytes,
+                complete: true,
+            });
+        }
+        part = next(&mut parts).await?;
+    }
+    Ok(v1::RecordingHeld {
+        bytes: context.recordings.length(name),
+        complete: false,
+    })
 }
 
 /// Takes what belongs to an erased recording from the agent, which may then forget it, and keeps nothing.
@@ -119,8 +171,17 @@ async fn take(mut writing: Writing, part: v1::RecordingPart) -> Result<(Writing,
     blocking(move || {
         let before = writing.bytes();
         let held = writing.append(part.offset, &part.data)?;
-        let places = part.index.iter().map(|place| (place.offset, place.micros));
-        writing.index(places.filter(|(offset, _)| *offset >= before))?;
+        // Each piece that is new has one place: the next begins behind it.
+        let mut from = before;
+        let places = part.index.iter().filter_map(|place| {
+            let is_new = from <= place.offset && place.offset < writing.bytes();
+            is_new.then(|| {
+                from = place.offset + 1;
+                (place.offset, place.micros)
+            })
+        });
+        let places: Vec<_> = places.collect();
+        writing.index(places.into_iter())?;
         Ok((writing, held))
     })
     .await
@@ -130,10 +191,13 @@ async fn take(mut writing: Writing, part: v1::RecordingPart) -> Result<(Writing,
 async fn conclude(mut writing: Writing, end: v1::RecordingEnd) -> Result<v1::RecordingHeld, RpcError> {
     blocking(move || {
         let is_whole = writing.bytes() == end.bytes && writing.sha256()? == end.sha256;
-        if !is_whole {
-            writing.start_anew()?;
+        match is_whole {
+            true => writing.close()?,
+            false => {
+                writing.start_anew()?;
+                writing.sync()?;
+            }
         }
-        writing.sync()?;
         Ok(v1::RecordingHeld {
             bytes: writing.bytes(),
             complete: is_whole,

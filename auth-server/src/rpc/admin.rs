@@ -167,6 +167,7 @@ impl v1::admin_server::Admin for AdminRpc {
     async fn tokens_list(&self, _request: Request<v1::Empty>) -> Reply<v1::JsonReply> {
         Ok(Response::new(v1::JsonReply {
             json: tokens::list(&self.context).await?,
+            more: false,
         }))
     }
 
@@ -221,6 +222,7 @@ impl v1::admin_server::Admin for AdminRpc {
     async fn agents_list(&self, _request: Request<v1::Empty>) -> Reply<v1::JsonReply> {
         Ok(Response::new(v1::JsonReply {
             json: self.agents().await?,
+            more: false,
         }))
     }
 
@@ -230,7 +232,7 @@ impl v1::admin_server::Admin for AdminRpc {
         let json = policies
             .who_can(&self.context, client_ip, request.into_inner())
             .await?;
-        Ok(Response::new(v1::JsonReply { json }))
+        Ok(Response::new(v1::JsonReply { json, more: false }))
     }
 
     async fn service_authorities(
@@ -259,7 +261,15 @@ impl v1::admin_server::Admin for AdminRpc {
     async fn audit_search(&self, request: Request<v1::AuditSearchRequest>) -> Reply<Self::AuditSearchStream> {
         let caller = Caller::of(&request)?;
         let found = search::search(&self.context, caller.user()?, request.into_inner()).await?;
-        let replies: Vec<_> = found.into_iter().map(|json| Ok(v1::JsonReply { json })).collect();
+        let mut replies: Vec<_> = found
+            .records
+            .into_iter()
+            .map(|json| v1::JsonReply { json, more: false })
+            .collect();
+        if let Some(last) = replies.last_mut() {
+            last.more = found.more;
+        }
+        let replies: Vec<_> = replies.into_iter().map(Ok).collect();
         Ok(Response::new(tokio_stream::iter(replies)))
     }
 

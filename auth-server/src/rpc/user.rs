@@ -249,7 +249,7 @@ impl v1::user_server::User for UserRpc {
     ) -> Result<Response<v1::JsonReply>, Status> {
         let caller = Caller::of(&request)?;
         let json = sessions::list(&self.context, caller.user()?, request.into_inner()).await?;
-        Ok(Response::new(v1::JsonReply { json }))
+        Ok(Response::new(v1::JsonReply { json, more: false }))
     }
 
     async fn recordings(
@@ -259,7 +259,7 @@ impl v1::user_server::User for UserRpc {
         let caller = Caller::of(&request)?;
         let id = SessionId::from_bytes(&request.get_ref().session_id).map_err(RpcError::invalid)?;
         let json = recordings::list(&self.context, caller.user()?, id).await?;
-        Ok(Response::new(v1::JsonReply { json }))
+        Ok(Response::new(v1::JsonReply { json, more: false }))
     }
 
     async fn session_place(
@@ -287,7 +287,7 @@ impl v1::user_server::User for UserRpc {
         let caller = Caller::of(&request)?;
         let id = SessionId::from_bytes(&request.get_ref().session_id).map_err(RpcError::invalid)?;
         let json = sessions::show(&self.context, caller.user()?, id).await?;
-        Ok(Response::new(v1::JsonReply { json }))
+        Ok(Response::new(v1::JsonReply { json, more: false }))
     }
 }
 

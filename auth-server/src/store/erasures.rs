@@ -45,6 +45,17 @@ impl Erasure {
     }
 }
 
+/// What an act takes away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Erasing {
+    /// The act.
+    pub erasure: Erasure,
+    /// The payloads of these records, by our numbers.
+    pub payloads: Vec<u64>,
+    /// These recordings of a session: they are marked, and nothing more of them is taken.
+    pub recordings: Option<(SessionId, Vec<u32>)>,
+}
+
 /// Whose payloads.
 #[derive(Clone, Debug)]
 pub enum PayloadsOf {
@@ -88,17 +99,8 @@ pub trait ErasureStore: Send + Sync + 'static {
     /// The first `limit` of them, in the order of their records.
     async fn payload_places(&self, of: &PayloadsOf, limit: u32) -> Result<Vec<PayloadPlace>, StoreError>;
 
-    /// Takes these payloads away, with their salts, so that the database's files hold them nowhere. Their records are
-    /// marked. Those that are gone already are passed over.
-    async fn erase_payloads(&self, seqs: &[u64], erasure: &Erasure) -> Result<(), StoreError>;
-
-    /// Marks recordings of a session as erased. Those that were before are passed over.
-    async fn erase_recordings(
-        &self,
-        session: SessionId,
-        numbers: &[u32],
-        erasure: &Erasure,
-    ) -> Result<(), StoreError>;
+    /// Takes what was erased out of the database's files too, as far as it lies there beside the database itself.
+    async fn empty_log(&self) -> Result<(), StoreError>;
 
     /// The erased recordings of a session, with how.
     async fn erased_recordings(&self, session: SessionId) -> Result<Vec<(u32, Erasure)>, StoreError>;

@@ -12,7 +12,7 @@ mod restoring;
 mod rules;
 pub mod sqlite;
 
-pub use erasures::{Erasure, ErasureStore, PayloadPlace, Payloads, PayloadsOf};
+pub use erasures::{Erasing, Erasure, ErasureStore, PayloadPlace, Payloads, PayloadsOf};
 pub use grants::{GrantRow, GrantStore};
 pub use inventory::{
     AgentReport, AgentRow, ConnectedProxy, GrantedService, InventoryStore, ProxyRow, ServiceChange,
@@ -23,8 +23,8 @@ pub use logins::{
     ProofAsked, UserRow,
 };
 pub use records::{
-    Appended, Fault, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
-    StoredRecord,
+    Appended, ERASED_FIELD, Fault, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter,
+    SessionRow, StoredRecord,
 };
 pub use restoring::{Restore, RestoreStore, Restored, RestoredSource};
 pub use rules::{Belonging, Counter, PolicyRow, RuleStore};

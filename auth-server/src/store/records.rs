@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Erasure, Hash, StoreError};
+use super::{Erasing, Erasure, Hash, StoreError};
 
 /// A record as it arrives.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct NewRecord {
     pub change: Option<SessionChange>,
     /// What lies beside it.
     pub payload: Option<Payload>,
+    /// What is taken away by its being on record.
+    pub erases: Option<Erasing>,
 }
 
 /// What a record says about a session's life.
@@ -122,6 +124,8 @@ impl Fault {
 pub struct StoredRecord {
     /// Our number.
     pub seq: u64,
+    /// Whose chain it belongs to.
+    pub source: Uuid,
     /// The exact bytes.
     pub bytes: Vec<u8>,
     /// What lies beside it, where it has that and it was not erased: a JSON object.
@@ -130,8 +134,8 @@ pub struct StoredRecord {
     pub erasure: Option<Erasure>,
 }
 
-/// Where a record says that its payload was erased.
-const ERASED_FIELD: &str = "payload_erased";
+/// Where a record says that its payload was erased. No record or payload has it of its own.
+pub const ERASED_FIELD: &str = "payload_erased";
 
 impl StoredRecord {
     /// What it says together with what lies beside it or how that was erased: one row, or one for each thing that tells of;
@@ -144,7 +148,14 @@ impl StoredRecord {
         if let Some(erasure) = &self.erasure {
             fields.insert(ERASED_FIELD.to_owned(), erasure.to_json());
         }
-        Payload::rows(self.payload.as_deref(), fields)
+        let mut rows = Payload::rows(self.payload.as_deref(), fields, self.bytes.len());
+        if self.erasure.is_none() {
+            // Whoever made the payload may not say so.
+            for row in &mut rows {
+                row.remove(ERASED_FIELD);
+            }
+        }
+        rows
     }
 
     /// Whether there is more to say than its own bytes do.
@@ -216,7 +227,8 @@ pub trait RecordStore: Send + Sync + 'static {
     /// content are passed over, so that sending a batch again is harmless.
     ///
     /// `alarmed` are the faults for which an alarm is on record: with exactly these the batch is stored all
-    /// the same, except what would replace stored content. A record that fills a gap is no fault.
+    /// the same, except what would replace stored content. A record that fills a gap, and fits between its neighbours, is
+    /// no fault. What a record erases is taken away in the same transaction.
     async fn append_records(
         &self,
         source: Uuid,

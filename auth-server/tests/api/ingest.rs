@@ -162,7 +162,7 @@ async fn after_a_restart_the_server_goes_on_where_it_stood() {
     assert_eq!(plane.records(&admin, "auth.start").await.len(), 2);
 }
 
-async fn alarms(plane: &Plane, admin: &Identity) -> Vec<String> {
+pub(crate) async fn alarms(plane: &Plane, admin: &Identity) -> Vec<String> {
     let alarms = plane.records(admin, "audit.alarm").await;
     alarms
         .iter()

@@ -14,7 +14,7 @@ use crate::erasing::{event, start};
 use crate::harness::{ADMIN, Identity, Plane, refused};
 use crate::ingest::Source;
 
-const CAST: &[u8] = b"{\"version\":2,\"width\":80,\"height\":24}\n[0.1,\"o\",\"hello\"]\n";
+pub(crate) const CAST: &[u8] = b"{\"version\":2,\"width\":80,\"height\":24}\n[0.1,\"o\",\"hello\"]\n";
 
 /// One agent's sessions, in the order they began.
 struct Recorded {
@@ -60,7 +60,7 @@ impl Recorded {
     }
 }
 
-fn part(session: SessionId, data: &[u8]) -> v1::RecordingPart {
+pub(crate) fn part(session: SessionId, data: &[u8]) -> v1::RecordingPart {
     v1::RecordingPart {
         session_id: session.as_bytes().to_vec(),
         recording: 1,
@@ -69,7 +69,7 @@ fn part(session: SessionId, data: &[u8]) -> v1::RecordingPart {
     }
 }
 
-fn whole(session: SessionId) -> v1::RecordingPart {
+pub(crate) fn whole(session: SessionId) -> v1::RecordingPart {
     v1::RecordingPart {
         end: Some(v1::RecordingEnd {
             bytes: CAST.len() as u64,

@@ -128,7 +128,16 @@ kinds! {
     AuditLost = "audit.lost", "X1002W";
 }
 
+/// What the names of events begin with that agents write.
+const OF_AGENTS: [&str; 2] = ["session.", "agent."];
+
 impl EventKind {
+    /// Whether agents write it. Of these the auth server writes the end of a session whose agent was lost.
+    #[must_use]
+    pub fn is_of_agents(&self) -> bool {
+        OF_AGENTS.iter().any(|area| self.as_str().starts_with(area))
+    }
+
     /// The kind of an `event` field; nothing for a kind this build does not know.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|kind| kind.as_str() == name).copied()

@@ -22,6 +22,10 @@ pub const PAYLOAD_PLACE_FIELD: &str = "statement_number";
 pub const SALT_BYTES: usize = 32;
 /// The most one payload may take, so that it fits where a record fits.
 pub const PAYLOAD_BYTES_MAX: usize = RECORD_BYTES_MAX - 1 - SALT_BYTES;
+/// How much the rows of one record may take together, as far as they repeat it: far more than a record that was made in good faith does.
+const ROWS_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Where a list lies in the one row of a record whose list is too long for rows of its own.
+const LONG_LIST_FIELD: &str = "statements_list";
 /// First byte of a payload where records begin with `{`.
 const MARK: u8 = 1;
 
@@ -98,8 +102,10 @@ impl Payload {
     /// # Errors
     /// When it is not.
     pub fn belongs_to(&self, record: &RecordView) -> Result<(), PayloadError> {
-        let said = record.fields.get(PAYLOAD_HASH_FIELD).and_then(Value::as_str);
-        match said == Some(self.hash_hex().as_str()) {
+        let hash = record.fields.get(PAYLOAD_HASH_FIELD).and_then(Value::as_str);
+        let bytes = record.fields.get(PAYLOAD_LENGTH_FIELD).and_then(Value::as_u64);
+        let is_as_long = bytes == u64::try_from(self.bytes.len()).ok();
+        match is_as_long && hash == Some(self.hash_hex().as_str()) {
             true => Ok(()),
             false => Err(PayloadError::OtherContent),
         }
@@ -130,9 +136,14 @@ impl Payload {
     }
 
     /// How a record reads with what lies beside it: the payload's fields among the record's, once for each entry of its
-    /// [list](PAYLOAD_LIST_FIELD) where it has one. The record's own count where both have one.
+    /// [list](PAYLOAD_LIST_FIELD) where it has one with entries. The record's own count where both have one. `record_bytes`
+    /// is the record's length, of which each row has a copy: where they would be too many there is one row, with the list.
     #[must_use]
-    pub fn rows(payload: Option<&[u8]>, record: Map<String, Value>) -> Vec<Map<String, Value>> {
+    pub fn rows(
+        payload: Option<&[u8]>,
+        record: Map<String, Value>,
+        record_bytes: usize,
+    ) -> Vec<Map<String, Value>> {
         let fields = payload.and_then(|bytes| serde_json::from_slice::<Map<String, Value>>(bytes).ok());
         let Some(mut fields) = fields else {
             return vec![record];
@@ -140,6 +151,13 @@ impl Payload {
         let Some(Value::Array(list)) = fields.remove(PAYLOAD_LIST_FIELD) else {
             return vec![merged(record, fields)];
         };
+        if list.is_empty() {
+            return vec![merged(record, fields)];
+        }
+        if list.len().saturating_mul(record_bytes) > ROWS_BYTES_MAX {
+            fields.insert(LONG_LIST_FIELD.to_owned(), Value::Array(list));
+            return vec![merged(record, fields)];
+        }
         let record = merged(record, fields);
         let row = |(place, entry): (usize, Value)| {
             let mut row = record.clone();
@@ -210,7 +228,7 @@ mod tests {
 
     fn rows(payload: &str, record: Value) -> Value {
         let record = record.as_object().unwrap().clone();
-        Payload::rows(Some(payload.as_bytes()), record)
+        Payload::rows(Some(payload.as_bytes()), record, 1)
             .into_iter()
             .map(Value::Object)
             .collect()
@@ -244,8 +262,21 @@ mod tests {
         assert_eq!(read, expected);
         let record = json!({"id": 1}).as_object().unwrap().clone();
         for payload in [None, Some(&b"no JSON"[..])] {
-            assert_eq!(Payload::rows(payload, record.clone()), vec![record.clone()]);
+            assert_eq!(Payload::rows(payload, record.clone(), 1), vec![record.clone()]);
         }
+        let read = rows(r#"{"statements": [], "a": 2}"#, json!({"id": 1}));
+        assert_eq!(read, json!([{"id": 1, "a": 2}]));
+    }
+
+    #[test]
+    fn a_list_that_would_repeat_a_long_record_too_often_stays_one_row() {
+        let payload = json!({ "statements": vec![json!({}); 80_000] }).to_string();
+        let record = json!({"id": 1}).as_object().unwrap().clone();
+        let read = |record_bytes| Payload::rows(Some(payload.as_bytes()), record.clone(), record_bytes);
+        assert_eq!(read(400).len(), 80_000);
+        let one = read(RECORD_BYTES_MAX);
+        assert_eq!(one.len(), 1);
+        assert_eq!(one[0][LONG_LIST_FIELD].as_array().map(Vec::len), Some(80_000));
     }
 
     #[test]

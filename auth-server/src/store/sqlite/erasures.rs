@@ -9,32 +9,51 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use super::columns::{Columns, integer, milliseconds};
-use crate::store::{Erasure, ErasureStore, PayloadPlace, Payloads, PayloadsOf, StoreError};
+use crate::store::{Erasing, Erasure, ErasureStore, PayloadPlace, Payloads, PayloadsOf, StoreError};
 
 /// How far a record's time may be from that in its id.
 const ID_TIME_SLACK_MS: i64 = 2_000;
 
-impl SqliteStore {
-    /// Empties the write-ahead log. A reader that is at work for longer than the patience leaves it to the next time.
-    async fn empty_log(&self) -> Result<(), StoreError> {
-        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
-            .fetch_one(&self.writer)
+/// Takes payloads away with their salts and marks their records, and marks recordings. What is gone already is passed over.
+pub(super) async fn erase(
+    transaction: &mut Transaction<'static, Sqlite>,
+    erasing: &Erasing,
+) -> Result<(), StoreError> {
+    insert_erasure(transaction, &erasing.erasure).await?;
+    let act = erasing.erasure.id;
+    for seq in &erasing.payloads {
+        let deleted = sqlx::query("DELETE FROM payloads WHERE seq = ?")
+            .bind(integer(*seq))
+            .execute(&mut **transaction)
             .await?;
-        if row.try_get::<i64, _>(0)? != 0 {
-            tracing::warn!(
-                "the database's log still holds what was erased: somebody is reading; it is emptied with the next erasure or stop"
-            );
+        if deleted.rows_affected() > 0 {
+            sqlx::query("INSERT INTO erased_payloads (seq, erasure_id) VALUES (?, ?)")
+                .bind(integer(*seq))
+                .bind(act.as_bytes().as_slice())
+                .execute(&mut **transaction)
+                .await?;
         }
-        Ok(())
     }
+    if let Some((session, numbers)) = &erasing.recordings {
+        for number in numbers {
+            sqlx::query(
+                "INSERT OR IGNORE INTO erased_recordings (session_id, number, erasure_id) VALUES (?, ?, ?)",
+            )
+            .bind(session.as_bytes().as_slice())
+            .bind(number)
+            .bind(act.as_bytes().as_slice())
+            .execute(&mut **transaction)
+            .await?;
+        }
+    }
+    Ok(())
 }
 
-/// One act may take payloads and recordings away.
 async fn insert_erasure(
     transaction: &mut Transaction<'static, Sqlite>,
     erasure: &Erasure,
 ) -> Result<(), StoreError> {
-    sqlx::query("INSERT OR IGNORE INTO erasures (erasure_id, at, by_name, reason) VALUES (?, ?, ?, ?)")
+    sqlx::query("INSERT INTO erasures (erasure_id, at, by_name, reason) VALUES (?, ?, ?, ?)")
         .bind(erasure.id.as_bytes().as_slice())
         .bind(milliseconds(erasure.at))
         .bind(&erasure.by)
@@ -133,45 +152,17 @@ impl ErasureStore for SqliteStore {
         rows.iter().map(place).collect()
     }
 
-    async fn erase_payloads(&self, seqs: &[u64], erasure: &Erasure) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        insert_erasure(&mut transaction, erasure).await?;
-        for seq in seqs {
-            let deleted = sqlx::query("DELETE FROM payloads WHERE seq = ?")
-                .bind(integer(*seq))
-                .execute(&mut *transaction)
-                .await?;
-            if deleted.rows_affected() > 0 {
-                sqlx::query("INSERT INTO erased_payloads (seq, erasure_id) VALUES (?, ?)")
-                    .bind(integer(*seq))
-                    .bind(erasure.id.as_bytes().as_slice())
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-        }
-        transaction.commit().await?;
-        self.empty_log().await
-    }
-
-    async fn erase_recordings(
-        &self,
-        session: SessionId,
-        numbers: &[u32],
-        erasure: &Erasure,
-    ) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        insert_erasure(&mut transaction, erasure).await?;
-        for number in numbers {
-            sqlx::query(
-                "INSERT OR IGNORE INTO erased_recordings (session_id, number, erasure_id) VALUES (?, ?, ?)",
-            )
-            .bind(session.as_bytes().as_slice())
-            .bind(number)
-            .bind(erasure.id.as_bytes().as_slice())
-            .execute(&mut *transaction)
+    /// A reader that is at work for longer than the patience leaves it to the next time.
+    async fn empty_log(&self) -> Result<(), StoreError> {
+        let row = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&self.writer)
             .await?;
+        if row.try_get::<i64, _>(0)? != 0 {
+            tracing::warn!(
+                "the database's log still holds what was erased: somebody is reading; it is emptied with the next erasure or stop"
+            );
         }
-        Ok(transaction.commit().await?)
+        Ok(())
     }
 
     async fn erased_recordings(&self, session: SessionId) -> Result<Vec<(u32, Erasure)>, StoreError> {
@@ -223,6 +214,7 @@ mod tests {
             session: None,
             change: None,
             payload: Some(Payload::from_parts(&[1; SALT_BYTES], text.into_bytes()).unwrap()),
+            erases: None,
         }
     }
 
@@ -242,14 +234,29 @@ mod tests {
         // All but every fifth, in an order that is none: 7 has no divisor in common with their number.
         let order = (0..COUNT).map(|step| step * 7 % COUNT + 1);
         let erased: Vec<u64> = order.filter(|seq| seq % 5 != 0).collect();
-        for (number, seqs) in erased.chunks(9).enumerate() {
+        for (number, seqs) in (1_u64..).zip(erased.chunks(9)) {
             let erasure = Erasure {
-                id: Uuid::from_u128(number as u128 + 1),
+                id: Uuid::from_u128(number.into()),
                 at: OffsetDateTime::UNIX_EPOCH,
                 by: "admin".to_owned(),
                 reason: String::new(),
             };
-            store.erase_payloads(seqs, &erasure).await.unwrap();
+            let act = NewRecord {
+                payload: None,
+                erases: Some(Erasing {
+                    erasure,
+                    payloads: seqs.to_vec(),
+                    recordings: None,
+                }),
+                ..record(number)
+            };
+            let (of_ours, now) = (Uuid::max(), OffsetDateTime::UNIX_EPOCH);
+            let appended = store.append_records(of_ours, &[act], now, &[]).await;
+            assert!(
+                matches!(appended, Ok(Appended::Stored { stored: 1, .. })),
+                "{appended:?}"
+            );
+            store.empty_log().await.unwrap();
         }
         let mut files = Vec::new();
         for ending in ["", "-wal"] {

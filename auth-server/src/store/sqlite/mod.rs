@@ -87,6 +87,10 @@ impl SqliteStore {
             .connect_with(options.clone())
             .await?;
         migrator().run(&writer).await?;
+        // A process that was killed may have left there what it had erased.
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .execute(&writer)
+            .await?;
         let reading = options.pragma("query_only", "ON");
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)

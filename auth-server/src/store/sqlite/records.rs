@@ -1,6 +1,7 @@
 //! Audit records and the view of sessions in SQLite.
 
 use async_trait::async_trait;
+use iap_audit::RecordView;
 use iap_identity::SessionId;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
@@ -9,16 +10,17 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use super::columns::{Columns, integer, milliseconds};
-use super::erasures::erasure_from;
+use super::erasures::{erase, erasure_from};
 use crate::store::{
     Appended, Fault, Hash, NewRecord, RecordRange, RecordStore, SessionChange, SessionFilter, SessionRow,
-    StoreError, StoredRecord,
+    StoreError, StoredRecord, hash_of,
 };
 
 fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
     let columns = Columns::new("record", row);
     Ok(StoredRecord {
         seq: columns.number("seq")?,
+        source: columns.uuid("source")?,
         bytes: columns.bytes("bytes")?,
         payload: columns.bytes_or_none("payload")?,
         erasure: erasure_from(&columns)?,
@@ -26,7 +28,7 @@ fn stored_from(row: &SqliteRow) -> Result<StoredRecord, StoreError> {
 }
 
 /// Everything that a [`StoredRecord`] tells.
-const STORED: &str = "SELECT seq, records.bytes, payloads.bytes AS payload,
+const STORED: &str = "SELECT seq, source, records.bytes, payloads.bytes AS payload,
     erasure_id, erasures.at AS erased_at, by_name, reason AS erased_because
     FROM records LEFT JOIN payloads USING (seq)
     LEFT JOIN erased_payloads USING (seq) LEFT JOIN erasures USING (erasure_id)";
@@ -125,7 +127,39 @@ async fn insert(
     if let (Some(session), Some(change)) = (record.session, &record.change) {
         change_session(transaction, session, record.time, change).await?;
     }
-    Ok(())
+    match &record.erases {
+        Some(erasing) => erase(transaction, erasing).await,
+        None => Ok(()),
+    }
+}
+
+/// Where a record that fills a gap does not fit between its neighbours, as far as these are here.
+async fn misfits(
+    transaction: &mut Transaction<'static, Sqlite>,
+    source: Uuid,
+    record: &NewRecord,
+) -> Result<Vec<Fault>, StoreError> {
+    let (number, mut faults) = (record.source_seq, Vec::new());
+    let before = match number {
+        1 => Some([0; 32]),
+        _ => stored_bytes(transaction, source, number - 1)
+            .await?
+            .map(|bytes| hash_of(&bytes)),
+    };
+    if before.is_some_and(|hash| hash != record.previous) {
+        faults.push(Fault::BrokenLink { source_seq: number });
+    }
+    let after = stored_bytes(transaction, source, number + 1).await?;
+    let follows = |bytes: Vec<u8>| {
+        let view = RecordView::parse(&bytes);
+        view.is_ok_and(|view| iap_identity::hex_to_32(&view.agent_prev) == Some(record.hash))
+    };
+    if after.is_some_and(|bytes| !follows(bytes)) {
+        faults.push(Fault::BrokenLink {
+            source_seq: number + 1,
+        });
+    }
+    Ok(faults)
 }
 
 /// A session belongs to the agent that started it: another agent's records neither replace nor end it.
@@ -202,7 +236,7 @@ impl RecordStore for SqliteStore {
                         faults.push(Fault::OtherContent { source_seq });
                         continue;
                     }
-                    None => {}
+                    None => faults.extend(misfits(&mut transaction, source, record).await?),
                 }
             } else {
                 if source_seq != last + 1 {
@@ -275,7 +309,7 @@ impl RecordStore for SqliteStore {
         .bind(&filter.user)
         .bind(&filter.service)
         .bind(filter.live_only)
-        .bind(filter.since.map_or(0, milliseconds))
+        .bind(filter.since.map_or(i64::MIN, milliseconds))
         .bind(i64::from(filter.limit))
         .fetch_all(&self.readers)
         .await?;
