@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
 
+use crate::table::drives_terminal;
+
 /// Begins the text of the error that says stdout's reader went away.
 pub(crate) const STDOUT_CLOSED: &str = "stdout was closed";
 
@@ -55,7 +57,7 @@ impl Printer {
     /// # Errors
     /// When stdout cannot be written or the value has no JSON form.
     pub fn json(&self, value: &impl Serialize) -> io::Result<()> {
-        self.result(&serde_json::to_string_pretty(value)?)
+        self.result(&json_text(value)?)
     }
 
     /// A line of talk on stderr. A stderr that is gone is nobody's to tell.
@@ -101,9 +103,38 @@ impl Printer {
     }
 }
 
+/// As JSON may be written too: what a terminal acts on stands in it as `\u….`, and reads the same.
+fn json_text(value: &impl Serialize) -> serde_json::Result<String> {
+    let text = serde_json::to_string_pretty(value)?;
+    // What stands outside of strings is neither, but for line breaks.
+    if !text.chars().any(is_escaped) {
+        return Ok(text);
+    }
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_escaped(character) {
+            true => escaped.push_str(&format!("\\u{:04x}", u32::from(character))),
+            false => escaped.push(character),
+        }
+    }
+    Ok(escaped)
+}
+
+fn is_escaped(character: char) -> bool {
+    character != '\n' && drives_terminal(character)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_drives_no_terminal_and_reads_the_same() {
+        let value = serde_json::json!({ "reason": "a\u{9b}31m\u{7f}\u{202e}\u{1b}[2Jé\n" });
+        let text = json_text(&value).unwrap_or_default();
+        assert!(!text.chars().any(is_escaped), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).ok(), Some(value));
+    }
 
     #[test]
     fn without_colour_text_is_left_alone() {

@@ -137,16 +137,22 @@ impl Listing {
     }
 }
 
-/// Text with control characters escaped: records hold what strangers sent.
+/// Text with what controls a terminal, or turns the order of what follows, escaped: records hold what strangers sent.
 pub fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|character| {
-            let keep = !character.is_control();
+            let keep = !drives_terminal(character);
             keep.then_some(character)
                 .into_iter()
                 .chain((!keep).then(|| character.escape_default()).into_iter().flatten())
         })
         .collect()
+}
+
+/// Whether it moves a cursor or changes the direction of text.
+pub(crate) fn drives_terminal(character: char) -> bool {
+    let turns = matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    character.is_control() || turns
 }
 
 fn terminal_width() -> Option<u16> {
@@ -219,5 +225,6 @@ mod tests {
     #[test]
     fn control_characters_never_reach_the_terminal() {
         assert_eq!(printable("a\u{1b}[31mb\n"), "a\\u{1b}[31mb\\n");
+        assert_eq!(printable("a\u{202e}b\u{9b}c"), "a\\u{202e}b\\u{9b}c");
     }
 }

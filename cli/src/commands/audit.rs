@@ -61,8 +61,9 @@ async fn search(arguments: SearchArguments, context: &Context) -> anyhow::Result
         auth.admin().audit_search(request.clone()).await
     })
     .await?;
-    let mut found = Vec::new();
+    let (mut found, mut more) = (Vec::new(), false);
     while let Some(reply) = stream.message().await.map_err(api::failure)? {
+        more |= reply.more;
         let record = records::parse(&reply.json)?;
         if arguments.output.is_json() {
             found.push(record);
@@ -72,6 +73,11 @@ async fn search(arguments: SearchArguments, context: &Context) -> anyhow::Result
     }
     if arguments.output.is_json() {
         context.printer.json(&found)?;
+    }
+    if more {
+        context.printer.warn(
+            "these are the newest that match, and there are older ones: --limit shows more, --until those before a time",
+        );
     }
     Ok(ExitStatus::Done)
 }

@@ -181,7 +181,9 @@ async fn ask_all(
                 auth.admin().audit_erase(request.clone()).await
             })
             .await?;
-            let is_last = dry_run || reply.payloads_left == 0 || reply.payloads == 0;
+            let is_all = reply.payloads_left == 0 && reply.recordings_left == 0;
+            let is_nothing = reply.payloads == 0 && reply.recordings == 0;
+            let is_last = dry_run || is_all || is_nothing;
             erased.add(session.as_deref().filter(|_| is_last), &reply);
             if is_last {
                 break;

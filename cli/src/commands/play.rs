@@ -162,7 +162,7 @@ fn say_whether_true(
     if told.is_empty() {
         context
             .printer
-            .talk("The recording is not over yet, so that nothing can be said about whether it is whole.");
+            .talk("Nothing is on record yet of how long this recording is, so that nothing can be said about whether it is whole.");
         return Ok(ExitStatus::Done);
     }
     let whole = records::number(chosen, "record.recording_bytes").unwrap_or(0);
