@@ -310,7 +310,7 @@ mod tests {
     }
 
     fn texts(batch: Batch) -> Vec<Value> {
-        let rows = Payload::rows(Some(&batch.finish()), Map::new());
+        let rows = Payload::rows(Some(&batch.finish()), Map::new(), 1);
         rows.into_iter().map(|row| row["statement"].clone()).collect()
     }
 
@@ -349,7 +349,7 @@ mod tests {
             let alone = batch.count == 1;
             let payload = Payload::from_parts(&[0; SALT_BYTES], batch.finish()).unwrap();
             assert!(alone || payload.bytes().len() <= PAYLOAD_BYTES + CLOSING.len());
-            seen += Payload::rows(Some(payload.bytes()), Map::new()).len();
+            seen += Payload::rows(Some(payload.bytes()), Map::new(), 1).len();
         }
         assert_eq!(seen, all.len());
     }
