@@ -155,7 +155,7 @@ fn weight(statement: &Statement) -> usize {
     let values = statement
         .parameters
         .as_ref()
-        .and_then(|parameters| parameters.values.as_ref());
+        .and_then(|parameters| parameters.values.as_deref());
     let values = values.into_iter().flatten().flatten().map(String::len);
     STATEMENT_BYTES + text + values.sum::<usize>()
 }
