@@ -475,6 +475,12 @@ mod tests {
         }
     }
 
+    const PIECES: &[&str] = &[
+        "password", "passwd ", "crypt", "create ", "role ", "x", "'", "''", "\"", "$$", "$a$", "/*", "*/",
+        "--", "\n", "\\", "=", ":", ",", "(", ")", ";", ".", "to ", "://", "@", "/", "?", "&", "{", "e'",
+        "***", "é", " ",
+    ];
+
     proptest! {
         #[test]
         fn a_password_does_not_get_through_whatever_surrounds_it(
@@ -487,6 +493,14 @@ mod tests {
                 .any(|token| token.range.start < before.len() && token.range.end > before.len() + 1);
             let opened = opens(Backslash::Escapes) || opens(Backslash::IsItself);
             prop_assert!(opened || !masked.contains("s3cret"), "{}", masked);
+        }
+
+        #[test]
+        fn what_is_masked_stays_as_it_is(
+            pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..24),
+        ) {
+            let once = mask_passwords(&pieces.concat()).into_owned();
+            prop_assert_eq!(mask_passwords(&once), &*once);
         }
 
         #[test]

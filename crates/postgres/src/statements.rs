@@ -377,7 +377,8 @@ impl State {
     /// A Sync commits what ran before it outside of a transaction's block, which may fail: by a deferred constraint, say.
     /// Nothing is passed over for that, and `ReadyForQuery` comes yet.
     fn sync_failed(&mut self, sqlstate: String) {
-        let Some(front) = self.pending.front().filter(|_| self.has_run) else {
+        let has_run = std::mem::take(&mut self.has_run);
+        let Some(front) = self.pending.front().filter(|_| has_run) else {
             return;
         };
         let (text, took) = ("Sync", self.now.saturating_sub(front.since));
