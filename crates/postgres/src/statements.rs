@@ -340,6 +340,7 @@ impl State {
 
     fn suspended(&mut self) {
         if self.front().is_some() {
+            self.has_run = true;
             self.end_front(Outcome::Suspended);
         }
     }
