@@ -194,6 +194,12 @@ async fn logging_in(
         .cipher
         .to_mut()
         .sort_by_key(|name| *name != cipher::AES_256_GCM);
+    // A server of several keys shows one that is known here, as with OpenSSH's client.
+    config
+        .preferred
+        .key
+        .to_mut()
+        .sort_by_key(|algorithm| !trusted.prefers(algorithm));
     if trusted.wants_certificates() {
         config.preferred.host_key_certificates = config.preferred.key.clone();
     }
