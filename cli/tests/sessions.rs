@@ -182,12 +182,13 @@ async fn what_is_said_at_once_goes_out_behind_the_hello() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listener_prints_its_address_and_ends_when_asked() {
-    let plane = Plane::start(granting("tcp")).await;
+    // The port follows from the name, and whoever else is on the machine may run this test too.
+    let service = format!("echo-{}", std::process::id());
+    let plane = Plane::start_for(&service, granting("tcp")).await;
     let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_iapctl"))
-        .args(["connect", "echo"])
+        .args(["connect", &service])
         .env("IAPCTL_HOME", plane.home.path())
         .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
         .kill_on_drop(true)
         .spawn()
         .unwrap();
@@ -210,7 +211,7 @@ async fn a_listener_prints_its_address_and_ends_when_asked() {
     let record =
         std::fs::read_to_string(plane.home.path().join("clusters/iap.localhost/cluster.json")).unwrap();
     assert!(
-        record.contains(&format!("\"echo\": {port}")),
+        record.contains(&format!("\"{service}\": {port}")),
         "the port is not remembered: {record}"
     );
 }

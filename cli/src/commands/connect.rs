@@ -14,6 +14,7 @@ use clap::Args;
 use iap_identity::LoginName;
 use serde_json::json;
 
+use super::interruption::Interruption;
 use crate::api;
 use crate::arguments::Output;
 use crate::context::Context;
@@ -227,6 +228,7 @@ async fn listen_until_interrupted(
         None => SocketAddr::from((Ipv4Addr::LOCALHOST, stable_port(&identity.home, &service)?)),
     };
     let listener = LocalListener::bind(address).await?;
+    let interruption = Interruption::listen()?;
     announce(context, service.as_str(), listener.address, output)?;
     let protocol = first.protocol.clone();
     let serving = Arc::new(Serving::new(
@@ -235,7 +237,7 @@ async fn listen_until_interrupted(
         &protocol,
         Some(first),
     ));
-    serving.run(listener, interrupted()).await?;
+    serving.run(listener, interruption.wait()).await;
     Ok(ExitStatus::Done)
 }
 
@@ -260,21 +262,4 @@ pub(super) fn announce(
         context.printer.result(&address.to_string())?;
     }
     Ok(())
-}
-
-/// Ctrl-C, or the polite request to end.
-pub(super) async fn interrupted() -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
-        tokio::select! {
-            pressed = tokio::signal::ctrl_c() => pressed,
-            _ = terminate.recv() => Ok(()),
-            _ = hang_up.recv() => Ok(()),
-        }
-    }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
 }

@@ -24,6 +24,7 @@ pub mod tokens;
 pub mod who_can;
 
 mod erase;
+mod interruption;
 mod play;
 mod records;
 mod sign_host_key;

@@ -10,7 +10,7 @@ use iap_identity::ServiceName;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::connect::interrupted;
+use super::interruption::Interruption;
 use crate::api;
 use crate::arguments::Output;
 use crate::context::Context;
@@ -68,8 +68,9 @@ pub(super) async fn run(arguments: ProxyArguments, context: &Context) -> anyhow:
         };
         listeners.push((name, listener));
     }
+    let interruption = Interruption::listen()?;
     print(context, arguments.output, &listeners, &known)?;
-    serve(context, &identity, &known, listeners).await
+    serve(context, &identity, &known, listeners, interruption).await
 }
 
 /// Starts the same in the background, and says where the listeners are and how they end.
@@ -119,6 +120,7 @@ async fn serve(
     identity: &Identity,
     known: &[KnownService],
     listeners: Vec<(ServiceName, LocalListener)>,
+    interruption: Interruption,
 ) -> anyhow::Result<ExitStatus> {
     let (stop, stopped) = watch::channel(false);
     let mut serving = tokio::task::JoinSet::new();
@@ -136,7 +138,7 @@ async fn serve(
             let _ = stopped.wait_for(|stop| *stop).await;
         }));
     }
-    interrupted().await?;
+    interruption.wait().await;
     let _ = stop.send(true);
     while serving.join_next().await.is_some() {}
     Ok(ExitStatus::Done)

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use tokio::process::{Child as Process, Command};
+#[cfg(unix)]
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::LocalEnvironment;
 use crate::exit::ExitStatus;
@@ -25,6 +27,29 @@ pub(super) struct Missing {
 /// The running command.
 pub(super) struct Child {
     process: Process,
+    #[cfg(unix)]
+    signals: Signals,
+}
+
+/// Signals that end programs, heard from before the command starts: it would go on without us otherwise.
+#[cfg(unix)]
+struct Signals {
+    interrupt: Signal,
+    quit: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 impl Missing {
@@ -88,10 +113,16 @@ impl Child {
             command.env_remove(name);
         }
         command.envs(environment.set());
+        #[cfg(unix)]
+        let signals = Signals::listen()?;
         let process = command
             .spawn()
             .with_context(|| format!("cannot run {}", program.display()))?;
-        Ok(Self { process })
+        Ok(Self {
+            process,
+            #[cfg(unix)]
+            signals,
+        })
     }
 
     /// Waits for the command and passes on what we are asked: Ctrl-C reaches it from the terminal as it
@@ -99,18 +130,13 @@ impl Child {
     #[cfg(unix)]
     pub(super) async fn wait(mut self) -> anyhow::Result<ExitStatus> {
         use rustix::process::Signal;
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut quit = signal(SignalKind::quit())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
         loop {
             tokio::select! {
                 ended = self.process.wait() => return Ok(ExitStatus::of_command(ended?)),
-                _ = interrupt.recv() => {}
-                _ = quit.recv() => {}
-                _ = terminate.recv() => self.signal(Signal::TERM),
-                _ = hang_up.recv() => self.signal(Signal::HUP),
+                _ = self.signals.interrupt.recv() => {}
+                _ = self.signals.quit.recv() => {}
+                _ = self.signals.terminate.recv() => self.pass_on(Signal::TERM),
+                _ = self.signals.hang_up.recv() => self.pass_on(Signal::HUP),
             }
         }
     }
@@ -122,7 +148,7 @@ impl Child {
     }
 
     #[cfg(unix)]
-    fn signal(&self, signal: rustix::process::Signal) {
+    fn pass_on(&self, signal: rustix::process::Signal) {
         let pid = self
             .process
             .id()

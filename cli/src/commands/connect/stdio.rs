@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 
+use super::super::interruption::Interruption;
 use crate::context::Context;
 use crate::exit::ExitStatus;
 use crate::failure::Failure;
@@ -23,6 +24,7 @@ pub(super) async fn run(context: &Context, sessions: &Arc<Sessions>) -> anyhow::
         false => Early::of(&mut input),
     };
     let session = Box::pin(sessions.open(&mut early)).await?;
+    let interruption = Interruption::listen()?;
     super::say_session(context, &session);
     // The span lasts as long as the session.
     let Session {
@@ -33,7 +35,7 @@ pub(super) async fn run(context: &Context, sessions: &Arc<Sessions>) -> anyhow::
     let ended = tokio::select! {
         ended = carrying => ended,
         // OpenSSH hangs up on its proxy command. The agent hears that nobody will come back.
-        interrupted = super::interrupted() => interrupted,
+        () = interruption.wait() => Ok(()),
     };
     ended.map_err(|error| Failure::failed("the session was cut").because(error.to_string()))?;
     Ok(ExitStatus::Done)

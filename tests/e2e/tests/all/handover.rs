@@ -35,7 +35,9 @@ fn an_open_transaction_in_psql_outlives_two_restarts_of_its_agent_and_the_record
     }
     psql.finish();
     let session = only_session(&plane);
-    assert_eq!(session["close_reason"], "client_closed");
+    // psql says goodbye, and who hangs up first is between it and the backend.
+    let closed = session["close_reason"].as_str().unwrap();
+    assert!(["client_closed", "backend_closed"].contains(&closed), "{closed}");
     let round = ["session.handover", "session.resume"];
     let told = [
         &["session.start"][..],

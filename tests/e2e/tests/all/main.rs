@@ -37,6 +37,7 @@ mod ssh;
 mod ssh_recorded;
 mod ssh_relay;
 mod ssh_strange;
+mod ssh_tools;
 mod ssh_watch;
 mod ssh_world;
 mod step_up;

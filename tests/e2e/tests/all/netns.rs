@@ -11,7 +11,7 @@ use iap_e2e::network::Network;
 use serde_json::Value;
 use world::{Settings, World};
 
-use crate::survival::jobs::{Desk, Jobs};
+use crate::survival::jobs::{self, Desk, Jobs};
 use crate::survival::tell_the_story;
 
 /// How soon the plane serves again after something broke, other tests on the same cores included.
@@ -70,16 +70,17 @@ fn a_client_and_then_an_agent_that_change_their_addresses_are_served_again() {
 #[test]
 fn psql_scp_and_pgbench_outlive_a_new_address_a_killed_proxy_another_agent_and_the_end_of_their_certificate()
 {
+    let files = tempfile::tempdir().unwrap();
+    let file = jobs::file(files.path());
     let settings = Settings {
         // It ends while the file is under way.
-        certificate_life: "10s",
+        certificate_life: "20s",
         dev: &["--demo"],
         ..Settings::default()
     };
     let Some(mut world) = world(&settings) else {
         return;
     };
-    let files = tempfile::tempdir().unwrap();
     let sshd = Sshd::start(files.path(), |program| world.network.inside("agent", program)).unwrap();
     world.serve("files", "tcp", &format!("127.0.0.1:{}", sshd.port));
     let database = world.plane.dir().join("postgres/.s.PGSQL.5432");
@@ -89,6 +90,7 @@ fn psql_scp_and_pgbench_outlive_a_new_address_a_killed_proxy_another_agent_and_t
         user: "alice",
         database: "db",
         files: "files",
+        file: &file,
         sshd: &sshd,
         seconds: 75,
         place: &|command| world.network.moved_inside("client", &command),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::stock_clients::environment;
 
 mod by_certificate;
-mod clients;
+pub(crate) mod clients;
 mod faults;
 mod guide;
 mod in_between;

@@ -20,7 +20,7 @@ use crate::oidc::{Provider, log_in};
 use crate::resume::kill_proxy;
 
 /// Certificates that end while the file is under way.
-const SHORT: &str = "[login]\nttl = \"10s\"\n";
+const SHORT: &str = "[login]\nttl = \"20s\"\n";
 
 /// The service of that name, whose place the agent knows. What is inspected is not left to another agent.
 const DATABASE: &str = "[[service]]\nname = \"db\"\nprotocol = \"postgres\"\ninspect = false\ndefault_login = \"app\"\nlabels = { env = \"dev\" }\n";
@@ -28,6 +28,7 @@ const DATABASE: &str = "[[service]]\nname = \"db\"\nprotocol = \"postgres\"\nins
 #[test]
 fn psql_scp_and_pgbench_outlive_killed_proxies_a_new_agent_and_the_end_of_their_certificate() {
     let files = tempfile::tempdir().unwrap();
+    let file = jobs::file(files.path());
     let sshd = Sshd::start(files.path(), |program| Command::new(program)).unwrap();
     let provider = Provider::start();
     let database = Relay::start();
@@ -39,8 +40,9 @@ fn psql_scp_and_pgbench_outlive_killed_proxies_a_new_agent_and_the_end_of_their_
         user: "carol",
         database: "db",
         files: "files",
+        file: &file,
         sshd: &sshd,
-        seconds: 40,
+        seconds: 60,
         place: &|command| command,
     });
     jobs.through("a proxy is killed", || kill_proxy(&plane));
@@ -66,6 +68,7 @@ fn psql_scp_and_pgbench_outlive_killed_proxies_a_new_agent_and_the_end_of_their_
 #[test]
 fn psql_scp_and_pgbench_outlive_an_agent_that_is_killed_again_and_again() {
     let files = tempfile::tempdir().unwrap();
+    let file = jobs::file(files.path());
     let sshd = Sshd::start(files.path(), |program| Command::new(program)).unwrap();
     let database = Relay::start();
     let services = [("files", sshd.port), ("db", database.port)];
@@ -80,6 +83,7 @@ fn psql_scp_and_pgbench_outlive_an_agent_that_is_killed_again_and_again() {
         user: "alice",
         database: "db",
         files: "files",
+        file: &file,
         sshd: &sshd,
         seconds: 40,
         place: &|command| command,

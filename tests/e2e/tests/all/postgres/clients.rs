@@ -60,7 +60,7 @@ fn source(file: &str) -> String {
 }
 
 /// `make clients` puts it there.
-fn built(file: &str) -> String {
+pub(crate) fn built(file: &str) -> String {
     let path = root().join("target/clients").join(file);
     assert!(path.exists(), "{} is missing: make clients", path.display());
     path.display().to_string()

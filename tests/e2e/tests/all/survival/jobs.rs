@@ -1,6 +1,6 @@
 //! `psql`, `scp` and `pgbench` at work, by way of `iapctl`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ pub(crate) struct Desk<'a> {
     /// The database, and what an SSH server is called.
     pub(crate) database: &'a str,
     pub(crate) files: &'a str,
+    /// What `scp` fetches from there: [`file`].
+    pub(crate) file: &'a Path,
     pub(crate) sshd: &'a Sshd,
     /// For so long `pgbench` is at work, and the file under way at the least: as it takes to disturb them.
     pub(crate) seconds: u64,
@@ -43,6 +45,15 @@ impl Desk<'_> {
     fn with_database(&self, arguments: &[&str]) -> Command {
         self.iapctl(&[&["connect", self.database, "--"], arguments].concat())
     }
+}
+
+/// A gibibyte of noise in a folder. It takes its time: before the login whose certificate ends soon.
+pub(crate) fn file(folder: &Path) -> PathBuf {
+    let file = folder.join("file");
+    let mut random = Command::new("sh");
+    random.args(["-c", &format!("head -c {FILE_BYTES} /dev/urandom > \"$1\""), "sh"]);
+    assert!(random.arg(&file).status().unwrap().success());
+    file
 }
 
 /// All of them, started and under way.
@@ -110,10 +121,7 @@ struct Scp {
 
 impl Scp {
     fn start(desk: &Desk<'_>) -> Self {
-        let file = desk.plane.scratch().join("file");
-        let mut random = Command::new("sh");
-        random.args(["-c", &format!("head -c {FILE_BYTES} /dev/urandom > \"$1\""), "sh"]);
-        assert!(random.arg(&file).status().unwrap().success());
+        let file = desk.file.to_owned();
         let copy = desk.plane.scratch().join("copy");
         let iapctl = program("iapctl").unwrap();
         let proxy_command = format!("{} connect {} --stdio", iapctl.display(), desk.files);
