@@ -432,24 +432,24 @@ mod tests {
         }
     }
 
-    /// No byte is looked at once more for each other byte.
+    /// Were each byte looked at once more for each other byte, it would take minutes.
     #[test]
-    fn the_time_it_takes_grows_with_the_text_alone() {
-        let seconds = |piece: &str, bytes: usize| {
-            let sql = format!("SELECT '{}'", piece.repeat(bytes / piece.len()));
-            let began = std::time::Instant::now();
-            assert!(mask_passwords(&sql).len() > bytes / 4);
-            began.elapsed().as_secs_f64()
-        };
+    fn of_a_long_text_every_part_is_masked() {
         for piece in [
-            "password=x ",
-            "x://a:b@c ",
-            "://",
-            "password ",
-            "x://a:b@c/password=x&",
+            "password=s3cret ",
+            "x://a:s3cret@c ",
+            "x://a:s3cret@c/password=s3cret&",
         ] {
-            let (short, long) = (seconds(piece, 8 * 1024), seconds(piece, 256 * 1024));
-            assert!(long < 200.0 * short.max(0.003), "{piece}: {short} {long}");
+            let sql = format!("SELECT '{}'", piece.repeat((1 << 20) / piece.len()));
+            let masked = mask_passwords(&sql);
+            assert!(
+                masked.len() > sql.len() / 4 && !masked.contains("s3cret"),
+                "{piece}"
+            );
+        }
+        for piece in ["://", "password "] {
+            let sql = format!("SELECT '{}'", piece.repeat((1 << 20) / piece.len()));
+            assert_eq!(mask_passwords(&sql).len(), sql.len(), "{piece}");
         }
     }
 
