@@ -1,6 +1,7 @@
 //! `iapctl sessions play`: a recording in the terminal, or as the file that it is.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use crate::exit::ExitStatus;
 use crate::failure::Failure;
 
 const SPEED_MAX: f64 = 1_000.0;
+/// The longest rest of the longest recording is then still one that a clock can wait for.
+const SPEED_MIN: f64 = 0.01;
 
 /// `sessions play`.
 #[derive(Debug, Args)]
@@ -60,8 +63,8 @@ enum PlayFormat {
 
 fn speed(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(speed) if speed > 0.0 && speed <= SPEED_MAX => Ok(speed),
-        Ok(_) | Err(_) => Err(format!("a number above 0, at most {SPEED_MAX}")),
+        Ok(speed) if (SPEED_MIN..=SPEED_MAX).contains(&speed) => Ok(speed),
+        Ok(_) | Err(_) => Err(format!("a number from {SPEED_MIN} to {SPEED_MAX}")),
     }
 }
 
@@ -89,7 +92,14 @@ pub(super) async fn run(arguments: PlayArguments, context: &Context) -> anyhow::
     let parts = api::ask(context, async |auth| auth.user().recording(request.clone()).await).await?;
     let mut source = Source::new(parts);
     match arguments.format {
-        PlayFormat::Terminal => play(&mut source, &arguments, context).await?,
+        PlayFormat::Terminal => {
+            if play(&mut source, &arguments, context).await?.is_break() {
+                context
+                    .printer
+                    .talk("Left before the end, so that nothing can be said about whether it is whole.");
+                return Ok(ExitStatus::Done);
+            }
+        }
         PlayFormat::Asciicast => save(&mut source, &arguments).await?,
         PlayFormat::List => {}
     }
@@ -261,8 +271,12 @@ fn target(arguments: &PlayArguments) -> Result<Box<dyn std::io::Write>, Failure>
     Ok(Box::new(file))
 }
 
-/// On a terminal with its rests, elsewhere at once.
-async fn play(source: &mut Source, arguments: &PlayArguments, context: &Context) -> anyhow::Result<()> {
+/// On a terminal with its rests, elsewhere at once. Breaks off where whoever watches has left.
+async fn play(
+    source: &mut Source,
+    arguments: &PlayArguments,
+    context: &Context,
+) -> anyhow::Result<ControlFlow<()>> {
     let paced = arguments.output.is_none() && std::io::stdout().is_terminal();
     let mut target = target(arguments)?;
     let _quiet = paced.then(Quiet::new);
@@ -277,7 +291,7 @@ async fn play(source: &mut Source, arguments: &PlayArguments, context: &Context)
         if paced {
             tokio::select! {
                 () = tokio::time::sleep_until(pace.due(entry.at)) => {}
-                _ = tokio::signal::ctrl_c() => return Ok(()),
+                _ = tokio::signal::ctrl_c() => return Ok(ControlFlow::Break(())),
             }
         }
         match entry.code {
@@ -289,7 +303,8 @@ async fn play(source: &mut Source, arguments: &PlayArguments, context: &Context)
             target.flush()?;
         }
     }
-    target.flush().context("cannot write the recording")
+    target.flush().context("cannot write the recording")?;
+    Ok(ControlFlow::Continue(()))
 }
 
 pub(super) fn announce(header: &Header, paced: bool, context: &Context) {
@@ -383,6 +398,30 @@ mod tests {
             .map(|at| pace.due(Duration::from_secs(at)) - began)
             .collect();
         assert_eq!(due, [0, 1, 3].map(Duration::from_secs));
+    }
+
+    #[test]
+    fn a_speed_at_which_a_rest_would_never_end_is_none() {
+        for (text, is_one) in [
+            ("1", true),
+            ("0.01", true),
+            ("1000", true),
+            ("1e-18", false),
+            ("0", false),
+            ("-1", false),
+            ("inf", false),
+            ("NaN", false),
+        ] {
+            assert_eq!(speed(text).is_ok(), is_one, "{text}");
+        }
+        let mut pace = Pace {
+            speed: SPEED_MIN,
+            idle_max: Duration::MAX,
+            shown: Instant::now(),
+            last: Some(Duration::ZERO),
+        };
+        // A year, the longest time that a recording has.
+        pace.due(Duration::from_secs(366 * 86_400));
     }
 
     #[test]

@@ -123,6 +123,9 @@ pub enum LoginError {
     /// It wants something that is not configured here.
     #[error("the backend wants {0}, which this agent's file does not provide for it")]
     Wants(&'static str),
+    /// There is a secret, and it does not prove that it knows it too.
+    #[error("the backend asks for no password, though this agent's file has one for the login")]
+    AsksForNothing,
     /// The exchange of SCRAM failed.
     #[error(transparent)]
     Scram(#[from] ScramError),
@@ -257,6 +260,10 @@ impl Login {
             0 if self.scram.as_ref().is_some_and(|scram| !scram.is_verified()) => {
                 Err(LoginError::Scram(ScramError::NotVerified))
             }
+            // Whoever listens in its place would hear all that is asked of it.
+            0 if self.scram.is_none() && matches!(self.authentication.method, Method::Password(_)) => {
+                Err(LoginError::AsksForNothing)
+            }
             0 => {
                 self.authenticated = true;
                 self.to_client.extend_from_slice(whole);
@@ -363,6 +370,13 @@ mod tests {
             login.push(&ask(0, b"")),
             Err(LoginError::Scram(ScramError::NotVerified))
         );
+    }
+
+    #[test]
+    fn a_backend_that_asks_for_nothing_where_there_is_a_secret_is_refused() {
+        let mut login = login(Method::Password(b"pencil".to_vec()));
+        let said = [ask(0, b""), encode::message(b'Z', b"I")].concat();
+        assert_eq!(login.push(&said), Err(LoginError::AsksForNothing));
     }
 
     #[test]

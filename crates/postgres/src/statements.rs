@@ -7,6 +7,7 @@
 
 mod prepared;
 mod queue;
+mod statement;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use prepared::{Portal, Prepared, Registered};
 use queue::{Body, Pending, read};
 
 pub use prepared::Parameters;
+pub use statement::{Copied, Direction, Outcome, Statement, Transaction};
 
 /// Messages that may wait for their answers before a client is read on. A backend holds back answers of 8 KiB at most,
 /// each of at least 5 bytes, so that it is never waited for in vain.
@@ -43,84 +45,6 @@ pub struct CaptureLimits {
     pub bytes_max: usize,
     /// Whether parameters' values are kept at all.
     pub parameters: bool,
-}
-
-/// Something a client had the backend do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Statement {
-    /// Its text; nothing where it names a prepared statement that was not seen being prepared.
-    pub text: Option<Captured>,
-    /// The name of the prepared statement, where it has one.
-    pub name: Option<String>,
-    /// What was bound to it.
-    pub parameters: Option<Parameters>,
-    /// What became of it.
-    pub outcome: Outcome,
-    /// The backend's own words on each part that it completed (`CommandComplete`), the first 16.
-    pub tags: Vec<String>,
-    /// Rows that were sent or changed, as far as the backend said.
-    pub rows: u64,
-    /// Data that went by in COPY.
-    pub copy: Option<Copied>,
-    /// How the transaction stood when the backend was last ready.
-    pub transaction: Transaction,
-    /// From the client's message to the backend's answer.
-    pub took: Duration,
-}
-
-/// What became of a statement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is done.
-    Done,
-    /// It gave as many rows as were asked for, and may be asked for more.
-    Suspended,
-    /// It failed with that SQLSTATE.
-    Failed(String),
-    /// The backend passed over it, because something before it had failed.
-    Skipped,
-    /// The session ended first.
-    Unanswered,
-}
-
-impl Outcome {
-    /// Whether the backend refused it.
-    #[must_use]
-    pub fn is_failure(&self) -> bool {
-        matches!(self, Self::Failed(_))
-    }
-}
-
-/// Data that went by in COPY.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Copied {
-    /// Which way.
-    pub direction: Direction,
-    /// Without the protocol's own.
-    pub bytes: u64,
-}
-
-/// Which way COPY goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// From the client.
-    In,
-    /// To the client.
-    Out,
-    /// Both at once: replication.
-    Both,
-}
-
-/// How a transaction stands (`ReadyForQuery`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Transaction {
-    /// There is none.
-    #[default]
-    Idle,
-    /// It is open.
-    Open,
-    /// It has failed, and waits for its end.
-    Failed,
 }
 
 /// Why a session cannot be followed any longer.
@@ -160,6 +84,8 @@ struct State {
     skipping: bool,
     /// COPY data is expected from the client, who has not said that it ends.
     copying_in: bool,
+    /// Something has run since the backend was last ready, which the next Sync may have to commit.
+    has_run: bool,
     ended: Vec<Statement>,
     now: Duration,
 }
@@ -180,6 +106,7 @@ impl Tracker {
                 transaction: Transaction::Idle,
                 skipping: false,
                 copying_in: false,
+                has_run: false,
                 ended: Vec::new(),
                 now: Duration::ZERO,
             },
@@ -398,20 +325,22 @@ impl State {
             .rsplit(' ')
             .next()
             .and_then(|count| count.parse().ok())
-            .unwrap_or(0);
+            .unwrap_or(0u64);
         let Some(front) = self.front() else { return };
-        front.progress.rows += rows;
+        front.progress.rows = front.progress.rows.saturating_add(rows);
+        front.progress.rows_seen = 0;
         if front.progress.tags.len() < TAGS_MAX && !tag.is_empty() {
             front.progress.tags.push(tag);
         }
         if matches!(front.body, Body::Execute { .. }) {
+            self.has_run = true;
             self.end_front(Outcome::Done);
         }
     }
 
     fn suspended(&mut self) {
-        if let Some(front) = self.front() {
-            front.progress.rows += front.progress.rows_seen;
+        if self.front().is_some() {
+            self.has_run = true;
             self.end_front(Outcome::Suspended);
         }
     }
@@ -419,8 +348,13 @@ impl State {
     fn failed(&mut self, body: &[u8]) {
         self.copying_in = false;
         let fields = ErrorFields::read(body);
-        let Some(front) = self.front() else { return };
-        front.progress.rows += front.progress.rows_seen;
+        if self.is_at_sync() {
+            self.sync_failed(fields.sqlstate);
+            return;
+        }
+        let Some(front) = self.pending.front_mut() else {
+            return;
+        };
         match front.body {
             // Its `ReadyForQuery` comes yet.
             Body::Query { .. } | Body::Function { .. } => front.progress.failed = Some(fields.sqlstate),
@@ -436,9 +370,35 @@ impl State {
         }
     }
 
+    fn is_at_sync(&self) -> bool {
+        let front = self.pending.front();
+        front.is_some_and(|front| matches!(front.body, Body::Sync))
+    }
+
+    /// A Sync commits what ran before it outside of a transaction's block, which may fail: by a deferred constraint, say.
+    /// Nothing is passed over for that, and `ReadyForQuery` comes yet.
+    fn sync_failed(&mut self, sqlstate: String) {
+        let has_run = std::mem::take(&mut self.has_run);
+        let Some(front) = self.pending.front().filter(|_| has_run) else {
+            return;
+        };
+        let (text, took) = ("Sync", self.now.saturating_sub(front.since));
+        self.ended.push(Statement {
+            text: Some(captured_text(text.as_bytes(), text.len(), text.len())),
+            name: None,
+            parameters: None,
+            outcome: Outcome::Failed(sqlstate),
+            tags: Vec::new(),
+            rows: 0,
+            copy: None,
+            transaction: self.transaction,
+            took,
+        });
+    }
+
     fn skip_to_sync(&mut self) {
-        while let Some(front) = self.pending.front() {
-            if matches!(front.body, Body::Sync) {
+        while !self.pending.is_empty() {
+            if self.is_at_sync() {
                 return;
             }
             if let Some(skipped) = self.pop() {
@@ -452,15 +412,18 @@ impl State {
     /// depends on what the backend finds first.
     fn copy_begins(&mut self, direction: Direction) -> Result<(), TooMuch> {
         let Some(front) = self.front() else { return Ok(()) };
-        // A client may have sent its data ahead.
-        let ahead = front.progress.copied_ahead;
-        front.progress.copy = Some(Copied {
-            direction,
-            bytes: ahead,
-        });
+        // One query may hold several.
+        let begins = Copied { direction, bytes: 0 };
+        let copy = front.progress.copy.get_or_insert(begins);
+        if copy.direction != direction {
+            copy.direction = Direction::Both;
+        }
         if direction == Direction::Out {
             return Ok(());
         }
+        // A client may have sent its data ahead.
+        let ahead = std::mem::take(&mut front.progress.copied_ahead);
+        copy.bytes = copy.bytes.saturating_add(ahead);
         let is_query = matches!(front.body, Body::Query { .. });
         match (self.pending.len(), self.pending.back().map(|back| &back.body)) {
             (1, _) => {}
@@ -478,10 +441,13 @@ impl State {
         let Some(front) = self.pending.front_mut() else {
             return;
         };
-        match (&mut front.progress.copy, direction) {
-            (Some(copy), _) => copy.bytes = copy.bytes.saturating_add(bytes),
-            (None, Direction::In) => front.progress.copied_ahead += bytes,
-            (None, Direction::Out | Direction::Both) => {}
+        let progress = &mut front.progress;
+        match (&mut progress.copy, direction) {
+            (Some(copy), _) if copy.direction == direction || copy.direction == Direction::Both => {
+                copy.bytes = copy.bytes.saturating_add(bytes);
+            }
+            (_, Direction::In) => progress.copied_ahead = progress.copied_ahead.saturating_add(bytes),
+            (_, Direction::Out | Direction::Both) => {}
         }
     }
 
@@ -494,6 +460,7 @@ impl State {
         };
         self.copying_in = false;
         self.skipping = false;
+        self.has_run = false;
         while let Some(pending) = self.pop() {
             match pending.body {
                 Body::Sync => break,
@@ -511,6 +478,7 @@ impl State {
                 | Body::Close { .. } => self.drop_pending(pending, Outcome::Unanswered),
             }
         }
+        self.registered.settle();
         if self.transaction == Transaction::Idle {
             self.registered.drop_portals();
         }
@@ -536,14 +504,21 @@ impl State {
                 )
             }
             // A preparation that went well is seen when it is run.
-            Body::Parse { name, text, .. } => (Some(text), named(name), None),
+            Body::Parse { name, text, .. } => {
+                self.registered.not_prepared(&name, &text, outcome.is_failure());
+                (Some(text), named(name), None)
+            }
             Body::Bind {
-                statement, values, ..
-            } => self.registered.bound(statement, &values).told(),
-            Body::Execute { portal } => self
-                .registered
-                .portal(&portal)
-                .map_or_else(|| (None, named(portal), None), Portal::told),
+                portal,
+                statement,
+                values,
+            } => self.registered.not_bound(portal, statement, &values).told(),
+            Body::Execute { portal } => {
+                let was_bound = !matches!(outcome, Outcome::Skipped | Outcome::Unanswered);
+                self.registered
+                    .portal(&portal, was_bound)
+                    .map_or_else(|| (None, named(portal), None), Portal::told)
+            }
             Body::Describe { .. } | Body::Close { .. } | Body::Sync => return,
         };
         self.ended.push(Statement {
@@ -552,7 +527,7 @@ impl State {
             parameters,
             outcome,
             tags: progress.tags,
-            rows: progress.rows,
+            rows: progress.rows.saturating_add(progress.rows_seen),
             copy: progress.copy,
             transaction: self.transaction,
             took: self.now.saturating_sub(pending.since),

@@ -140,6 +140,13 @@ impl Credentials {
     /// Waits a moment for a login that could not be told in advance; returns at once where it is held, or where
     /// nothing is held for the service at all.
     pub async fn wait_for(&self, service: &ServiceName, login: &LoginName) {
+        // What is held wakes no keeper: it would look everything through for each session, and pay no heed to its pauses.
+        if self
+            .of(service)
+            .is_ok_and(|held| held.has(login, self.clock.now()))
+        {
+            return;
+        }
         let mut held = self.held.clone();
         let arrived = async {
             loop {

@@ -176,8 +176,7 @@ pub(crate) struct Delivered<S> {
     boundaries: Option<Boundaries>,
     /// Who looks at what passes, in a session that is inspected.
     tap: Option<Box<Tap>>,
-    /// The backend of an inspected session has closed: PostgreSQL knows no half of a connection, and nobody is left to
-    /// hear the client.
+    /// A PostgreSQL backend has closed: its protocol knows no half of a connection, and nobody is left to hear the client.
     is_over: bool,
 }
 
@@ -239,12 +238,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Delivered<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let Some(tap) = &mut this.tap else {
-            return Pin::new(&mut this.stream).poll_read(context, buffer);
-        };
         if this.is_over {
             return Poll::Ready(Ok(()));
         }
+        let Some(tap) = &mut this.tap else {
+            return Pin::new(&mut this.stream).poll_read(context, buffer);
+        };
         ready!(tap.poll_takes_more(context));
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
@@ -279,7 +278,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Delivered<S> {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
-        if this.is_tapped() && !std::mem::replace(&mut this.is_over, true) {
+        if this.boundaries.is_some() && !std::mem::replace(&mut this.is_over, true) {
             // Whoever reads of it in the same task has done so before.
             context.waker().wake_by_ref();
         }

@@ -60,11 +60,27 @@ struct Held {
     position: u64,
     /// The terminal's size now.
     size: (u32, u32),
+    /// It has changed, and there is no line that says so yet.
+    is_resized: bool,
     /// Those who watch it.
     listeners: Vec<Weak<Listener>>,
 }
 
 impl Held {
+    /// Whether there is room for more.
+    fn takes_more(&self) -> bool {
+        !self.is_failing && self.lines.len() < UNWRITTEN_BYTES_MAX
+    }
+
+    /// Adds the line of a new size. However often it changes while nothing is taken, one line tells of it.
+    fn say_size(&mut self, at: Duration) {
+        if std::mem::take(&mut self.is_resized) {
+            let (columns, rows) = self.size;
+            self.add(at, |encoder, at, lines| encoder.resize(at, columns, rows, lines));
+            self.first.get_or_insert(at);
+        }
+    }
+
     /// Adds lines, to be written and for those who watch.
     fn add(&mut self, at: Duration, write: impl FnOnce(&mut Encoder, Duration, &mut Vec<u8>)) {
         let before = self.lines.len();
@@ -136,10 +152,14 @@ impl Recording {
     /// The terminal's new size. Never waits.
     pub(crate) fn resize(&self, columns: u32, rows: u32) {
         let mut held = self.held();
-        let at = self.began.elapsed();
+        if held.size == (columns, rows) {
+            return;
+        }
         held.size = (columns, rows);
-        held.add(at, |encoder, at, lines| encoder.resize(at, columns, rows, lines));
-        held.first.get_or_insert(at);
+        held.is_resized = true;
+        if held.takes_more() {
+            held.say_size(self.began.elapsed());
+        }
         drop(held);
         self.dirty.notify_one();
     }
@@ -247,8 +267,9 @@ impl Recording {
                     held.lost_bytes = held.lost_bytes.saturating_add(bytes as u64);
                     return;
                 }
-                if !held.is_failing && held.lines.len() < UNWRITTEN_BYTES_MAX {
+                if held.takes_more() {
                     let at = self.began.elapsed();
+                    held.say_size(at);
                     held.add(at, write);
                     held.first.get_or_insert(at);
                     let is_urgent = held.lines.len() >= PIECE_BYTES;
@@ -292,6 +313,7 @@ impl Recording {
 
     fn take(&self) -> (Option<Duration>, Vec<u8>, bool) {
         let mut held = self.held();
+        held.say_size(self.began.elapsed());
         if held.is_over {
             let at = self.began.elapsed();
             held.add(at, |encoder, at, lines| encoder.finish(at, lines));

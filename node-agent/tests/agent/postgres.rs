@@ -76,10 +76,17 @@ impl Backend {
 
 /// An agent that reads `db-prod`, and somebody who may go there as `app`.
 async fn inspecting() -> (Plane, Running, Backend, Credential) {
+    serving(true).await
+}
+
+/// The same, read or not.
+async fn serving(inspect: bool) -> (Plane, Running, Backend, Credential) {
     let mut plane = Plane::new().await;
     plane.auth.publish(|snapshot| {
-        snapshot.policy_toml = format!("{POLICY}logins = [\"app\"]\n");
-        snapshot.services[1].facts.inspect = true;
+        if inspect {
+            snapshot.policy_toml = format!("{POLICY}logins = [\"app\"]\n");
+        }
+        snapshot.services[1].facts.inspect = inspect;
     });
     let backend = Backend::start(&mut plane).await;
     let running = plane.start().await;
@@ -289,16 +296,18 @@ async fn a_message_of_two_gigabytes_goes_on_as_it_comes() {
 /// An idle client, such as one in a pool, reads nothing and closes nothing by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_over_when_its_backend_closes_though_its_client_rests() {
-    let (plane, running, mut backend, alice) = inspecting().await;
-    let (mut stream, mut far) = session(&plane, &mut backend, &alice).await;
-    let why = message(b'E', b"SFATAL\0C57P01\0Mterminating connection\0\0");
-    far.write_all(&why).await.unwrap();
-    far.shutdown().await.unwrap();
-    assert!(everything(&mut far).await.is_empty());
-    let end = plane.event("session.end").await;
-    assert_eq!(end["close_reason"], "backend_closed");
-    assert_eq!(rest(&mut stream).await, why);
-    running.stop().await;
+    for inspect in [true, false] {
+        let (plane, running, mut backend, alice) = serving(inspect).await;
+        let (mut stream, mut far) = session(&plane, &mut backend, &alice).await;
+        let why = message(b'E', b"SFATAL\0C57P01\0Mterminating connection\0\0");
+        far.write_all(&why).await.unwrap();
+        far.shutdown().await.unwrap();
+        assert!(everything(&mut far).await.is_empty());
+        let end = plane.event("session.end").await;
+        assert_eq!(end["close_reason"], "backend_closed");
+        assert_eq!(rest(&mut stream).await, why);
+        running.stop().await;
+    }
 }
 
 /// The number and key in what a client was told.

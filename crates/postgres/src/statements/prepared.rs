@@ -1,6 +1,7 @@
 //! Prepared statements and portals, as the backend has confirmed them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::queue::Values;
 use crate::capture::Captured;
@@ -32,7 +33,7 @@ pub struct Parameters {
     /// How many; nothing where the message was too long to tell.
     pub count: Option<usize>,
     /// Their values, where these are kept: nothing for NULL.
-    pub values: Option<Vec<Option<String>>>,
+    pub values: Option<Arc<[Option<String>]>>,
     /// Whether some are cut or left out.
     pub truncated: bool,
 }
@@ -43,6 +44,9 @@ pub(super) struct Registered {
     portals: HashMap<String, Portal>,
     kept_bytes: usize,
     portal_bytes: usize,
+    /// What the backend did not take, or has not taken yet: messages that it passes over speak of these.
+    not_prepared: Option<(String, Captured)>,
+    not_bound: Option<(String, Portal)>,
 }
 
 impl Registered {
@@ -67,9 +71,12 @@ impl Registered {
     pub(super) fn bind(&mut self, portal: String, statement: String, values: &Values) {
         self.forget_portal(&portal);
         let mut bound = self.bound(statement, values);
-        if self.portal_bytes + bound.kept_bytes() > KEPT_BYTES_MAX {
-            bound.parameters.values = None;
+        let room = KEPT_BYTES_MAX - self.portal_bytes;
+        if bound.kept_bytes() > room && bound.parameters.values.take().is_some() {
             bound.parameters.truncated = true;
+        }
+        if bound.kept_bytes() > room {
+            bound.text = None;
         }
         if self.portals.len() < ENTRIES_MAX {
             self.portal_bytes += bound.kept_bytes();
@@ -77,8 +84,34 @@ impl Registered {
         }
     }
 
+    /// A text that is not what its name stands for. Where that failed, the unnamed one of before is gone nevertheless.
+    pub(super) fn not_prepared(&mut self, name: &str, text: &Captured, has_failed: bool) {
+        if name.is_empty() && has_failed {
+            self.forget(name);
+        }
+        self.not_prepared = Some((name.to_owned(), text.clone()));
+    }
+
+    /// A portal that is none, of the text that its client meant.
+    pub(super) fn not_bound(&mut self, portal: String, statement: String, values: &Values) -> Portal {
+        let mut bound = self.bound(statement, values);
+        if let Some((name, text)) = &self.not_prepared
+            && *name == bound.statement
+        {
+            bound.text = Some(text.clone());
+        }
+        self.not_bound = Some((portal, bound.clone()));
+        bound
+    }
+
+    /// The backend is ready: whatever it has not taken until now it never will.
+    pub(super) fn settle(&mut self) {
+        self.not_prepared = None;
+        self.not_bound = None;
+    }
+
     /// What a portal made of these would be.
-    pub(super) fn bound(&self, statement: String, values: &Values) -> Portal {
+    fn bound(&self, statement: String, values: &Values) -> Portal {
         let prepared = self.statements.get(&statement);
         let types = prepared
             .map(|prepared| prepared.types.as_slice())
@@ -90,8 +123,13 @@ impl Registered {
         }
     }
 
-    pub(super) fn portal(&self, name: &str) -> Option<Portal> {
-        self.portals.get(name).cloned()
+    /// What runs by that name, or was to run where the backend has not come to that.
+    pub(super) fn portal(&self, name: &str, was_bound: bool) -> Option<Portal> {
+        let not_bound = self.not_bound.as_ref().filter(|(portal, _)| portal == name);
+        match not_bound.filter(|_| !was_bound) {
+            Some((_, portal)) => Some(portal.clone()),
+            None => self.portals.get(name).cloned(),
+        }
     }
 
     pub(super) fn close(&mut self, is_portal: bool, name: &str) {
@@ -121,6 +159,10 @@ impl Registered {
             self.statements.clear();
             self.kept_bytes = 0;
         }
+        // Cursors are portals.
+        if matches!(first, "CLOSE" | "DECLARE") || tag == "DISCARD ALL" {
+            self.drop_portals();
+        }
     }
 
     fn forget_portal(&mut self, name: &str) {
@@ -136,6 +178,14 @@ impl Registered {
     }
 }
 
+#[cfg(test)]
+impl Registered {
+    pub(super) fn texts_of_portals(&self) -> usize {
+        let texts = self.portals.values().filter_map(|portal| portal.text.as_ref());
+        texts.map(|text| text.text.len()).sum()
+    }
+}
+
 impl Prepared {
     fn kept_bytes(&self) -> usize {
         self.text.text.len() + 4 * self.types.len()
@@ -143,11 +193,12 @@ impl Prepared {
 }
 
 impl Portal {
-    /// The texts of statements are shared with what they were prepared as.
+    /// With its text, though that may be shared: what it was prepared as may be gone before it.
     fn kept_bytes(&self) -> usize {
+        let text = self.text.as_ref().map_or(0, |text| text.text.len());
         let of = |value: &Option<String>| size_of::<String>() + value.as_ref().map_or(0, String::len);
         let values = self.parameters.values.as_ref();
-        values.map_or(0, |values| values.iter().map(of).sum())
+        text + values.map_or(0, |values| values.iter().map(of).sum())
     }
 
     /// Its text, the name of its statement, its parameters.

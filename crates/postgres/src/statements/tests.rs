@@ -127,11 +127,11 @@ fn a_prepared_statement_is_told_with_its_text_and_parameters_each_time() {
     assert_eq!(texts(&ended), ["DELETE FROM t WHERE id = $1"]);
     assert_eq!(ended[0].name.as_deref(), Some("s"));
     let parameters = ended[0].parameters.as_ref().unwrap();
-    assert_eq!(parameters.values, Some(vec![Some("7".to_owned())]));
+    assert_eq!(parameters.values, Some([Some("7".to_owned())].into()));
     session.client(&[bind("", "s", &[None]), execute(""), sync()]);
     let ended = session.backend(&[answer(b'2'), done("DELETE 0"), ready(b'I')]);
     assert_eq!(texts(&ended), ["DELETE FROM t WHERE id = $1"]);
-    assert_eq!(ended[0].parameters.as_ref().unwrap().values, Some(vec![None]));
+    assert_eq!(ended[0].parameters.as_ref().unwrap().values, Some([None].into()));
 }
 
 #[test]
@@ -349,6 +349,167 @@ fn a_name_too_long_to_be_told_from_others_ends_the_session() {
     );
     session = Session::new();
     assert_eq!(session.try_client(&[execute(&name)]), Err(TooMuch::Name));
+}
+
+fn outcomes(statements: &[Statement]) -> Vec<(Option<&str>, &Outcome)> {
+    let of = statements.iter().map(|statement| {
+        let text = statement.text.as_ref().map(|text| text.text.as_ref());
+        (text, &statement.outcome)
+    });
+    of.collect()
+}
+
+/// A deferred constraint fails at the Sync, and nothing behind it is skipped (PostgreSQL 15 to 18 do so).
+#[test]
+fn a_sync_that_fails_is_told_and_shifts_nothing_behind_it() {
+    let one = |text: &str| [parse("", text), bind("", "", &[]), execute("")].concat();
+    let (answers, failed) = (
+        |tag: &str| [answer(b'1'), answer(b'2'), done(tag)].concat(),
+        Outcome::Failed("23503".to_owned()),
+    );
+    for (next, its_answer) in [
+        (query("DELETE FROM t"), done("DELETE 7")),
+        ([one("DELETE FROM t"), sync()].concat(), answers("DELETE 7")),
+    ] {
+        let mut session = Session::new();
+        session.client(&[one("INSERT"), sync(), next]);
+        let ended = session.backend(&[
+            answers("INSERT 0 1"),
+            error("23503"),
+            ready(b'I'),
+            its_answer,
+            ready(b'I'),
+        ]);
+        let expected = [
+            (Some("INSERT"), &Outcome::Done),
+            (Some("Sync"), &failed),
+            (Some("DELETE FROM t"), &Outcome::Done),
+        ];
+        assert_eq!(outcomes(&ended), expected);
+        assert_eq!(ended[2].rows, 7);
+        assert_eq!(session.0.finish(), []);
+    }
+    let mut session = Session::new();
+    session.client(&[sync()]);
+    // A backend that is told to stop, between two messages.
+    assert_eq!(session.backend(&[error("57P01")]), []);
+}
+
+#[test]
+fn what_is_skipped_is_not_told_as_what_had_its_name_before() {
+    let mut session = Session::new();
+    session.client(&[query("BEGIN")]);
+    session.backend(&[done("BEGIN"), ready(b'T')]);
+    session.client(&[parse("", "SELECT 1"), bind("", "", &[]), execute(""), sync()]);
+    session.backend(&[answer(b'1'), answer(b'2'), done("SELECT 1"), ready(b'T')]);
+    let pipeline = [
+        parse("", "DELETE FROM no"),
+        bind("", "", &[]),
+        execute(""),
+        sync(),
+    ];
+    session.client(&pipeline);
+    let ended = session.backend(&[error("42P01"), ready(b'E')]);
+    let failed = Outcome::Failed("42P01".to_owned());
+    let text = Some("DELETE FROM no");
+    let expected = [
+        (text, &failed),
+        (text, &Outcome::Skipped),
+        (text, &Outcome::Skipped),
+    ];
+    assert_eq!(outcomes(&ended), expected);
+    session.client(&pipeline);
+    let unanswered = [(text, &Outcome::Unanswered); 3];
+    assert_eq!(outcomes(&session.0.finish()), unanswered);
+}
+
+#[test]
+fn an_unnamed_statement_whose_successor_failed_is_gone() {
+    let mut session = Session::new();
+    session.client(&[parse("", "SELECT 1"), sync(), parse("", "SELECT no"), sync()]);
+    session.backend(&[answer(b'1'), ready(b'I'), error("42703"), ready(b'I')]);
+    session.client(&[bind("", "", &[]), execute(""), sync()]);
+    let ended = session.backend(&[error("26000"), ready(b'I')]);
+    let failed = Outcome::Failed("26000".to_owned());
+    assert_eq!(outcomes(&ended), [(None, &failed), (None, &Outcome::Skipped)]);
+}
+
+#[test]
+fn a_cursor_that_took_a_portals_name_is_told_without_its_text() {
+    let mut session = Session::new();
+    session.client(&[parse("", "SELECT 1"), bind("c", "", &[]), execute("c"), sync()]);
+    session.backend(&[answer(b'1'), answer(b'2'), answer(b's'), ready(b'T')]);
+    session.client(&[
+        query("CLOSE c"),
+        query("DECLARE c CURSOR FOR SELECT secret FROM t"),
+    ]);
+    session.backend(&[
+        done("CLOSE CURSOR"),
+        ready(b'T'),
+        done("DECLARE CURSOR"),
+        ready(b'T'),
+    ]);
+    session.client(&[execute("c"), sync()]);
+    let ended = session.backend(&[done("SELECT 9"), ready(b'T')]);
+    assert_eq!(outcomes(&ended), [(None, &Outcome::Done)]);
+}
+
+#[test]
+fn rows_are_counted_once_and_those_of_a_statement_that_never_ended_too() {
+    let row = || message(b'D', b"y");
+    let mut session = Session::new();
+    session.client(&[query("SELECT 1; SELECT 1/0")]);
+    let ended = session.backend(&[row(), done("SELECT 1"), error("22012"), ready(b'I')]);
+    assert_eq!(ended[0].rows, 1);
+    session.client(&[query("SELECT 1; SELECT * FROM secrets")]);
+    session.backend(&[row(), done("SELECT 1"), row(), row(), row()]);
+    let ended = session.0.finish();
+    assert_eq!((&ended[0].outcome, ended[0].rows), (&Outcome::Unanswered, 4));
+}
+
+#[test]
+fn several_copies_in_one_query_are_counted_together() {
+    let out = |bytes: &[u8]| [answer(b'H'), message(b'd', bytes), answer(b'c'), done("COPY 1")].concat();
+    let mut session = Session::new();
+    session.client(&[query(
+        "COPY secrets TO STDOUT; COPY t TO STDOUT; COPY u FROM STDIN",
+    )]);
+    session.backend(&[out(&[b'x'; 90]), out(b"1\n")]);
+    // Nothing asked for these yet.
+    session.client(&[message(b'd', b"22\n")]);
+    session.backend(&[answer(b'G')]);
+    session.client(&[message(b'd', b"333\n"), answer(b'c')]);
+    let ended = session.backend(&[done("COPY 2"), ready(b'I')]);
+    let copy = Copied {
+        direction: Direction::Both,
+        bytes: 90 + 2 + 3 + 4,
+    };
+    assert_eq!(ended[0].copy, Some(copy));
+    session.client(&[query("COPY t TO STDOUT")]);
+    session.backend(&[answer(b'H'), message(b'd', b"1\n")]);
+    session.client(&[message(b'd', &[0; 1000])]);
+    let ended = session.backend(&[answer(b'c'), done("COPY 1"), ready(b'I')]);
+    assert_eq!(
+        ended[0].copy.unwrap().bytes,
+        2,
+        "what the client says is no data of the backend's"
+    );
+}
+
+/// Each binds a text that no other statement has any more, in one transaction.
+#[test]
+fn portals_keep_no_more_than_a_bound_of_texts_whose_statements_are_gone() {
+    let mut session = Session::with(CaptureLimits {
+        bytes_max: 64 * 1024,
+        parameters: true,
+    });
+    let text = "x".repeat(64 * 1024);
+    for number in 0..300 {
+        session.client(&[parse("", &text), bind(&number.to_string(), "", &[]), sync()]);
+        session.backend(&[answer(b'1'), answer(b'2'), ready(b'T')]);
+    }
+    let texts = session.0.state.registered.texts_of_portals();
+    assert!((200 * 64 * 1024..=16 << 20).contains(&texts), "{texts}");
 }
 
 #[derive(Debug, Clone)]

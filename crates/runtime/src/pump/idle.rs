@@ -8,6 +8,15 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{LiveLimits, PumpLimits};
 
+/// A limit that has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RanOut {
+    /// On any session.
+    Idle,
+    /// On one that a side has closed its half of: it has ended as that side would have it, and nobody's rule is to blame.
+    HalfClosed,
+}
+
 /// When bytes last moved, and whether one side has closed.
 pub(super) struct Activity {
     last: Instant,
@@ -46,11 +55,15 @@ impl Activity {
         self.last.elapsed()
     }
 
-    /// Ready when the limit that now holds has passed without a byte.
-    pub(super) fn poll_ran_out(&mut self, context: &mut Context<'_>, limits: &impl LiveLimits) -> Poll<()> {
+    /// Ready when the limit that now holds has passed without a byte; with which one that is.
+    pub(super) fn poll_ran_out(
+        &mut self,
+        context: &mut Context<'_>,
+        limits: &impl LiveLimits,
+    ) -> Poll<RanOut> {
         // Before the look: a change in between is heard.
         limits.wake_when_changed(context.waker());
-        let Some(limit) = limit_for(self.is_half_closed, &limits.now()) else {
+        let Some((limit, ran_out)) = limit_for(self.is_half_closed, &limits.now()) else {
             self.timer = None;
             return Poll::Pending;
         };
@@ -64,14 +77,16 @@ impl Activity {
             ready!(timer.as_mut().poll(context));
             timer.as_mut().reset(deadline);
         }
-        Poll::Ready(())
+        Poll::Ready(ran_out)
     }
 }
 
-fn limit_for(is_half_closed: bool, limits: &PumpLimits) -> Option<Duration> {
-    match (is_half_closed, limits.idle, limits.half_closed_idle) {
-        (true, Some(idle), Some(half)) => Some(idle.min(half)),
-        (true, None, half) => half,
-        (false, idle, _) | (true, idle, None) => idle,
+fn limit_for(is_half_closed: bool, limits: &PumpLimits) -> Option<(Duration, RanOut)> {
+    let idle = limits.idle.map(|idle| (idle, RanOut::Idle));
+    let half = limits.half_closed_idle.filter(|_| is_half_closed);
+    match (idle, half) {
+        (Some((idle, _)), Some(half)) if half < idle => Some((half, RanOut::HalfClosed)),
+        (None, Some(half)) => Some((half, RanOut::HalfClosed)),
+        (idle, _) => idle,
     }
 }

@@ -289,7 +289,31 @@ async fn a_half_closed_session_that_falls_silent_ends() {
         let mut session = session(pump, limits).await;
         session.client.shutdown().await.unwrap();
         let closed = session.pump.await.unwrap();
-        assert!(matches!(closed.reason, CloseReason::Idle), "{pump:?}: {closed:?}");
+        let reason = &closed.reason;
+        assert!(
+            matches!(reason, CloseReason::ClientClosed),
+            "{pump:?}: {closed:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_rest_that_ends_a_half_closed_session_is_told_by_the_limit_that_it_passed() {
+    for pump in BOTH {
+        for (idle, half) in [(20, 600_000), (600_000, 20)] {
+            let limits = PumpLimits {
+                idle: Some(Duration::from_millis(idle)),
+                half_closed_idle: Some(Duration::from_millis(half)),
+            };
+            let mut session = session(pump, limits).await;
+            session.backend.shutdown().await.unwrap();
+            let closed = session.pump.await.unwrap();
+            let is_told = match idle < half {
+                true => matches!(closed.reason, CloseReason::Idle),
+                false => matches!(closed.reason, CloseReason::BackendClosed),
+            };
+            assert!(is_told, "{pump:?}: {closed:?}");
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! tells of all of them. It waits in memory for that and until the spool has synced it, with up to [`BEHIND_BYTES_MAX`]
 //! others; beyond that the client is not read on. A session's end is recorded behind the last of its statements.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -52,7 +53,7 @@ struct Waiting {
 
 #[derive(Debug, Default)]
 struct Queue {
-    ended: Vec<Ended>,
+    ended: VecDeque<Ended>,
     /// Of these.
     bytes: usize,
     /// Of these, and of those that are being written.
@@ -137,11 +138,20 @@ impl Waiting {
         }
     }
 
-    /// All that waits, and what it counts for.
+    /// What waits, and what it counts for; not all of much. Short messages can end thousands of statements at once that share
+    /// a long text, and have one each in their records.
     fn take(&self) -> (Vec<Ended>, usize) {
         let mut queue = self.queue();
-        let bytes = std::mem::take(&mut queue.bytes);
-        (std::mem::take(&mut queue.ended), bytes)
+        let (mut count, mut bytes) = (0, 0);
+        for ended in &queue.ended {
+            if bytes >= AT_ONCE_BYTES {
+                break;
+            }
+            count += 1;
+            bytes += weight(&ended.statement);
+        }
+        queue.bytes -= bytes;
+        (queue.ended.drain(..count).collect(), bytes)
     }
 
     fn written(&self, bytes: usize) {
@@ -155,7 +165,7 @@ fn weight(statement: &Statement) -> usize {
     let values = statement
         .parameters
         .as_ref()
-        .and_then(|parameters| parameters.values.as_ref());
+        .and_then(|parameters| parameters.values.as_deref());
     let values = values.into_iter().flatten().flatten().map(String::len);
     STATEMENT_BYTES + text + values.sum::<usize>()
 }
@@ -361,6 +371,23 @@ mod tests {
         assert_eq!(after(99), after(0));
         assert_eq!(after(100), after(199));
         assert_eq!(after(100), *MOMENTS + 2 * RECORD_EVERY);
+    }
+
+    #[test]
+    fn of_much_that_ends_at_once_little_is_written_at_once() {
+        let waiting = Waiting::default();
+        let one = ended(&"x".repeat(64 * 1024)).statement;
+        waiting.add(vec![one; 1000], OffsetDateTime::UNIX_EPOCH);
+        let (mut taken, mut waits) = (0, waiting.queue().bytes);
+        while waits > 0 {
+            let (ended, bytes) = waiting.take();
+            assert!(bytes < AT_ONCE_BYTES + 65 * 1024 + STATEMENT_BYTES, "{bytes}");
+            taken += ended.len();
+            waits -= bytes;
+            assert_eq!(waiting.queue().bytes, waits);
+        }
+        assert_eq!(taken, 1000);
+        assert!(waiting.take().0.is_empty());
     }
 
     #[test]

@@ -169,7 +169,7 @@ mod tests {
             name: None,
             parameters: Some(Parameters {
                 count: Some(2),
-                values: Some(vec![Some("7".to_owned()), None]),
+                values: Some([Some("7".to_owned()), None].into()),
                 truncated: false,
             }),
             outcome: Outcome::Failed("23505".to_owned()),

@@ -52,6 +52,9 @@ pub(super) enum NotLoggedIn {
     /// It does not let this agent in as that login.
     #[error("sshd does not let this agent in as {0}")]
     Refused(LoginName),
+    /// It has let the key pass and asks for something else besides.
+    #[error("sshd wants more than a key of this agent as {0}: {1}")]
+    WantsMore(LoginName, String),
     /// In time.
     #[error("sshd did not answer in time")]
     TimedOut,
@@ -191,6 +194,12 @@ async fn logging_in(
         .cipher
         .to_mut()
         .sort_by_key(|name| *name != cipher::AES_256_GCM);
+    // A server of several keys shows one that is known here, as with OpenSSH's client.
+    config
+        .preferred
+        .key
+        .to_mut()
+        .sort_by_key(|algorithm| !trusted.prefers(algorithm));
     if trusted.wants_certificates() {
         config.preferred.host_key_certificates = config.preferred.key.clone();
     }
@@ -223,6 +232,13 @@ async fn logging_in(
             lines,
             departure,
         }),
+        AuthResult::Failure {
+            remaining_methods,
+            partial_success: true,
+        } => {
+            let methods: Vec<&str> = remaining_methods.iter().map(Into::into).collect();
+            Err(NotLoggedIn::WantsMore(login.clone(), methods.join(", ")))
+        }
         AuthResult::Failure { .. } => Err(NotLoggedIn::Refused(login.clone())),
     }
 }
@@ -256,8 +272,7 @@ impl client::Handler for Receiver {
     ) -> Result<(), russh::Error> {
         let line = self.lines.line(channel);
         line.down.data(data);
-        self.slow_down(&line).await;
-        Ok(())
+        self.slow_down(&line).await
     }
 
     async fn extended_data(
@@ -269,8 +284,7 @@ impl client::Handler for Receiver {
     ) -> Result<(), russh::Error> {
         let line = self.lines.line(channel);
         line.down.extended(code, data);
-        self.slow_down(&line).await;
-        Ok(())
+        self.slow_down(&line).await
     }
 
     fn adjust_window(&mut self, _: ChannelId, _: u32) -> u32 {
@@ -435,10 +449,15 @@ impl Drop for Receiver {
 
 impl Receiver {
     /// Keeps a sender that is granted a trickle from sending it without pause.
-    async fn slow_down(&self, line: &Line) {
-        if window::is_full(line.down.bytes()) {
+    async fn slow_down(&self, line: &Line) -> Result<(), russh::Error> {
+        let waiting = line.down.bytes();
+        if window::is_ignored(waiting) {
+            return Err(window::ignored());
+        }
+        if window::is_full(waiting) {
             let _ = tokio::time::timeout(window::TRICKLE_EVERY, line.down.drained()).await;
         }
+        Ok(())
     }
 }
 

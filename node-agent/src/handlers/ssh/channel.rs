@@ -1,11 +1,14 @@
 //! One channel of a client, joined to one of sshd's: requests are asked of sshd, bytes are seen and passed on.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use russh::server;
 use russh::{ChannelWriteHalf, Pty, Sig, client};
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::line::Line;
@@ -15,6 +18,26 @@ use super::observer::Observer;
 
 /// Standard error (RFC 4254 §5.2).
 const STDERR: u32 = 1;
+
+/// How long the end of what a program prints waits for how the program ended.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The end of what a program prints, held back until it is known how the program ended. Some clients close a channel that
+/// has ended both ways, which OpenSSH's sshd tells the exit status all the same; russh takes the channel away at once.
+#[derive(Default)]
+struct HeldEof {
+    due: Option<Pin<Box<Sleep>>>,
+    has_exited: bool,
+}
+
+impl HeldEof {
+    async fn due(&mut self) {
+        match &mut self.due {
+            Some(due) => due.await,
+            None => std::future::pending().await,
+        }
+    }
+}
 
 /// Returns once others watch than before, if that is to be told.
 async fn changed(notice: &mut Option<Notice>) {
@@ -51,6 +74,8 @@ pub(super) struct Ends {
     pub(super) front: ChannelWriteHalf<server::Msg>,
     pub(super) handle: server::Handle,
     pub(super) observer: Arc<Observer>,
+    /// It runs a program, whose end has a status.
+    pub(super) has_exit: bool,
     /// The channel is over.
     pub(super) over: CancellationToken,
     /// The session is over.
@@ -77,8 +102,8 @@ impl Leg {
     }
 
     /// Asks sshd for a terminal.
-    pub(super) async fn terminal(
-        &mut self,
+    pub(super) async fn ask_for_terminal(
+        &self,
         term: &str,
         (columns, rows): (u32, u32),
         (width, height): (u32, u32),
@@ -87,12 +112,16 @@ impl Leg {
         if self.has_begun {
             return None;
         }
-        self.observer.terminal(term, columns, rows);
         let answer = self.line.answer();
         let asking = self
             .back
             .request_pty(true, term, columns, rows, width, height, modes);
         asking.await.ok().map(|()| answer)
+    }
+
+    /// sshd has given it one.
+    pub(super) fn has_terminal(&self, term: &str, (columns, rows): (u32, u32)) {
+        self.observer.terminal(term, columns, rows);
     }
 
     /// Tells sshd of a terminal's new size.
@@ -151,7 +180,9 @@ impl Ends {
             };
             let passed = match parcel {
                 Parcel::Data(bytes) => {
-                    self.observer.input(&bytes).await;
+                    if self.observer.input(&bytes).await.is_err() {
+                        return self.give_up().await;
+                    }
                     tokio::select! {
                         passed = self.back.data_bytes(bytes) => passed,
                         () = self.over.cancelled() => return,
@@ -160,6 +191,8 @@ impl Ends {
                 Parcel::Eof => self.back.eof().await,
                 Parcel::Close => {
                     let _ = self.back.close().await;
+                    // Of a channel that this side has closed russh hears nothing more, not even sshd's own close.
+                    self.line.down.push(Parcel::Close);
                     return;
                 }
                 Parcel::Extended(..) | Parcel::ExitStatus(_) | Parcel::ExitSignal(_) => Ok(()),
@@ -173,7 +206,12 @@ impl Ends {
     async fn down(&self) {
         let mut farewell = self.farewell.clone();
         let mut notice = self.names.clone().map(Notice::new);
+        let mut eof = HeldEof {
+            has_exited: !self.has_exit,
+            ..HeldEof::default()
+        };
         loop {
+            let mut is_due = false;
             let parcel = tokio::select! {
                 biased;
                 Ok(words) = farewell.wait_for(Option::is_some) => {
@@ -184,12 +222,19 @@ impl Ends {
                 }
                 parcel = self.line.down.next() => Some(parcel),
                 () = changed(&mut notice) => None,
+                () = eof.due() => {
+                    is_due = true;
+                    None
+                }
             };
+            if is_due {
+                self.end_output(&mut eof).await;
+            }
             if let (Some(notice), Some(Parcel::Data(bytes))) = (&mut notice, &parcel) {
                 notice.shown(bytes);
             }
             if let Some(parcel) = parcel
-                && self.deliver(parcel).await
+                && self.deliver(parcel, &mut eof).await
             {
                 self.over.cancel();
                 return;
@@ -211,10 +256,13 @@ impl Ends {
     }
 
     /// Whether that was the last.
-    async fn deliver(&self, parcel: Parcel) -> bool {
+    async fn deliver(&self, parcel: Parcel, eof: &mut HeldEof) -> bool {
         match parcel {
             Parcel::Data(bytes) => {
-                self.observer.output(&bytes).await;
+                if self.observer.output(&bytes).await.is_err() {
+                    self.give_up().await;
+                    return true;
+                }
                 self.to_client(None, bytes).await;
             }
             Parcel::Extended(code, bytes) => {
@@ -224,11 +272,15 @@ impl Ends {
                 self.to_client(Some(code), bytes).await;
             }
             Parcel::Eof => {
-                let _ = self.front.eof().await;
+                eof.due = Some(Box::pin(sleep(EXIT_PATIENCE)));
+                if eof.has_exited {
+                    self.end_output(eof).await;
+                }
             }
             Parcel::ExitStatus(status) => {
                 self.observer.exited(Some(status), None);
                 let _ = self.front.exit_status(status).await;
+                self.has_exited(eof).await;
             }
             Parcel::ExitSignal(signal) => {
                 self.observer.exited(None, Some(&signal.name));
@@ -240,13 +292,34 @@ impl Ends {
                     signal.language,
                 );
                 let _ = telling.await;
+                self.has_exited(eof).await;
             }
             Parcel::Close => {
+                self.end_output(eof).await;
                 let _ = self.front.close().await;
                 return true;
             }
         }
         false
+    }
+
+    async fn has_exited(&self, eof: &mut HeldEof) {
+        eof.has_exited = true;
+        self.end_output(eof).await;
+    }
+
+    /// The end of what it prints, if that has come.
+    async fn end_output(&self, eof: &mut HeldEof) {
+        if eof.due.take().is_some() {
+            let _ = self.front.eof().await;
+        }
+    }
+
+    /// Ends a channel that must be recorded and cannot be.
+    async fn give_up(&self) {
+        let _ = self.back.close().await;
+        let _ = self.front.close().await;
+        self.line.down.push(Parcel::Close);
     }
 
     /// A client that has closed the channel gets nothing more, and keeps nobody waiting.

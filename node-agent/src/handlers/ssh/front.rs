@@ -98,25 +98,27 @@ impl Front {
             return session.channel_failure(id);
         };
         let answer = leg.start(program).await;
-        settle(id, answer, session).await
+        settle(id, answer, session).await.map(drop)
     }
 }
 
-/// Passes sshd's answer on. It is waited for here, because russh remembers of one request at a time that an answer is
+/// Passes sshd's answer on, and says whether it was a yes. It is waited for here, because russh remembers of one request at a time that an answer is
 /// wanted.
 async fn settle(
     id: ChannelId,
     answer: Option<oneshot::Receiver<bool>>,
     session: &mut Session,
-) -> Result<(), russh::Error> {
+) -> Result<bool, russh::Error> {
     let answered = match answer {
         Some(answer) => tokio::time::timeout(ANSWER_PATIENCE, answer).await,
-        None => return session.channel_failure(id),
+        None => Ok(Ok(false)),
     };
-    match answered {
-        Ok(Ok(true)) => session.channel_success(id),
-        Ok(Ok(false) | Err(_)) | Err(_) => session.channel_failure(id),
+    let is_done = matches!(answered, Ok(Ok(true)));
+    match is_done {
+        true => session.channel_success(id)?,
+        false => session.channel_failure(id)?,
     }
+    Ok(is_done)
 }
 
 impl Handler for Front {
@@ -175,7 +177,7 @@ impl Handler for Front {
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         let stay = self.stay()?;
-        if !stay.forwards(host, port).await {
+        if !stay.forwards(&format!("{host}:{port}")).await {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
         }
@@ -198,7 +200,11 @@ impl Handler for Front {
     async fn data(&mut self, id: ChannelId, data: &[u8], _: &mut Session) -> Result<(), russh::Error> {
         if let Some(leg) = self.legs.get(&id) {
             leg.line.up.data(data);
-            if window::is_full(leg.line.up.bytes()) {
+            let waiting = leg.line.up.bytes();
+            if window::is_ignored(waiting) {
+                return Err(window::ignored());
+            }
+            if window::is_full(waiting) {
                 let _ = tokio::time::timeout(window::TRICKLE_EVERY, leg.line.up.drained()).await;
             }
         }
@@ -235,11 +241,14 @@ impl Handler for Front {
         modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), russh::Error> {
-        let Some(leg) = self.legs.get_mut(&id) else {
+        let Some(leg) = self.legs.get(&id) else {
             return session.channel_failure(id);
         };
-        let answer = leg.terminal(term, (columns, rows), (width, height), modes).await;
-        settle(id, answer, session).await
+        let asked = leg.ask_for_terminal(term, (columns, rows), (width, height), modes);
+        if settle(id, asked.await, session).await? {
+            leg.has_terminal(term, (columns, rows));
+        }
+        Ok(())
     }
 
     async fn window_change_request(
@@ -268,7 +277,7 @@ impl Handler for Front {
         match self.legs.get(&id) {
             Some(leg) if allowed => {
                 let answer = leg.set_variable(name, value).await;
-                settle(id, answer, session).await
+                settle(id, answer, session).await.map(drop)
             }
             Some(_) | None => session.channel_failure(id),
         }
@@ -308,6 +317,8 @@ impl Handler for Front {
         session.channel_success(id)
     }
 
+    // Whatever else a client may want is refused, and is on record.
+
     async fn x11_request(
         &mut self,
         id: ChannelId,
@@ -317,7 +328,41 @@ impl Handler for Front {
         _: u32,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
+        self.stay()?.refuses("x11", None).await;
         session.channel_failure(id)
+    }
+
+    async fn agent_request(&mut self, _: ChannelId, _: &mut Session) -> Result<bool, russh::Error> {
+        self.stay()?.refuses("agent", None).await;
+        Ok(false)
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        _: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.stay()?.refuses("local", Some(path)).await;
+        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        _: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        let stay = self.stay()?;
+        stay.refuses("remote", Some(&format!("{address}:{port}"))).await;
+        Ok(false)
+    }
+
+    async fn streamlocal_forward(&mut self, path: &str, _: &mut Session) -> Result<bool, russh::Error> {
+        self.stay()?.refuses("remote", Some(path)).await;
+        Ok(false)
     }
 }
 

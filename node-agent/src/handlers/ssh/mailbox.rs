@@ -9,7 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
-/// Small pieces are joined up to this size, so that a flood of them costs what it weighs.
+/// Small pieces are joined up to this size, so that a flood of them costs what it weighs. Larger ones are cut: no window
+/// bounds a packet of a client's, and no line of a recording may be longer than its readers take.
 const JOINED_BYTES_MAX: usize = 32 * 1024;
 
 /// One thing to be passed on, in order.
@@ -86,11 +87,13 @@ impl Mailbox {
             return;
         }
         held.bytes += bytes.len();
-        match held.parcels.back_mut() {
-            Some(Filling::Data(last)) if last.len() + bytes.len() <= JOINED_BYTES_MAX => {
-                last.extend_from_slice(bytes);
+        for piece in bytes.chunks(JOINED_BYTES_MAX) {
+            match held.parcels.back_mut() {
+                Some(Filling::Data(last)) if last.len() + piece.len() <= JOINED_BYTES_MAX => {
+                    last.extend_from_slice(piece);
+                }
+                _ => held.parcels.push_back(Filling::Data(BytesMut::from(piece))),
             }
-            _ => held.parcels.push_back(Filling::Data(BytesMut::from(bytes))),
         }
         drop(held);
         self.arrived.notify_one();
@@ -103,15 +106,17 @@ impl Mailbox {
             return;
         }
         held.bytes += bytes.len();
-        match held.parcels.back_mut() {
-            Some(Filling::Extended(of, last))
-                if *of == code && last.len() + bytes.len() <= JOINED_BYTES_MAX =>
-            {
-                last.extend_from_slice(bytes);
+        for piece in bytes.chunks(JOINED_BYTES_MAX) {
+            match held.parcels.back_mut() {
+                Some(Filling::Extended(of, last))
+                    if *of == code && last.len() + piece.len() <= JOINED_BYTES_MAX =>
+                {
+                    last.extend_from_slice(piece);
+                }
+                _ => held
+                    .parcels
+                    .push_back(Filling::Extended(code, BytesMut::from(piece))),
             }
-            _ => held
-                .parcels
-                .push_back(Filling::Extended(code, BytesMut::from(bytes))),
         }
         drop(held);
         self.arrived.notify_one();
@@ -230,6 +235,29 @@ mod tests {
             "{}",
             first.len()
         );
+    }
+
+    #[tokio::test]
+    async fn a_packet_of_any_size_is_kept_in_pieces_of_a_bounded_size() {
+        let mailbox = Mailbox::default();
+        mailbox.data(&[7; 200_000]);
+        mailbox.extended(1, &[7; 100_000]);
+        let (mut data, mut errors) = (0, 0);
+        while mailbox.bytes() > 0 {
+            let length = match mailbox.next().await {
+                Parcel::Data(bytes) => {
+                    data += bytes.len();
+                    bytes.len()
+                }
+                Parcel::Extended(1, bytes) => {
+                    errors += bytes.len();
+                    bytes.len()
+                }
+                other => panic!("{other:?}"),
+            };
+            assert!(length <= JOINED_BYTES_MAX, "{length}");
+        }
+        assert_eq!((data, errors), (200_000, 100_000));
     }
 
     #[test]

@@ -288,6 +288,9 @@ async fn log_in(
                 back::NotLoggedIn::Refused(login) => {
                     refused(format!("the service's sshd does not let {login} in"))
                 }
+                back::NotLoggedIn::WantsMore(login, methods) => refused(format!(
+                    "the service's sshd wants more than the agent's key to let {login} in ({methods})"
+                )),
                 back::NotLoggedIn::TimedOut => (
                     CloseReason::BackendTimeout,
                     "the service's sshd did not answer in time".to_owned(),

@@ -30,6 +30,8 @@ pub(super) struct Observer {
     terminal: Mutex<Terminal>,
     recording: OnceLock<Recorded>,
     transfer: Mutex<Option<Transfer>>,
+    /// Whether a transfer that cannot be read has been given up.
+    given_up: tokio::sync::Mutex<bool>,
 }
 
 #[derive(Debug, Clone)]
@@ -38,6 +40,8 @@ struct Terminal {
     size: (u32, u32),
     exit: Option<String>,
     command: String,
+    /// A shell without a terminal is read to its end: somebody may sit at it all the same.
+    is_shell: bool,
 }
 
 /// A recording, and how much more of each direction belongs in it.
@@ -84,20 +88,23 @@ impl Observer {
                 size: NO_TERMINAL,
                 exit: None,
                 command: String::new(),
+                is_shell: false,
             }),
             recording: OnceLock::new(),
             transfer: Mutex::default(),
+            given_up: tokio::sync::Mutex::default(),
         }
     }
 
-    /// A terminal is asked for.
+    /// sshd has given it a terminal.
     pub(super) fn terminal(&self, term: &str, columns: u32, rows: u32) {
         self.has_terminal.store(true, Ordering::Relaxed);
         let mut terminal = self.terminal_held();
         terminal.term = Some(shortened(term));
-        terminal.size = (columns, rows);
+        terminal.size = sized(columns, rows).unwrap_or(NO_TERMINAL);
     }
 
+    /// Whether sshd has given it one. Without, what is typed is echoed by nobody.
     pub(super) fn has_terminal(&self) -> bool {
         self.has_terminal.load(Ordering::Relaxed)
     }
@@ -110,9 +117,10 @@ impl Observer {
     /// The terminal has another size.
     pub(super) fn resize(&self, columns: u32, rows: u32) {
         self.activity.note();
+        let Some(size) = sized(columns, rows) else { return };
         match self.recording.get() {
-            Some(recorded) => recorded.recording.resize(columns, rows),
-            None => self.terminal_held().size = (columns, rows),
+            Some(recorded) => recorded.recording.resize(size.0, size.1),
+            None => self.terminal_held().size = size,
         }
     }
 
@@ -145,26 +153,30 @@ impl Observer {
         };
         let event = beside(event, &written);
         self.scribe.record(event).await;
-        let transfer = Transfer::of(program, self.has_terminal());
-        if let Some(transfer) = transfer {
-            *self.transfer_held() = Some(transfer);
-            return Ok(());
+        {
+            let mut terminal = self.terminal_held();
+            terminal.is_shell = text.is_none();
+            terminal.command = text.as_deref().map_or_else(|| "shell".to_owned(), shortened);
         }
-        self.begin_recording(program, text).await
+        let transfer = Transfer::of(program, self.has_terminal());
+        let is_read = transfer.is_some() && !self.has_terminal();
+        *self.transfer_held() = transfer;
+        match is_read {
+            true => Ok(()),
+            false => self.begin_recording().await,
+        }
     }
 
-    async fn begin_recording(&self, program: &Program, command: Option<String>) -> Result<(), NotRecorded> {
+    async fn begin_recording(&self) -> Result<(), NotRecorded> {
         let terminal = self.terminal_held().clone();
         let header = Header {
             width: terminal.size.0,
             height: terminal.size.1,
             timestamp: self.scribe.now().unix_timestamp(),
-            command: command.as_deref().map(shortened),
+            command: (!terminal.is_shell).then_some(terminal.command),
             term: terminal.term,
         };
-        self.terminal_held().command = header.command.clone().unwrap_or_else(|| "shell".to_owned());
-        // A shell without a terminal is read to its end: somebody may sit at it all the same.
-        let is_bounded = !self.has_terminal() && *program != Program::Shell;
+        let is_bounded = !self.has_terminal() && !terminal.is_shell;
         if let Some(recording) = self.recorder.begin(header).await? {
             let _ = self.recording.set(Recorded {
                 recording,
@@ -175,9 +187,13 @@ impl Observer {
     }
 
     /// What the client sends. A terminal echoes what is to be seen, and what it does not echo is nobody's business.
-    pub(super) async fn input(&self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// When it must be recorded and cannot be.
+    pub(super) async fn input(&self, bytes: &[u8]) -> Result<(), NotRecorded> {
         self.activity.note();
         self.scribe.counters().add(bytes.len() as u64, 0);
+        self.transferred(Direction::ToServer, bytes).await?;
         if let Some(recorded) = self.recording.get().filter(|_| !self.has_terminal()) {
             let bytes = match &recorded.bounds {
                 Some(bounds) => Bounds::take(&bounds.input, bytes),
@@ -185,15 +201,19 @@ impl Observer {
             };
             recorded.recording.input(bytes).await;
         }
-        self.transferred(Direction::ToServer, bytes).await;
+        Ok(())
     }
 
     /// What sshd sends.
-    pub(super) async fn output(&self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// When it must be recorded and cannot be.
+    pub(super) async fn output(&self, bytes: &[u8]) -> Result<(), NotRecorded> {
         self.activity.note();
         self.scribe.counters().add(0, bytes.len() as u64);
+        self.transferred(Direction::ToClient, bytes).await?;
         self.show(bytes).await;
-        self.transferred(Direction::ToClient, bytes).await;
+        Ok(())
     }
 
     /// What the agent itself shows on the terminal.
@@ -255,12 +275,27 @@ impl Observer {
         }
     }
 
-    async fn transferred(&self, direction: Direction, bytes: &[u8]) {
-        let events = match self.transfer_held().as_mut() {
-            Some(transfer) => transfer.push(direction, bytes),
-            None => return,
+    async fn transferred(&self, direction: Direction, bytes: &[u8]) -> Result<(), NotRecorded> {
+        let (events, is_lost) = match self.transfer_held().as_mut() {
+            Some(transfer) => (transfer.push(direction, bytes), transfer.is_lost()),
+            None => return Ok(()),
         };
         self.put_on_record(events).await;
+        match is_lost {
+            true => self.give_up_reading().await,
+            false => Ok(()),
+        }
+    }
+
+    /// A transfer that is none, or one that is not understood, is recorded from there on like any other program.
+    async fn give_up_reading(&self) -> Result<(), NotRecorded> {
+        let mut given_up = self.given_up.lock().await;
+        if !*given_up && self.recording.get().is_none() {
+            self.begin_recording().await?;
+        }
+        *given_up = true;
+        *self.transfer_held() = None;
+        Ok(())
     }
 
     async fn put_on_record(&self, events: Vec<FileEvent>) {
@@ -291,6 +326,12 @@ impl Observer {
     fn transfer_held(&self) -> MutexGuard<'_, Option<Transfer>> {
         self.transfer.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A size as a kernel keeps it. Clients without a terminal of their own say 0, which no player of recordings takes.
+fn sized(columns: u32, rows: u32) -> Option<(u32, u32)> {
+    let side = |side: u32| side.min(u32::from(u16::MAX));
+    (columns > 0 && rows > 0).then(|| (side(columns), side(rows)))
 }
 
 /// What a stranger has written takes no more of a record than a line would.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use russh::keys::ssh_key::certificate::CertType;
-use russh::keys::ssh_key::{Fingerprint, HashAlg};
+use russh::keys::ssh_key::{Algorithm, Fingerprint, HashAlg};
 use russh::keys::{Certificate, PublicKey, PublicKeyOrCertificate};
 
 use super::settings::{KnownBy, KnownServer};
@@ -68,7 +68,9 @@ impl Trusted {
                 std::fs::metadata(path).map_err(|error| naming(path, &error))?;
                 let keys = russh::keys::known_hosts::known_host_keys_path(&server.host, server.port, path)
                     .map_err(|error| naming(path, &io::Error::other(error)))?;
-                TrustedBy::Keys(keys.into_iter().map(|(_, key)| key).collect())
+                let text = std::fs::read_to_string(path).map_err(|error| naming(path, &error))?;
+                let keys = keys.into_iter().map(|(_, key)| key);
+                TrustedBy::Keys(keys.filter(|key| !is_revoked(&text, key)).collect())
             }
             KnownBy::Authorities(path) => {
                 let text = std::fs::read_to_string(path).map_err(|error| naming(path, &error))?;
@@ -90,6 +92,18 @@ impl Trusted {
     /// Whether certificates are wanted.
     pub(super) fn wants_certificates(&self) -> bool {
         matches!(self.by, TrustedBy::Authorities(_))
+    }
+
+    /// Whether a server that has several keys is to show one of this kind, as far as kinds are known.
+    pub(super) fn prefers(&self, algorithm: &Algorithm) -> bool {
+        let is_such = |key: &PublicKey| match (key.algorithm(), algorithm) {
+            (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }) => true,
+            (known, wanted) => known == *wanted,
+        };
+        match &self.by {
+            TrustedBy::Keys(known) => known.iter().any(is_such),
+            TrustedBy::Authorities(_) => false,
+        }
     }
 
     /// Judges what a server has proven possession of, at `now` in seconds since 1970.
@@ -134,6 +148,19 @@ impl Trusted {
         let valid = certificate.validate_at(now, authorities);
         valid.map_err(|_| NotTrusted::Invalid)
     }
+}
+
+/// Whether a line takes a key back (`sshd(8)`, "SSH_KNOWN_HOSTS FILE FORMAT"), for whichever host.
+fn is_revoked(known_hosts: &str, key: &PublicKey) -> bool {
+    let lines = known_hosts.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let is_revoking = words.next() == Some("@revoked");
+        let (_hosts, kind, data) = (words.next()?, words.next()?, words.next()?);
+        is_revoking.then(|| PublicKey::from_openssh(&format!("{kind} {data}")))
+    });
+    lines
+        .flatten()
+        .any(|revoked| revoked.key_data() == key.key_data())
 }
 
 pub(super) fn naming(path: &Path, error: &io::Error) -> io::Error {
@@ -215,6 +242,30 @@ mod tests {
             builder.critical_option("force-command", "/bin/true").unwrap();
         });
         assert_eq!(trusted.check(&critical, NOW), Err(NotTrusted::CriticalOptions));
+    }
+
+    #[test]
+    fn a_key_that_a_line_revokes_counts_no_more() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let line = |seed| key(seed).public_key().to_openssh().unwrap();
+        let text = format!(
+            "db.internal {}\ndb.internal {}\n@revoked * {}\n@cert-authority * {}\n",
+            line(3),
+            line(4),
+            line(3),
+            line(5)
+        );
+        std::fs::write(file.path(), text).unwrap();
+        let server = KnownServer {
+            host: "db.internal".to_owned(),
+            port: 22,
+            by: KnownBy::KnownHosts(file.path().to_owned()),
+        };
+        let trusted = Trusted::read(&server).unwrap();
+        for (seed, is_known) in [(3, false), (4, true), (5, false)] {
+            let shown = PublicKeyOrCertificate::from(key(seed).public_key().clone());
+            assert_eq!(trusted.check(&shown, NOW).is_ok(), is_known, "{seed}");
+        }
     }
 
     #[test]

@@ -50,20 +50,33 @@ impl Stay {
     ) -> Option<Leg> {
         let opening = tokio::time::timeout(ANSWER_PATIENCE, self.back.channel_open_session());
         let opened = opening.await.ok()?.ok()?;
-        Some(self.join(channel, opened, handle))
+        Some(self.join(channel, opened, handle, true))
     }
 
     /// Whether connections to other ports may be opened, which is written down either way.
-    pub(super) async fn forwards(&self, host: &str, port: u32) -> bool {
+    pub(super) async fn forwards(&self, target: &str) -> bool {
         // As of now: a changed policy counts in a session that goes on.
         let allowed = self.live.permit().has(Feature::SshPortForwarding);
+        self.put_on_record("local", Some(target), allowed).await;
+        allowed
+    }
+
+    /// Writes down that something was asked for which nobody gets.
+    pub(super) async fn refuses(&self, kind: &'static str, target: Option<&str>) {
+        self.put_on_record(kind, target, false).await;
+    }
+
+    async fn put_on_record(&self, kind: &'static str, target: Option<&str>, allowed: bool) {
         let event = self
             .scribe
             .event(iap_audit::EventKind::SessionForward)
-            .field("forward", super::observer::shortened(&format!("{host}:{port}")))
+            .field("kind", kind)
             .field("allowed", allowed);
+        let event = match target {
+            Some(target) => event.field("forward", super::observer::shortened(target)),
+            None => event,
+        };
         self.scribe.record(event).await;
-        allowed
     }
 
     /// Opens a forwarded connection at sshd, which has its own say (`PermitOpen`).
@@ -77,7 +90,7 @@ impl Stay {
             .back
             .channel_open_direct_tcpip(host, port, originator, originator_port);
         let opened = tokio::time::timeout(ANSWER_PATIENCE, asking).await.ok()?.ok()?;
-        Some(self.join(channel, opened, handle))
+        Some(self.join(channel, opened, handle, false))
     }
 
     fn join(
@@ -85,6 +98,7 @@ impl Stay {
         channel: Channel<server::Msg>,
         opened: Channel<client::Msg>,
         handle: Handle,
+        has_exit: bool,
     ) -> Leg {
         // What arrives is heard by the handlers; a reading half would have to be emptied too.
         let (_, front) = channel.split();
@@ -100,13 +114,18 @@ impl Stay {
             front,
             handle,
             observer: Arc::new(observer),
+            has_exit,
             over: CancellationToken::new(),
             session_over: self.over.clone(),
             farewell: self.farewell.subscribe(),
             names: self.notices.then(|| self.recorder.audience().names()),
         };
         let leg = Leg::new(&ends);
-        self.channels.spawn(ends.run());
+        let (lines, id) = (self.lines.clone(), ends.back.id());
+        self.channels.spawn(async move {
+            ends.run().await;
+            lines.forget(id);
+        });
         leg
     }
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 pub(super) const WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 /// With more than this waiting, no further window is granted.
 const WAITING_BYTES_MAX: usize = WINDOW_BYTES as usize / 2;
+/// Whoever minds its window gets no further in days, and russh itself does not hold anybody to it.
+const IGNORED_BYTES: usize = 32 * WINDOW_BYTES as usize;
 /// The smallest window that russh grants again once it is used up. Nothing smaller can ever grow again.
 const TRICKLE_BYTES: u32 = 2;
 /// How long whoever sends a trickle is kept waiting for the next.
@@ -23,6 +25,16 @@ pub(super) fn next(waiting_bytes: usize) -> u32 {
     } else {
         WINDOW_BYTES
     }
+}
+
+/// Whether so much waits that whoever sent it pays no heed to its window.
+pub(super) fn is_ignored(waiting_bytes: usize) -> bool {
+    waiting_bytes > IGNORED_BYTES
+}
+
+/// What that ends a connection with.
+pub(super) fn ignored() -> russh::Error {
+    std::io::Error::other("more was sent than the window allows").into()
 }
 
 /// Whether more waits than is to be added to.

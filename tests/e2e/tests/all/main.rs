@@ -36,6 +36,7 @@ mod resume;
 mod ssh;
 mod ssh_recorded;
 mod ssh_relay;
+mod ssh_strange;
 mod ssh_tools;
 mod ssh_watch;
 mod ssh_world;

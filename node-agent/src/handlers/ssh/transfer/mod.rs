@@ -33,8 +33,10 @@ pub enum Operation {
     RemoveFolder,
     /// A link was made.
     Link,
-    /// Mode, owner or times were set.
+    /// Mode, owner, size or times were set.
     Attributes,
+    /// Contents were copied from one file into another, at the server.
+    Copy,
     /// The protocol was left: what follows is not read.
     NotUnderstood,
 }
@@ -52,6 +54,7 @@ impl Operation {
             Self::RemoveFolder => "rmdir",
             Self::Link => "link",
             Self::Attributes => "attributes",
+            Self::Copy => "copy",
             Self::NotUnderstood => "not_understood",
         }
     }
@@ -92,11 +95,12 @@ pub(super) enum Transfer {
 }
 
 impl Transfer {
-    /// If that is what a program does. Whoever sits at a terminal does something else, whatever it is called.
+    /// If that is what a program does. A command line says what somebody at a terminal wants it to say; a subsystem is
+    /// sshd's, and a terminal that changes nothing lets its protocol through.
     pub(super) fn of(program: &Program, has_terminal: bool) -> Option<Self> {
         match program {
-            _ if has_terminal => None,
             Program::Subsystem(name) if name == "sftp" => Some(Self::Sftp(Box::default())),
+            _ if has_terminal => None,
             Program::Command(command) => scp::Reader::of(command).map(Box::new).map(Self::Scp),
             Program::Shell | Program::Subsystem(_) => None,
         }
@@ -106,6 +110,14 @@ impl Transfer {
         match self {
             Self::Sftp(reader) => reader.push(direction, bytes),
             Self::Scp(reader) => reader.push(direction, bytes),
+        }
+    }
+
+    /// Whether what follows is not read.
+    pub(super) fn is_lost(&self) -> bool {
+        match self {
+            Self::Sftp(reader) => reader.is_lost(),
+            Self::Scp(reader) => reader.is_lost(),
         }
     }
 

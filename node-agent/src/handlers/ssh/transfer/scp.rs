@@ -1,11 +1,20 @@
 //! scp's own protocol, as `scp -O` speaks it: lines with mode, size and name, each before the contents.
 //! It was never written down; OpenSSH's `scp.c` is the reference.
+//!
+//! Whoever sends files is answered by whoever takes them, once for each line and for each file, and a file that is refused
+//! is not sent. So both directions are read; answers count in order, because some clients send before they are answered.
+
+use std::collections::VecDeque;
 
 use super::{Direction, FileEvent, Operation};
 
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// Folders in folders.
 const DEPTH_MAX: usize = 256;
+/// Answers that wait for what they answer, or the other way round.
+const AHEAD_MAX: usize = 1024;
+/// `scp.c` takes what is behind a complaint of 2047 bytes for the next answer.
+const COMPLAINT_BYTES_MAX: usize = 2000;
 /// With one of these in it, a command line is more than scp.
 const SHELL: [char; 12] = [';', '|', '&', '$', '`', '<', '>', '(', ')', '\n', '{', '}'];
 
@@ -19,6 +28,31 @@ pub struct Reader {
     is_folder: bool,
     folders: Vec<String>,
     state: State,
+    /// What whoever takes the files has yet to answer, first of all the beginning.
+    asked: VecDeque<Asked>,
+    answers: Answers,
+}
+
+/// What is answered.
+#[derive(Debug)]
+enum Asked {
+    /// A line after which all is the same, whatever the answer.
+    Line,
+    /// Whether a folder is entered.
+    Folder(FileEvent),
+    /// Whether a file is taken.
+    File,
+    /// A file that went over.
+    Whole(FileEvent),
+}
+
+/// The answers: 0, or a complaint up to the end of its line.
+#[derive(Debug, Default)]
+struct Answers {
+    /// Those that came before what they answer.
+    early: VecDeque<bool>,
+    /// The length so far of the complaint that is under way.
+    complaint: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -34,6 +68,8 @@ enum State {
         name: String,
         size: u64,
     },
+    /// The rest of a complaint's line.
+    Complaint,
     Lost,
 }
 
@@ -68,40 +104,156 @@ impl Reader {
             target,
             folders: Vec::new(),
             state: State::Line(Vec::new()),
+            asked: VecDeque::from([Asked::Line]),
+            answers: Answers::default(),
         })
     }
 
+    /// Whether what follows is not read.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(self.state, State::Lost)
+    }
+
     /// What the next bytes of one direction tell.
-    pub fn push(&mut self, direction: Direction, mut bytes: &[u8]) -> Vec<FileEvent> {
+    pub fn push(&mut self, direction: Direction, bytes: &[u8]) -> Vec<FileEvent> {
         let mut events = Vec::new();
-        if direction != self.direction {
-            return events;
-        }
-        while !bytes.is_empty() {
-            let state = std::mem::replace(&mut self.state, State::Lost);
-            let (state, rest) = match state {
-                State::Line(line) => self.line(line, bytes, &mut events),
-                State::Contents { name, size, left } => contents(name, size, left, bytes),
-                State::Status { name, size } => {
-                    let (status, rest) = bytes.split_at(1);
-                    events.push(self.event(&name, size, status == [0]));
-                    (State::Line(Vec::new()), rest)
-                }
-                State::Lost => return events,
-            };
-            (self.state, bytes) = (state, rest);
+        let is_read = match direction == self.direction {
+            true => self.sent(bytes, &mut events),
+            false => self.answered(bytes, &mut events),
+        };
+        if is_read.is_none() && !self.is_lost() {
+            self.state = State::Lost;
+            events.extend(self.unanswered());
+            events.push(FileEvent::not_understood("scp"));
         }
         events
     }
 
+    fn sent(&mut self, mut bytes: &[u8], events: &mut Vec<FileEvent>) -> Option<()> {
+        while !bytes.is_empty() {
+            let state = std::mem::replace(&mut self.state, State::Line(Vec::new()));
+            let (state, rest) = match state {
+                State::Line(line) => self.line(line, bytes, events)?,
+                State::Contents { name, size, left } => contents(name, size, left, bytes),
+                State::Status { name, size } => {
+                    let (status, rest) = bytes.split_at(1);
+                    let whole = self.event(&name, size, status == [0]);
+                    self.ask(Asked::Whole(whole), events)?;
+                    let next = match status {
+                        [0] => State::Line(Vec::new()),
+                        _ => State::Complaint,
+                    };
+                    (next, rest)
+                }
+                State::Complaint => match bytes.iter().position(|byte| *byte == b'\n') {
+                    Some(end) => (State::Line(Vec::new()), bytes.get(end + 1..).unwrap_or_default()),
+                    None => (State::Complaint, [].as_slice()),
+                },
+                State::Lost => (State::Lost, [].as_slice()),
+            };
+            (self.state, bytes) = (state, rest);
+        }
+        Some(())
+    }
+
+    /// Remembers what is to be answered, unless it has been.
+    fn ask(&mut self, asked: Asked, events: &mut Vec<FileEvent>) -> Option<()> {
+        match self.answers.early.pop_front() {
+            Some(ok) => self.settle(asked, ok, events),
+            None if self.asked.len() >= AHEAD_MAX => None,
+            None => {
+                self.asked.push_back(asked);
+                Some(())
+            }
+        }
+    }
+
+    fn answered(&mut self, bytes: &[u8], events: &mut Vec<FileEvent>) -> Option<()> {
+        if self.is_lost() {
+            return Some(());
+        }
+        for byte in bytes {
+            let ok = match (&mut self.answers.complaint, byte) {
+                (complaint @ Some(_), b'\n') => {
+                    *complaint = None;
+                    continue;
+                }
+                (Some(length), _) => {
+                    *length += 1;
+                    if *length > COMPLAINT_BYTES_MAX {
+                        return None;
+                    }
+                    continue;
+                }
+                (None, 0) => true,
+                (complaint @ None, _) => {
+                    *complaint = Some(0);
+                    false
+                }
+            };
+            match self.asked.pop_front() {
+                Some(asked) => self.settle(asked, ok, events)?,
+                None if self.answers.early.len() >= AHEAD_MAX => return None,
+                None => self.answers.early.push_back(ok),
+            }
+        }
+        Some(())
+    }
+
+    /// Nothing where it was refused and goes on all the same: what it goes on with cannot be told.
+    fn settle(&mut self, asked: Asked, ok: bool, events: &mut Vec<FileEvent>) -> Option<()> {
+        match asked {
+            Asked::Line => {}
+            Asked::Folder(folder) => {
+                if !ok {
+                    let is_next = matches!(&self.state, State::Line(line) if line.is_empty());
+                    if !is_next || !self.asked.is_empty() {
+                        return None;
+                    }
+                    self.folders.pop();
+                }
+                // Whoever fetches folders makes them where nobody here sees it.
+                if self.direction == Direction::ToServer {
+                    events.push(FileEvent { ok, ..folder });
+                }
+            }
+            Asked::File if ok => {}
+            Asked::File => match std::mem::replace(&mut self.state, State::Line(Vec::new())) {
+                State::Contents { name, size, left } if left == size => {
+                    events.push(self.event(&name, 0, false));
+                }
+                State::Status { name, size: 0 } => events.push(self.event(&name, 0, false)),
+                _ => return None,
+            },
+            Asked::Whole(event) => events.push(FileEvent {
+                ok: event.ok && ok,
+                ..event
+            }),
+        }
+        Some(())
+    }
+
+    /// Files that went over, and nobody said that they had arrived.
+    fn unanswered(&mut self) -> Vec<FileEvent> {
+        let asked = self.asked.drain(..);
+        let files = asked.filter_map(|asked| match asked {
+            Asked::Whole(event) | Asked::Folder(event) => Some(FileEvent { ok: false, ..event }),
+            Asked::Line | Asked::File => None,
+        });
+        files.collect()
+    }
+
     /// What was under way when the channel ended.
     #[must_use]
-    pub fn finish(self) -> Vec<FileEvent> {
+    pub fn finish(mut self) -> Vec<FileEvent> {
+        let mut events = self.unanswered();
         match &self.state {
-            State::Contents { name, size, left } => vec![self.event(name, size - left, false)],
-            State::Status { name, size } => vec![self.event(name, *size, false)],
-            State::Line(_) | State::Lost => Vec::new(),
+            State::Contents { name, size, left } => events.push(self.event(name, size - left, false)),
+            State::Status { name, size } => events.push(self.event(name, *size, false)),
+            State::Line(_) | State::Complaint | State::Lost => {}
         }
+        events
     }
 
     fn line<'a>(
@@ -109,10 +261,10 @@ impl Reader {
         mut line: Vec<u8>,
         bytes: &'a [u8],
         events: &mut Vec<FileEvent>,
-    ) -> (State, &'a [u8]) {
+    ) -> Option<(State, &'a [u8])> {
         // The answers of whoever sends nothing but complaints are a lone 0.
         if line.is_empty() && bytes.first() == Some(&0) {
-            return (State::Line(line), bytes.get(1..).unwrap_or_default());
+            return Some((State::Line(line), bytes.get(1..).unwrap_or_default()));
         }
         let end = bytes.iter().position(|byte| *byte == b'\n');
         let (piece, rest) = match end {
@@ -124,20 +276,12 @@ impl Reader {
         };
         line.extend_from_slice(piece.get(..piece.len().min(LINE_BYTES_MAX)).unwrap_or_default());
         if line.len() > LINE_BYTES_MAX {
-            return self.lost(events);
+            return None;
         }
-        if end.is_none() {
-            return (State::Line(line), rest);
+        match end {
+            None => Some((State::Line(line), rest)),
+            Some(_) => self.read_line(&line, events).map(|state| (state, rest)),
         }
-        match self.read_line(&line, events) {
-            Some(state) => (state, rest),
-            None => self.lost(events),
-        }
-    }
-
-    fn lost<'a>(&self, events: &mut Vec<FileEvent>) -> (State, &'a [u8]) {
-        events.push(FileEvent::not_understood("scp"));
-        (State::Lost, &[])
     }
 
     fn read_line(&mut self, line: &[u8], events: &mut Vec<FileEvent>) -> Option<State> {
@@ -145,45 +289,54 @@ impl Reader {
         let mut characters = text.chars();
         let kind = characters.next()?;
         let rest = characters.as_str();
-        let next = Some(State::Line(Vec::new()));
+        let next = State::Line(Vec::new());
         match kind {
-            'T' => next,
-            'E' => self.folders.pop().and(next),
+            'T' => self.ask(Asked::Line, events)?,
+            'E' => {
+                self.folders.pop()?;
+                self.ask(Asked::Line, events)?;
+            }
             'D' => {
                 let (_, name) = size_and_name(rest)?;
                 if self.folders.len() >= DEPTH_MAX {
                     return None;
                 }
                 self.folders.push(name);
-                let mut event = self.event("", 0, true);
-                event.operation = Operation::MakeFolder;
-                event.bytes = None;
-                if self.direction == Direction::ToServer {
-                    events.push(event);
-                }
-                next
+                let folder = FileEvent {
+                    operation: Operation::MakeFolder,
+                    bytes: None,
+                    ..self.event("", 0, true)
+                };
+                self.ask(Asked::Folder(folder), events)?;
             }
             'C' => {
                 let (size, name) = size_and_name(rest)?;
-                Some(match size {
+                match self.answers.early.pop_front() {
+                    Some(true) => {}
+                    Some(false) => {
+                        events.push(self.event(&name, 0, false));
+                        return Some(next);
+                    }
+                    None if self.asked.len() >= AHEAD_MAX => return None,
+                    None => self.asked.push_back(Asked::File),
+                }
+                return Some(match size {
                     0 => State::Status { name, size },
                     size => State::Contents {
                         name,
                         size,
                         left: size,
                     },
-                })
+                });
             }
             // A complaint about one file of many; the next comes behind it.
-            '\u{1}' | '\u{2}' => {
-                events.push(FileEvent {
-                    bytes: None,
-                    ..self.event(rest, 0, false)
-                });
-                next
-            }
-            _ => None,
+            '\u{1}' | '\u{2}' => events.push(FileEvent {
+                bytes: None,
+                ..self.event(rest, 0, false)
+            }),
+            _ => return None,
         }
+        Some(next)
     }
 
     fn event(&self, name: &str, bytes: u64, ok: bool) -> FileEvent {
@@ -245,100 +398,4 @@ fn size_and_name(rest: &str) -> Option<(u64, String)> {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-    use super::*;
-
-    #[test]
-    fn only_scp_itself_is_read_as_scp() {
-        for good in [
-            "scp -t /tmp",
-            "scp -r -p -t -- a b",
-            "/usr/bin/scp -f x",
-            "scp -v -d -t .",
-        ] {
-            assert!(Reader::of(good.as_bytes()).is_some(), "{good}");
-        }
-        for bad in [
-            "scp",
-            "scp -t /tmp; sh",
-            "scp -t $(sh)",
-            "scp -t `sh`",
-            "scp -S sh -t x",
-            "sh -t",
-            "scp -t x | sh",
-            "scp -t x && sh",
-            "scp -t\nsh",
-        ] {
-            assert!(Reader::of(bad.as_bytes()).is_none(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn files_and_folders_are_told_of_however_the_stream_is_cut() {
-        let stream = b"T1 0 1 0\nD0755 0 dir\nC0644 5 a file\nhello\0C0600 0 empty\n\0E\nC0644 3 b\nabc\0";
-        for cut in 1..stream.len() {
-            let mut reader = Reader::of(b"scp -r -t /srv").unwrap();
-            let mut events = Vec::new();
-            for piece in stream.chunks(cut) {
-                events.extend(reader.push(Direction::ToServer, piece));
-            }
-            let seen: Vec<_> = events
-                .iter()
-                .map(|event| {
-                    (
-                        event.operation.as_str(),
-                        event.path.as_str(),
-                        event.bytes,
-                        event.ok,
-                    )
-                })
-                .collect();
-            assert_eq!(
-                seen,
-                [
-                    ("mkdir", "/srv/dir", None, true),
-                    ("transfer", "/srv/dir/a file", Some((0, 5)), true),
-                    ("transfer", "/srv/dir/empty", Some((0, 0)), true),
-                    ("transfer", "/srv/b", Some((0, 3)), true),
-                ],
-                "cut {cut}"
-            );
-            assert_eq!(reader.finish(), []);
-        }
-    }
-
-    #[test]
-    fn of_a_single_file_both_names_are_told() {
-        let mut reader = Reader::of(b"scp -t /srv/there").unwrap();
-        let events = reader.push(Direction::ToServer, b"C0644 1 here\nx\0");
-        let told = (events[0].path.as_str(), events[0].target.as_deref());
-        assert_eq!(told, ("/srv/there", Some("here")));
-    }
-
-    #[test]
-    fn a_file_that_is_under_way_at_the_end_is_told_of_as_far_as_it_came() {
-        let mut reader = Reader::of(b"scp -f /srv/a").unwrap();
-        assert_eq!(reader.push(Direction::ToServer, b"\0"), []);
-        reader.push(Direction::ToClient, b"C0644 10 a\n123");
-        let events = reader.finish();
-        assert_eq!((events[0].bytes, events[0].ok), (Some((3, 0)), false));
-        assert_eq!(events[0].path, "/srv/a");
-    }
-
-    #[test]
-    fn a_stream_of_something_else_is_given_up() {
-        for bad in [
-            b"hello\n".as_slice(),
-            b"C0644 x a\n",
-            b"C0644 1\n",
-            b"C9999 1 a\n",
-            b"E\n",
-        ] {
-            let mut reader = Reader::of(b"scp -t x").unwrap();
-            let events = reader.push(Direction::ToServer, bad);
-            assert_eq!(events, [FileEvent::not_understood("scp")], "{bad:?}");
-            assert_eq!(reader.push(Direction::ToServer, b"C0644 1 a\nb\0"), []);
-        }
-    }
-}
+mod tests;

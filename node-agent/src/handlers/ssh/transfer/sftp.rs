@@ -1,7 +1,7 @@
 //! SFTP version 3 (draft-ietf-secsh-filexfer-02), with OpenSSH's extensions that change files, read from a copy of both
 //! directions. Contents are skipped and counted, never kept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::{Direction, FileEvent, Operation};
 
@@ -15,13 +15,20 @@ const CONTENT_HEAD_BYTES_MAX: usize = 512;
 const PENDING_MAX: usize = 4096;
 /// Open files.
 const HANDLES_MAX: usize = 1024;
+/// The longest handle that the draft allows.
+const HANDLE_BYTES_MAX: usize = 256;
+/// So much of a path is kept; no server takes a longer one.
+const PATH_BYTES_MAX: usize = 4096;
 
 mod kind {
+    pub(super) const INIT: u8 = 1;
+    pub(super) const VERSION: u8 = 2;
     pub(super) const OPEN: u8 = 3;
     pub(super) const CLOSE: u8 = 4;
     pub(super) const READ: u8 = 5;
     pub(super) const WRITE: u8 = 6;
     pub(super) const SETSTAT: u8 = 9;
+    pub(super) const FSETSTAT: u8 = 10;
     pub(super) const OPENDIR: u8 = 11;
     pub(super) const REMOVE: u8 = 13;
     pub(super) const MKDIR: u8 = 14;
@@ -39,7 +46,8 @@ mod kind {
 pub struct Reader {
     to_server: Frames,
     to_client: Frames,
-    pending: HashMap<u32, Pending>,
+    /// In the order in which they were sent: an id may be used again before its answer has come.
+    pending: VecDeque<(u32, Pending)>,
     open: HashMap<Vec<u8>, Open>,
     is_lost: bool,
 }
@@ -52,7 +60,12 @@ enum Pending {
     Read(Vec<u8>),
     Write(Vec<u8>, u64),
     Close(Vec<u8>),
+    Attributes(Vec<u8>),
+    /// From one open file into another.
+    Copy(Vec<u8>, Vec<u8>),
     Other(FileEvent),
+    /// One that changes nothing. Its answer must not be taken for another's.
+    Unwatched,
 }
 
 #[derive(Debug)]
@@ -91,6 +104,12 @@ impl Reader {
         }
     }
 
+    /// Whether what follows is not read.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
     /// What was open when the channel ended.
     #[must_use]
     pub fn finish(self) -> Vec<FileEvent> {
@@ -110,65 +129,33 @@ impl Reader {
     }
 
     fn request(&mut self, packet: &Packet) -> Option<()> {
-        let mut fields = Fields(&packet.head);
+        let mut fields = Fields::of(packet);
         let (kind, id) = (fields.byte()?, fields.number()?);
-        let other = |operation, path, target| {
-            Pending::Other(FileEvent {
-                operation,
-                path,
-                target,
-                bytes: None,
-                ok: true,
-            })
-        };
-        let pending = match kind {
-            kind::OPEN => Pending::Open(fields.text()?),
-            kind::OPENDIR => Pending::List(fields.text()?),
-            kind::CLOSE => Pending::Close(fields.string()?.to_vec()),
-            kind::READ => Pending::Read(fields.string()?.to_vec()),
-            kind::WRITE => {
-                let handle = fields.string()?.to_vec();
-                fields.take(8)?;
-                Pending::Write(handle, u64::from(fields.number()?))
-            }
-            kind::SETSTAT => other(Operation::Attributes, fields.text()?, None),
-            kind::REMOVE => other(Operation::Remove, fields.text()?, None),
-            kind::MKDIR => other(Operation::MakeFolder, fields.text()?, None),
-            kind::RMDIR => other(Operation::RemoveFolder, fields.text()?, None),
-            kind::RENAME => {
-                let path = fields.text()?;
-                other(Operation::Rename, path, Some(fields.text()?))
-            }
-            kind::SYMLINK => {
-                // OpenSSH has the two the other way round than the draft: what is pointed at comes first.
-                let target = fields.text()?;
-                other(Operation::Link, fields.text()?, Some(target))
-            }
-            kind::EXTENDED => match fields.string()? {
-                b"posix-rename@openssh.com" => {
-                    let path = fields.text()?;
-                    other(Operation::Rename, path, Some(fields.text()?))
-                }
-                b"hardlink@openssh.com" => {
-                    let target = fields.text()?;
-                    other(Operation::Link, fields.text()?, Some(target))
-                }
-                b"lsetstat@openssh.com" => other(Operation::Attributes, fields.text()?, None),
-                _ => return Some(()),
-            },
-            _ => return Some(()),
+        if kind == kind::INIT {
+            return Some(());
+        }
+        let pending = match (pending(kind, &mut fields), packet.is_cut) {
+            (Some(pending), _) => pending,
+            // No server has a handle of that length.
+            (None, true) => Pending::Unwatched,
+            (None, false) => return None,
         };
         if self.pending.len() >= PENDING_MAX {
             return None;
         }
-        self.pending.insert(id, pending);
+        self.pending.push_back((id, pending));
         Some(())
     }
 
     fn answer(&mut self, packet: &Packet, events: &mut Vec<FileEvent>) -> Option<()> {
-        let mut fields = Fields(&packet.head);
+        let mut fields = Fields::of(packet);
         let (kind, id) = (fields.byte()?, fields.number()?);
-        let Some(pending) = self.pending.remove(&id) else {
+        if kind == kind::VERSION {
+            return Some(());
+        }
+        // Servers answer in order, nearly all of them.
+        let place = self.pending.iter().position(|(asked, _)| *asked == id);
+        let Some((_, pending)) = place.and_then(|place| self.pending.remove(place)) else {
             return Some(());
         };
         let ok = match kind {
@@ -179,16 +166,10 @@ impl Reader {
             Pending::Open(path) | Pending::List(path) if kind != kind::HANDLE => {
                 events.push(Open::new(path, false).refused());
             }
-            Pending::Open(path) => self.opened(fields.string()?, Open::new(path, false))?,
+            Pending::Open(path) => self.opened(fields.string()?, Open::new(path, false), events)?,
             Pending::List(path) => {
-                events.push(FileEvent {
-                    operation: Operation::List,
-                    path: path.clone(),
-                    target: None,
-                    bytes: None,
-                    ok: true,
-                });
-                self.opened(fields.string()?, Open::new(path, true))?;
+                events.push(event(Operation::List, path.clone(), None, true));
+                self.opened(fields.string()?, Open::new(path, true), events)?;
             }
             Pending::Read(handle) => {
                 if let (kind::DATA, Some(open)) = (kind, self.open.get_mut(&handle)) {
@@ -204,17 +185,94 @@ impl Reader {
                 let closed = self.open.remove(&handle).filter(|open| !open.is_folder);
                 events.extend(closed.map(|open| open.event(ok)));
             }
+            Pending::Attributes(handle) => {
+                let path = self.path_of(&handle);
+                events.extend(path.map(|path| event(Operation::Attributes, path, None, ok)));
+            }
+            Pending::Copy(from, to) => {
+                if let (Some(from), to @ Some(_)) = (self.path_of(&from), self.path_of(&to)) {
+                    events.push(event(Operation::Copy, from, to, ok));
+                }
+            }
             Pending::Other(event) => events.push(FileEvent { ok, ..event }),
+            Pending::Unwatched => {}
         }
         Some(())
     }
 
-    fn opened(&mut self, handle: &[u8], open: Open) -> Option<()> {
+    fn path_of(&self, handle: &[u8]) -> Option<String> {
+        self.open.get(handle).map(|open| open.path.clone())
+    }
+
+    fn opened(&mut self, handle: &[u8], open: Open, events: &mut Vec<FileEvent>) -> Option<()> {
         if self.open.len() >= HANDLES_MAX {
             return None;
         }
-        self.open.insert(handle.to_vec(), open);
+        let before = self.open.insert(handle.to_vec(), open);
+        events.extend(
+            before
+                .filter(|open| !open.is_folder)
+                .map(|open| open.event(false)),
+        );
         Some(())
+    }
+}
+
+/// What a request is to be remembered as.
+fn pending(kind: u8, fields: &mut Fields<'_>) -> Option<Pending> {
+    let other = |operation, path, target| Pending::Other(event(operation, path, target, true));
+    Some(match kind {
+        kind::OPEN => Pending::Open(fields.text()?),
+        kind::OPENDIR => Pending::List(fields.text()?),
+        kind::CLOSE => Pending::Close(fields.handle()?),
+        kind::READ => Pending::Read(fields.handle()?),
+        kind::WRITE => {
+            let handle = fields.handle()?;
+            fields.take(8)?;
+            Pending::Write(handle, u64::from(fields.number()?))
+        }
+        kind::SETSTAT => other(Operation::Attributes, fields.text()?, None),
+        kind::FSETSTAT => Pending::Attributes(fields.handle()?),
+        kind::REMOVE => other(Operation::Remove, fields.text()?, None),
+        kind::MKDIR => other(Operation::MakeFolder, fields.text()?, None),
+        kind::RMDIR => other(Operation::RemoveFolder, fields.text()?, None),
+        kind::RENAME => {
+            let path = fields.text()?;
+            other(Operation::Rename, path, Some(fields.text()?))
+        }
+        kind::SYMLINK => {
+            // OpenSSH has the two the other way round than the draft: what is pointed at comes first.
+            let target = fields.text()?;
+            other(Operation::Link, fields.text()?, Some(target))
+        }
+        kind::EXTENDED => match fields.string()? {
+            b"posix-rename@openssh.com" => {
+                let path = fields.text()?;
+                other(Operation::Rename, path, Some(fields.text()?))
+            }
+            b"hardlink@openssh.com" => {
+                let target = fields.text()?;
+                other(Operation::Link, fields.text()?, Some(target))
+            }
+            b"lsetstat@openssh.com" => other(Operation::Attributes, fields.text()?, None),
+            b"copy-data" => {
+                let from = fields.handle()?;
+                fields.take(16)?;
+                Pending::Copy(from, fields.handle()?)
+            }
+            _ => Pending::Unwatched,
+        },
+        _ => Pending::Unwatched,
+    })
+}
+
+fn event(operation: Operation, path: String, target: Option<String>, ok: bool) -> FileEvent {
+    FileEvent {
+        operation,
+        path,
+        target,
+        bytes: None,
+        ok,
     }
 }
 
@@ -250,6 +308,8 @@ impl Open {
 #[derive(Debug)]
 struct Packet {
     head: Vec<u8>,
+    /// There was more.
+    is_cut: bool,
 }
 
 /// Cuts a stream into packets.
@@ -259,6 +319,7 @@ struct Frames {
     head: Vec<u8>,
     /// Of the packet that is under way.
     left: usize,
+    is_cut: bool,
 }
 
 impl Frames {
@@ -282,6 +343,7 @@ impl Frames {
             }
             let (taken, rest) = bytes.split_at(bytes.len().min(self.left));
             let room = self.head_bytes_max(taken).saturating_sub(self.head.len());
+            self.is_cut |= room < taken.len();
             self.head
                 .extend_from_slice(taken.get(..room.min(taken.len())).unwrap_or_default());
             self.left -= taken.len();
@@ -289,6 +351,7 @@ impl Frames {
             if self.left == 0 {
                 packets.push(Packet {
                     head: std::mem::take(&mut self.head),
+                    is_cut: std::mem::take(&mut self.is_cut),
                 });
             }
         }
@@ -304,12 +367,23 @@ impl Frames {
 }
 
 /// Fields of a packet, front to back.
-struct Fields<'a>(&'a [u8]);
+struct Fields<'a> {
+    rest: &'a [u8],
+    /// Behind the rest there was more.
+    is_cut: bool,
+}
 
 impl<'a> Fields<'a> {
+    fn of(packet: &'a Packet) -> Self {
+        Self {
+            rest: &packet.head,
+            is_cut: packet.is_cut,
+        }
+    }
+
     fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(bytes)?;
-        self.0 = rest;
+        let (taken, rest) = self.rest.split_at_checked(bytes)?;
+        self.rest = rest;
         Some(taken)
     }
 
@@ -326,133 +400,27 @@ impl<'a> Fields<'a> {
         self.take(length)
     }
 
+    /// A longer one than the draft allows is none that is open.
+    fn handle(&mut self) -> Option<Vec<u8>> {
+        let handle = self.string()?;
+        Some(handle.get(..=HANDLE_BYTES_MAX).unwrap_or(handle).to_vec())
+    }
+
+    /// As far as it was kept.
     fn text(&mut self) -> Option<String> {
-        Some(String::from_utf8_lossy(self.string()?).into_owned())
+        let length = match self.number() {
+            Some(length) => usize::try_from(length).ok()?,
+            None if self.is_cut => 0,
+            None => return None,
+        };
+        let text = match self.is_cut {
+            true => self.take(length.min(self.rest.len()))?,
+            false => self.take(length)?,
+        };
+        let text = text.get(..PATH_BYTES_MAX).unwrap_or(text);
+        Some(String::from_utf8_lossy(text).into_owned())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
-    use super::*;
-
-    fn packet(kind: u8, id: u32, fields: &[&[u8]]) -> Vec<u8> {
-        let mut body = vec![kind];
-        body.extend(id.to_be_bytes());
-        for field in fields {
-            body.extend_from_slice(field);
-        }
-        let mut packet = u32::try_from(body.len()).unwrap().to_be_bytes().to_vec();
-        packet.extend(body);
-        packet
-    }
-
-    fn string(bytes: &[u8]) -> Vec<u8> {
-        let mut field = u32::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
-        field.extend_from_slice(bytes);
-        field
-    }
-
-    fn init() -> Vec<u8> {
-        packet(1, 3, &[])
-    }
-
-    /// What a put of `contents` to `/tmp/a` looks like, each way.
-    fn put(contents: &[u8]) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-        let requests = vec![
-            init(),
-            packet(kind::OPEN, 7, &[&string(b"/tmp/a"), &[0; 8]]),
-            packet(kind::WRITE, 8, &[&string(b"h1"), &[0; 8], &string(contents)]),
-            packet(kind::CLOSE, 9, &[&string(b"h1")]),
-        ];
-        let answers = vec![
-            packet(2, 3, &[]),
-            packet(kind::HANDLE, 7, &[&string(b"h1")]),
-            packet(kind::STATUS, 8, &[&[0; 4], &string(b""), &string(b"")]),
-            packet(kind::STATUS, 9, &[&[0; 4], &string(b""), &string(b"")]),
-        ];
-        (requests, answers)
-    }
-
-    fn transfer(bytes: (u64, u64), ok: bool) -> FileEvent {
-        FileEvent {
-            operation: Operation::Transfer,
-            path: "/tmp/a".to_owned(),
-            target: None,
-            bytes: Some(bytes),
-            ok,
-        }
-    }
-
-    #[test]
-    fn a_file_that_was_put_is_told_of_once_with_its_size_however_the_stream_is_cut() {
-        let (requests, answers) = put(&[7; 40_000]);
-        for cut in [1, 3, 1000, 100_000] {
-            let mut reader = Reader::default();
-            let mut events = Vec::new();
-            for (request, answer) in requests.iter().zip(&answers) {
-                for piece in request.chunks(cut) {
-                    events.extend(reader.push(Direction::ToServer, piece));
-                }
-                for piece in answer.chunks(cut) {
-                    events.extend(reader.push(Direction::ToClient, piece));
-                }
-            }
-            assert_eq!(events, [transfer((0, 40_000), true)], "cut {cut}");
-            assert_eq!(reader.finish(), []);
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_open_at_the_end_is_told_of_as_far_as_it_came() {
-        let (requests, answers) = put(b"abc");
-        let mut reader = Reader::default();
-        for (request, answer) in requests.iter().zip(&answers).take(3) {
-            reader.push(Direction::ToServer, request);
-            reader.push(Direction::ToClient, answer);
-        }
-        assert_eq!(reader.finish(), [transfer((0, 3), false)]);
-    }
-
-    #[test]
-    fn what_the_server_refused_is_told_as_refused() {
-        let mut reader = Reader::default();
-        reader.push(
-            Direction::ToServer,
-            &packet(kind::REMOVE, 1, &[&string(b"/etc/passwd")]),
-        );
-        let denied = packet(
-            kind::STATUS,
-            1,
-            &[&3_u32.to_be_bytes(), &string(b"no"), &string(b"")],
-        );
-        let events = reader.push(Direction::ToClient, &denied);
-        assert_eq!((events[0].operation, events[0].ok), (Operation::Remove, false));
-    }
-
-    #[test]
-    fn a_rename_names_both_ends() {
-        let mut reader = Reader::default();
-        let renamed = [string(b"posix-rename@openssh.com"), string(b"a"), string(b"b")].concat();
-        reader.push(Direction::ToServer, &packet(kind::EXTENDED, 1, &[&renamed]));
-        let events = reader.push(Direction::ToClient, &packet(kind::STATUS, 1, &[&[0; 4]]));
-        assert_eq!(
-            (events[0].path.as_str(), events[0].target.as_deref()),
-            ("a", Some("b"))
-        );
-    }
-
-    #[test]
-    fn a_stream_of_something_else_is_given_up_once() {
-        let mut reader = Reader::default();
-        let events = reader.push(Direction::ToServer, b"\xff\xff\xff\xffrubbish");
-        assert_eq!(events, [FileEvent::not_understood("sftp")]);
-        assert_eq!(reader.push(Direction::ToServer, b"\xff\xff\xff\xff"), []);
-        let mut reader = Reader::default();
-        let short = packet(kind::OPEN, 1, &[&u32::MAX.to_be_bytes()]);
-        assert_eq!(
-            reader.push(Direction::ToServer, &short),
-            [FileEvent::not_understood("sftp")]
-        );
-    }
-}
+mod tests;
