@@ -177,6 +177,7 @@ impl App {
             &mut registry,
             self.context.trace_spans.clone(),
             self.context.recordings.counts(),
+            self.context.audit.alarms(),
         );
         let config = Arc::clone(&self.context.config);
         let limits = self.context.limits.clone();

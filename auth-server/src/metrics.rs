@@ -19,8 +19,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Counters that appear in `registry`, those of spans and recordings among them.
-    pub fn register(registry: &mut Registry, trace_spans: SpanCounts, recordings: RecordingCounts) -> Self {
+    /// Counters that appear in `registry`, those of spans, recordings and alarms among them.
+    pub fn register(
+        registry: &mut Registry,
+        trace_spans: SpanCounts,
+        recordings: RecordingCounts,
+        alarms: Counter,
+    ) -> Self {
         let metrics = Self {
             trace_spans,
             recordings,
@@ -45,6 +50,11 @@ impl Metrics {
             "iap_auth_trace_spans",
             "Spans by what became of them",
             metrics.trace_spans.family(),
+        );
+        registry.register(
+            "iap_auth_audit_alarms",
+            "Records of agents that were refused, or fit no chain",
+            alarms,
         );
         registry.register(
             "iap_auth_recordings_bytes",

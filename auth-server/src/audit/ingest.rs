@@ -221,6 +221,7 @@ impl Ingest {
         describe: impl FnOnce(Event) -> Event,
     ) -> Result<(), RecordError> {
         tracing::error!(agent = %agent, "audit alarm: {why}");
+        self.audit.alarms().inc();
         let event = self.audit.event(EventKind::AuditAlarm)?;
         self.audit.record(describe(event.agent(&agent).reason(why))).await
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use iap_audit::{Chain, Event, EventKind, SealError};
 use iap_identity::AuthId;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::Mutex;
 
 use crate::context::{Clock, NoRandomness, Random};
@@ -37,6 +38,7 @@ struct Shared {
     /// Where our chain stands; unknown at start and after a write of which we cannot tell whether it
     /// was committed, when the store is asked.
     chain: Mutex<Option<Chain>>,
+    alarms: Counter,
 }
 
 /// The record is not in the log; what it was to announce must not happen.
@@ -69,8 +71,14 @@ impl AuditLog {
                 clock,
                 random,
                 chain: Mutex::new(None),
+                alarms: Counter::default(),
             }),
         }
+    }
+
+    /// How often an agent's records gave reason for an alarm.
+    pub fn alarms(&self) -> Counter {
+        self.shared.alarms.clone()
     }
 
     /// An event that happens now, with an id of its own; fill in the rest and [`AuditLog::record`] it.

@@ -186,6 +186,7 @@ async fn the_same_number_with_other_content_is_one_alarm_that_carries_it_and_sto
     assert_eq!(stored_notes(&plane, &admin).await, ["one"], "the first stays");
     let alarms = plane.records(&admin, "audit.alarm").await;
     assert_eq!(alarms.len(), 1, "{alarms:?}");
+    assert_eq!(plane.context.audit.alarms().get(), 1);
     assert_eq!(alarms[0]["agent"], source.id.to_string());
     let content = alarms[0]["other_content"].as_str().unwrap();
     assert_eq!(content.as_bytes(), forged.bytes, "nothing of it is lost");
