@@ -284,7 +284,7 @@ fn begins_role(content: &str, backslash: Backslash) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::string_slice, clippy::disallowed_methods)]
+    #![allow(clippy::unwrap_used, clippy::string_slice)]
     use super::*;
     use proptest::prelude::*;
 

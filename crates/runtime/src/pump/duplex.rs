@@ -11,7 +11,7 @@ use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::held::{Held, poll_deliver};
-use super::idle::{Activity, RanOut};
+use super::idle::Activity;
 use super::under_way::{Relayed, Stretch, UnderWay, Yielded};
 use super::{
     Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, buffers, ignore_gone, reason_of,
@@ -165,10 +165,8 @@ where
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(reason_of(self.first_closed, None)),
             (Poll::Pending, _) | (_, Poll::Pending) => {
-                Poll::Ready(match ready!(self.activity.poll_ran_out(context, limits)) {
-                    RanOut::Idle => CloseReason::Idle,
-                    RanOut::HalfClosed => reason_of(self.first_closed, None),
-                })
+                let ran_out = ready!(self.activity.poll_ran_out(context, limits));
+                Poll::Ready(ran_out.reason(self.first_closed))
             }
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{LiveLimits, PumpLimits};
+use super::{CloseReason, LiveLimits, PumpLimits, Side, reason_of};
 
 /// A limit that has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,16 @@ pub(super) enum RanOut {
     Idle,
     /// On one that a side has closed its half of: it has ended as that side would have it, and nobody's rule is to blame.
     HalfClosed,
+}
+
+impl RanOut {
+    /// How a session ends with it, the first side to close being that.
+    pub(super) fn reason(self, first_closed: Option<Side>) -> CloseReason {
+        match self {
+            Self::Idle => CloseReason::Idle,
+            Self::HalfClosed => reason_of(first_closed, None),
+        }
+    }
 }
 
 /// When bytes last moved, and whether one side has closed.

@@ -15,7 +15,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::buffers::BUFFER_BYTES;
 use super::held::{Held, poll_deliver};
-use super::idle::{Activity, RanOut};
+use super::idle::Activity;
 use super::pipes::Pipe;
 use super::{
     Cancellation, CloseReason, Closed, Counters, Fault, LiveLimits, Side, buffers, ignore_gone, reason_of,
@@ -94,10 +94,8 @@ impl<'a> Relay<'a> {
             }
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(reason_of(self.first_closed, None)),
             (Poll::Pending, _) | (_, Poll::Pending) => {
-                Poll::Ready(match ready!(self.activity.poll_ran_out(context, limits)) {
-                    RanOut::Idle => CloseReason::Idle,
-                    RanOut::HalfClosed => reason_of(self.first_closed, None),
-                })
+                let ran_out = ready!(self.activity.poll_ran_out(context, limits));
+                Poll::Ready(ran_out.reason(self.first_closed))
             }
         }
     }
